@@ -1,0 +1,356 @@
+"""
+MuZero against PPO and DQN under one evaluation protocol: a table, a JSON file with every curve, and a picture.
+
+    python examples/compare_baselines.py --env CartPole-v1 --seeds 5
+
+Every algorithm is evaluated every ``--eval-every`` environment steps on the same 20 seeded episodes with a deterministic
+policy, and on 100 others at the end. Times exclude evaluation; each run has one thread. MuZero takes its settings from
+``zoo_configs/muzero.yml`` if that lists the environment, else its defaults.
+"""
+
+import argparse
+import ast
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+
+from sb3_muzero import MuZero
+
+ROOT = Path(__file__).resolve().parent.parent
+CURVE_EPISODES, CURVE_SEED = 20, 10_000
+FINAL_EPISODES, FINAL_SEED = 100, 20_000
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"muzero": MuZero, "ppo": PPO, "dqn": DQN}
+LABELS = {algo: algorithm.__name__ for algo, algorithm in ALGORITHMS.items()}
+COLOURS = {"muzero": "#D55E00", "ppo": "#0072B2", "dqn": "#009E73"}  # Okabe-Ito
+
+# RL Zoo 2.9.2, hyperparams/ppo.yml and dqn.yml. An environment that is not here gets SB3's defaults.
+_DQN_256: dict[str, Any] = {"policy_kwargs": {"net_arch": [256, 256]}}
+_DQN_SMALL = dict(_DQN_256, n_timesteps=1e5, learning_rate=6.3e-4, batch_size=128, buffer_size=50_000, learning_starts=0,
+                  gamma=0.99, target_update_interval=250, train_freq=4, gradient_steps=-1, exploration_fraction=0.12,
+                  exploration_final_eps=0.1)  # fmt: skip
+TUNED: dict[str, dict[str, dict[str, Any]]] = {
+    "ppo": {
+        "CartPole-v1": dict(n_timesteps=1e5, n_envs=8, n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20,
+                            ent_coef=0.0, learning_rate="lin_0.001", clip_range="lin_0.2"),
+        "Acrobot-v1": dict(n_timesteps=1e6, normalize=True, n_envs=16, n_steps=256, gae_lambda=0.94, gamma=0.99, n_epochs=4,
+                           ent_coef=0.0),
+        "LunarLander-v3": dict(n_timesteps=1e6, n_envs=16, n_steps=1024, batch_size=64, gae_lambda=0.98, gamma=0.999,
+                               n_epochs=4, ent_coef=0.01),
+        "MountainCar-v0": dict(n_timesteps=1e6, normalize=True, n_envs=16, n_steps=16, gae_lambda=0.98, gamma=0.99,
+                               n_epochs=4, ent_coef=0.0),
+    },
+    "dqn": {
+        "CartPole-v1": dict(_DQN_256, n_timesteps=5e4, learning_rate=2.3e-3, batch_size=64, buffer_size=100_000,
+                            learning_starts=1000, gamma=0.99, target_update_interval=10, train_freq=256, gradient_steps=128,
+                            exploration_fraction=0.16, exploration_final_eps=0.04),
+        "Acrobot-v1": _DQN_SMALL,
+        "LunarLander-v3": _DQN_SMALL,
+        "MountainCar-v0": dict(_DQN_256, n_timesteps=1.2e5, learning_rate=4e-3, batch_size=128, buffer_size=10_000,
+                               learning_starts=1000, gamma=0.98, target_update_interval=600, train_freq=16,
+                               gradient_steps=8, exploration_fraction=0.2, exploration_final_eps=0.07),
+    },
+}  # fmt: skip
+
+
+def settings_for(algo: str, env_id: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Settings in RL Zoo's format; ``overrides`` are MuZero's."""
+    if algo != "muzero":
+        return dict(TUNED[algo].get(env_id, {}))
+    sections = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
+    return sections.get(env_id, {}) | overrides
+
+
+def resolve(value: Any) -> Any:
+    """RL Zoo's notation to Python: ``lin_0.001`` is a linear schedule, ``dict(...)`` code, a list in train_freq a tuple."""
+    if isinstance(value, str) and value.startswith("lin_"):
+        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    return eval(value) if isinstance(value, str) and value.startswith("dict(") else value
+
+
+def make_model(algo: str, env_id: str, settings: dict[str, Any], seed: int, device: str) -> tuple[BaseAlgorithm, VecEnv]:
+    """:return: the model, and an evaluation environment wrapped as its training environment is"""
+    kwargs = {key: resolve(value) for key, value in settings.items() if key != "n_timesteps"}
+    policy, normalize = kwargs.pop("policy", "MlpPolicy"), kwargs.pop("normalize", False)
+    env = make_vec_env(env_id, kwargs.pop("n_envs", 1), seed=seed)
+    eval_env = make_vec_env(env_id, CURVE_EPISODES)
+    if normalize:
+        env = VecNormalize(env, gamma=kwargs.get("gamma", 0.99))
+        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+    if isinstance(kwargs.get("train_freq"), list):
+        kwargs["train_freq"] = tuple(kwargs["train_freq"])
+    return ALGORITHMS[algo](policy, env, seed=seed, device=device, **kwargs), eval_env
+
+
+def evaluate(model: BaseAlgorithm, eval_env: VecEnv, episodes: int, seed: int) -> float:
+    """:return: mean return of ``episodes`` deterministic episodes, always from the same seeds"""
+    if isinstance(eval_env, VecNormalize):
+        training_env = model.get_env()
+        assert training_env is not None
+        sync_envs_normalization(training_env, eval_env)
+    eval_env.seed(seed)
+    return float(np.mean(evaluate_policy(model, eval_env, episodes, deterministic=True, return_episode_rewards=True)[0]))
+
+
+class Curve(BaseCallback):
+    """
+    Evaluates whenever the number of environment steps crosses a multiple of ``every``, and stops the clocks meanwhile.
+
+    :param eval_env: as many environments as an evaluation has episodes
+    :param every: environment steps between two evaluations
+    :param budget: environment steps after which training ends, at the exact step whatever the rollout length
+    :param threshold: mean return that counts as solved
+    :param stop_at_threshold: end training at the first evaluation at or above the threshold
+    :param log: called with (environment steps, mean return)
+    """
+
+    def __init__(self, eval_env: VecEnv, every: int, budget: int, threshold: float, stop_at_threshold: bool, log: Any) -> None:
+        super().__init__()
+        self.eval_env, self.every, self.budget = eval_env, every, budget
+        self.threshold, self.stop_at_threshold, self.log = threshold, stop_at_threshold, log
+        self.steps: list[int] = []
+        self.returns: list[float] = []
+        self.solved: dict[str, float] | None = None
+
+    def _on_training_start(self) -> None:
+        self.cpu_zero, self.wall_zero = time.process_time(), time.perf_counter()
+        self.evaluations_done = 0
+
+    def clocks(self) -> dict[str, float]:
+        """Seconds of training so far"""
+        now = {"cpu": time.process_time() - self.cpu_zero, "wall": time.perf_counter() - self.wall_zero}
+        return {clock: round(seconds, 3) for clock, seconds in now.items()}
+
+    def _on_step(self) -> bool:
+        due = self.num_timesteps // self.every
+        if due > self.evaluations_done:
+            self.evaluations_done = due
+            self._evaluate()
+        return self.num_timesteps < self.budget and not (self.solved and self.stop_at_threshold)
+
+    def _evaluate(self) -> None:
+        before = self.clocks()
+        mean = evaluate(self.model, self.eval_env, CURVE_EPISODES, CURVE_SEED)
+        self.steps.append(self.num_timesteps)
+        self.returns.append(round(mean, 3))
+        if self.solved is None and mean >= self.threshold:
+            self.solved = {"steps": self.num_timesteps, **before}
+        self.log(self.num_timesteps, mean)
+        after = self.clocks()
+        self.cpu_zero += after["cpu"] - before["cpu"]
+        self.wall_zero += after["wall"] - before["wall"]
+
+
+def run(algo: str, seed: int, settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Trains and evaluates one seed of one algorithm; runs in a process of its own."""
+    torch.set_num_threads(1)
+    model, eval_env = make_model(algo, args.env, settings, seed, args.device)
+    tracker = None
+    if args.wandb:
+        import wandb
+
+        config = {"algo": algo, "env": args.env, "seed": seed, "steps": args.steps, **settings}
+        tracker = wandb.init(project="sb3_muzero", group=f"compare_{args.env}", name=f"{algo}-{seed}", config=config)
+
+    def log(step: int, mean: float) -> None:
+        if tracker is not None:
+            tracker.log({"eval/mean_reward": mean}, step=step)
+
+    curve = Curve(eval_env, args.eval_every, args.steps, args.threshold, args.stop_at_threshold, log)
+    # Schedules end where the tuned settings say, unless the budget is larger; the callback ends training at the budget
+    model.learn(max(args.steps, int(settings.get("n_timesteps", 0))), callback=curve)
+    total = curve.clocks()
+    final = evaluate(model, eval_env, FINAL_EPISODES, FINAL_SEED)
+    if tracker is not None:
+        tracker.summary["final_return"] = final
+        tracker.finish()
+    return {"algo": algo, "seed": seed, "solved": curve.solved, "total": total, "final_return": round(final, 3),
+            "steps": curve.steps, "returns": curve.returns}  # fmt: skip
+
+
+def run_all(record: dict[str, Any], args: argparse.Namespace) -> None:
+    """Runs what ``record`` still lacks, ``--jobs`` processes side by side, and writes the JSON after every run."""
+    done = {(r["algo"], r["seed"]) for r in record["runs"]}
+    # Seeds outermost, so that an interrupted comparison has about as many seeds of every algorithm
+    todo = [(algo, seed) for seed in range(args.seeds) for algo in args.algos if (algo, seed) not in done]
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = "1"
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run, algo, seed, record["settings"][algo], args) for algo, seed in todo]
+        for future in as_completed(futures):
+            try:
+                r = future.result()
+            except BaseException:  # Ctrl-C too: --resume goes on from what is written
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            record["runs"] = sorted([*record["runs"], r], key=lambda x: (x["algo"], x["seed"]))
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(record, indent=1) + "\n")
+            solved = f"{r['solved']['steps']} steps" if r["solved"] else "not reached"
+            print(f"{LABELS[r['algo']]} seed {r['seed']}: threshold {solved}, final return {r['final_return']:.1f}, "
+                  f"{r['total']['cpu']:.0f} s of CPU", flush=True)  # fmt: skip
+
+
+def new_record(args: argparse.Namespace) -> dict[str, Any]:
+    """The JSON without its runs; with ``--resume`` and the same protocol and settings, with those of the existing file."""
+    packages = {"sb3_muzero", "stable_baselines3", "torch", "gymnasium", "numpy"}
+    versions = {d.name: d.version for d in distributions() if d.name in packages}
+    record: dict[str, Any] = {
+        "command": " ".join(["python", "examples/compare_baselines.py", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **dict(sorted(versions.items()))},
+        "protocol": {key: getattr(args, key) for key in ("env", "steps", "eval_every", "threshold", "stop_at_threshold")}
+        | {"curve_episodes": CURVE_EPISODES, "final_episodes": FINAL_EPISODES},
+        "settings": {algo: settings_for(algo, args.env, args.set) for algo in args.algos},
+        "runs": [],
+    }  # fmt: skip
+    record = json.loads(json.dumps(record))  # tuples as lists, as a file has them
+    if args.resume and args.json.exists():
+        old = json.loads(args.json.read_text())
+        shared = old["settings"].keys() & record["settings"].keys()
+        if old["protocol"] != record["protocol"] or any(old["settings"][a] != record["settings"][a] for a in shared):
+            sys.exit(f"--resume: {args.json} was made with other settings; move it away or name another with --json")
+        record |= {"settings": old["settings"] | record["settings"], "runs": old["runs"]}
+    return record
+
+
+def table(record: dict[str, Any]) -> str:
+    """:return: one Markdown row per algorithm"""
+    protocol = record["protocol"]
+
+    def steps(value: float) -> str:
+        return f"{value:.0f}" if np.isfinite(value) else f">{protocol['steps']}"
+
+    lines = [
+        f"{protocol['env']}, {protocol['steps']} steps, threshold {protocol['threshold']:g}\n",
+        "| algorithm | steps to threshold: median | worst | each seed | final return: median | worst "
+        "| CPU s to threshold | CPU s | wall s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for algo in record["settings"]:
+        runs = [r for r in record["runs"] if r["algo"] == algo]
+        if not runs:
+            continue
+        reached = sorted(r["solved"]["steps"] if r["solved"] else np.inf for r in runs)
+        cpu_solved = np.median([r["solved"]["cpu"] if r["solved"] else np.inf for r in runs])
+        final = [r["final_return"] for r in runs]
+        cpu, wall = (np.median([r["total"][clock] for r in runs]) for clock in ("cpu", "wall"))
+        lines.append(
+            f"| {LABELS[algo]} | {steps(np.median(reached))} | {steps(reached[-1])} | {', '.join(map(steps, reached))} "
+            f"| {np.median(final):.1f} | {min(final):.1f} | {f'{cpu_solved:.1f}' if np.isfinite(cpu_solved) else '-'} "
+            f"| {cpu:.1f} | {wall:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def bootstrap(curves: np.ndarray, samples: int = 2000) -> np.ndarray:
+    """
+    95 % confidence band of the mean over seeds.
+
+    :param curves: [seeds, evaluations]
+    :return: [2, evaluations], lower and upper
+    """
+    picks = np.random.default_rng(0).integers(len(curves), size=(samples, len(curves)))
+    return np.percentile(curves[picks].mean(axis=1), [2.5, 97.5], axis=0)
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Mean evaluation return over environment steps, a run that stopped early counting with its last value."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    protocol = record["protocol"]
+    fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    ax.axhline(protocol["threshold"], color="0.55", linewidth=1, linestyle="--", label=f"threshold {protocol['threshold']:g}")
+    for algo in record["settings"]:
+        runs = [r for r in record["runs"] if r["algo"] == algo and r["steps"]]
+        if not runs:
+            continue
+        x = max((r["steps"] for r in runs), key=len)
+        curves = np.array([r["returns"] + r["returns"][-1:] * (len(x) - len(r["returns"])) for r in runs])
+        ax.plot(x, curves.mean(axis=0), color=COLOURS[algo], linewidth=2, label=f"{LABELS[algo]} ({len(runs)} seeds)")
+        ax.fill_between(x, *bootstrap(curves), color=COLOURS[algo], alpha=0.18, linewidth=0)
+    ax.set_xlim(0, protocol["steps"])
+    ax.set_xlabel("environment steps")
+    ax.set_ylabel(f"mean return of {CURVE_EPISODES} deterministic episodes")
+    ax.set_title(f"{protocol['env']}: mean over seeds, 95 % bootstrap band", fontsize=11, loc="left")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
+    ax.grid(color="0.92")
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.legend(frameon=False, loc="outside lower center", ncols=len(LABELS) + 1)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``key=value`` with a Python literal as value; anything else is a string"""
+    key, _, value = text.partition("=")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id")
+    parser.add_argument("--algos", nargs="+", choices=list(LABELS), default=list(LABELS))
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 of every algorithm")
+    parser.add_argument("--steps", type=int, default=20_000, help="environment steps of every run")
+    parser.add_argument("--eval-every", type=int, default=1000, help="environment steps between two evaluations")
+    parser.add_argument("--threshold", type=float, help="mean return that counts as solved (default: the environment's own)")
+    parser.add_argument("--stop-at-threshold", action="store_true", help="end a run at its first evaluation at the threshold")
+    parser.add_argument("--set", nargs="+", type=setting, default=[], metavar="KEY=VALUE", help="MuZero settings")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="default: examples/results/compare_<env>.json")
+    parser.add_argument("--png", type=Path, help="default: next to the JSON")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that the JSON already has")
+    parser.add_argument("--wandb", action="store_true", help="log every run to Weights & Biases, as one group")
+    parser.add_argument("--plot-only", type=Path, metavar="JSON", help="only redraw the table and the picture")
+    args = parser.parse_args()
+    args.set = dict(args.set)
+    args.json = args.plot_only or args.json or ROOT / "examples" / "results" / f"compare_{args.env.replace('/', '_')}.json"
+    args.png = args.png or args.json.with_suffix(".png")
+    if args.threshold is None and not args.plot_only:
+        import gymnasium as gym
+
+        args.threshold = gym.spec(args.env).reward_threshold
+        if args.threshold is None:
+            parser.error(f"{args.env} names no threshold of its own: give one with --threshold")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    if args.plot_only:
+        record = json.loads(args.json.read_text())
+    else:
+        record = new_record(args)
+        run_all(record, args)
+    print(f"\n{table(record)}")
+    plot(record, args.png)
+    print(f"\n{args.json}\n{args.png}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""What happened: SB3's [time, env] ring of transitions with search statistics, read as sequences to unroll over."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+
+
+class SequenceSamples(NamedTuple):
+    """
+    Sequences of one episode each. Position ``k`` is the state after ``k`` steps from the sampled one; a sequence has
+    ``lengths`` steps, and its last position is the state where it ends (episode end or newest data). K = ``unroll_steps``, n = ``n_steps``.
+
+    :param observations: At positions 0..K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]``
+    :param bootstrap_observations: At positions n..n+K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]``
+    :param actions: Action indices of steps 0..K-1, uniformly random beyond the end, shape ``[K, B]``
+    :param rewards: Of steps 0..K+n-1, zero beyond the end, shape ``[K + n, B]``
+    :param policies: Search policies at positions 0..K, zero where there was no search, shape ``[K + 1, B, num_actions]``
+    :param lengths: Steps in the sequence, from 1 to K + n, shape ``[B]``
+    :param terminated: Whether the sequence ends in a terminal state, shape ``[B]``
+    """
+
+    observations: th.Tensor
+    bootstrap_observations: th.Tensor
+    actions: th.Tensor
+    rewards: th.Tensor
+    policies: th.Tensor
+    lengths: th.Tensor
+    terminated: th.Tensor
+
+
+class SequenceReplayBuffer(ReplayBuffer):
+    """
+    Ring of transitions, in SB3's layout, that also keeps the search's result for each decision.
+
+    Every observation is stored once, in its own dtype: the successor of a step is the next row's observation,
+    and only episode ends keep a final observation beside the ring. Termination and truncation stay apart.
+    Arrays are allocated when the first transition arrives, and only filled rows are pickled.
+
+    :param buffer_size: Number of transitions over all environments
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: PyTorch device of the samples
+    :param n_envs: Number of parallel environments
+    :param optimize_memory_usage: Accepted for SB3's calling convention; observations are always stored once
+    """
+
+    action_space: spaces.Discrete
+
+    _RINGS = ("observations", "actions", "rewards", "policies", "root_values", "ends", "terminals", "final_slots")
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+    ) -> None:
+        # One row is all that the base class may allocate: ours come with the first transition
+        super().__init__(n_envs, observation_space, action_space, device, n_envs)
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.obs_shape = observation_space.shape  # type: ignore[assignment]  # () for Discrete, as in `predict`
+        del self.observations, self.next_observations, self.actions, self.rewards, self.dones, self.timeouts
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        self._allocated = False
+        self._search: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.size() * self.n_envs} of {self.buffer_size * self.n_envs} transitions)"
+
+    def _allocate(self, rows: int) -> None:
+        shape = (rows, self.n_envs)
+        dtype = self.observation_space.dtype
+        self.observations = np.zeros((*shape, *self.obs_shape), dtype=dtype)
+        self.actions = np.zeros(shape, dtype=np.int64)
+        self.rewards = np.zeros(shape, dtype=np.float32)
+        self.policies = np.zeros((*shape, int(self.action_space.n)), dtype=np.float32)
+        self.root_values = np.zeros(shape, dtype=np.float32)
+        self.ends = np.zeros(shape, dtype=np.bool_)
+        self.terminals = np.zeros(shape, dtype=np.bool_)
+        # Where an end's final observation lies in `final_observations`, -1 elsewhere
+        self.final_slots = np.full(shape, -1, dtype=np.int64)
+        self.final_observations = np.zeros((16, *self.obs_shape), dtype=dtype)
+        self._free_slots = list(range(16))
+        # The newest transitions' next observations, one per environment
+        self.newest_observations = np.zeros((self.n_envs, *self.obs_shape), dtype=dtype)
+        self._allocated = True
+
+    def store_search(self, policies: np.ndarray, root_values: np.ndarray) -> None:
+        """
+        Keep the search results that belong to the transitions of the next ``add``. Steps without search store zeros.
+
+        :param policies: Improved policies, shape ``[n_envs, num_actions]``
+        :param root_values: Search values of the roots, shape ``[n_envs]``
+        """
+        self._search = policies, root_values
+
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store one transition per environment. An observation that does not continue the one before
+        (the environments were reset between two ``learn()`` calls) cuts the earlier episode there.
+
+        :param obs: Observations, shape ``[n_envs, *obs_shape]``
+        :param next_obs: Their successors, the final observation where the episode ended
+        :param action: Action indices, counted from 0, shape ``[n_envs]``
+        :param reward: Rewards, shape ``[n_envs]``
+        :param done: Whether the episode ended, shape ``[n_envs]``
+        :param infos: ``TimeLimit.truncated`` tells a truncation from a termination
+        """
+        if not self._allocated:
+            self._allocate(self.buffer_size)
+        shape = (self.n_envs, *self.obs_shape)
+        obs, next_obs = np.reshape(obs, shape), np.reshape(next_obs, shape)
+        row = self.pos
+        if self.size() > 0:
+            before = (row - 1) % self.buffer_size
+            for env in range(self.n_envs):
+                if not self.ends[before, env] and not np.array_equal(obs[env], self.newest_observations[env]):
+                    self._end_episode(before, env, self.newest_observations[env], terminal=False)
+
+        for env in np.flatnonzero(self.final_slots[row] >= 0):
+            self._free_slots.append(int(self.final_slots[row, env]))
+        self.final_slots[row], self.ends[row], self.terminals[row] = -1, False, False
+
+        self.observations[row] = obs
+        self.newest_observations[:] = next_obs
+        self.actions[row] = np.reshape(action, self.n_envs)
+        self.rewards[row] = reward
+        self.policies[row], self.root_values[row] = (0.0, 0.0) if self._search is None else self._search
+        self._search = None
+        for env in np.flatnonzero(done):
+            truncated = infos[env].get("TimeLimit.truncated", False)
+            self._end_episode(row, int(env), next_obs[env], terminal=not truncated)
+
+        self.pos = (row + 1) % self.buffer_size
+        self.full = self.full or self.pos == 0
+
+    def _end_episode(self, row: int, env: int, final_observation: np.ndarray, terminal: bool) -> None:
+        if not self._free_slots:
+            used = len(self.final_observations)
+            self._free_slots = list(range(used, 2 * used))
+            self.final_observations = np.concatenate([self.final_observations, np.zeros_like(self.final_observations)])
+        slot = self._free_slots.pop()
+        self.final_observations[slot] = final_observation
+        self.final_slots[row, env] = slot
+        self.ends[row, env] = True
+        self.terminals[row, env] = terminal
+
+    def sample(  # type: ignore[override]
+        self, batch_size: int, env: VecNormalize | None = None, *, unroll_steps: int, n_steps: int
+    ) -> SequenceSamples:
+        """
+        Draw sequences that start at uniformly random stored transitions.
+
+        :param batch_size: Number of sequences B
+        :param env: Normalises observations and rewards, which are stored as they came
+        :param unroll_steps: Steps K that the model is unrolled over
+        :param n_steps: Steps n of the value targets
+        :return: The sequences
+        """
+        ages = np.random.randint(0, self.size(), size=batch_size)  # 0: the oldest
+        envs = np.random.randint(0, self.n_envs, size=batch_size)
+        return self.sequences(ages, envs, unroll_steps, n_steps, env)
+
+    def sequences(
+        self, ages: np.ndarray, envs: np.ndarray, unroll_steps: int, n_steps: int, env: VecNormalize | None = None
+    ) -> SequenceSamples:
+        """
+        Read the sequences that start at given transitions.
+
+        :param ages: Start of each sequence, counted from the oldest stored row, shape ``[B]``
+        :param envs: Environment of each sequence, shape ``[B]``
+        :param unroll_steps: Steps K that the model is unrolled over
+        :param n_steps: Steps n of the value targets
+        :param env: Normalises observations and rewards, which are stored as they came
+        :return: The sequences
+        """
+        oldest = self.pos if self.full else 0
+        steps = np.arange(unroll_steps + n_steps)[:, None]
+        rows = (oldest + ages + steps) % self.buffer_size
+        # A sequence ends with its episode, or where the data end
+        ends = self.ends[rows, envs] | (ages + steps >= self.size() - 1)
+        ends[-1] = True
+        lengths = ends.argmax(axis=0) + 1
+        last_rows = (oldest + ages + lengths - 1) % self.buffer_size
+        inside = steps < lengths
+
+        positions = steps[: unroll_steps + 1]
+        actions = np.where(
+            inside[:unroll_steps],
+            self.actions[rows[:unroll_steps], envs],
+            np.random.randint(0, int(self.action_space.n), size=(unroll_steps, len(ages))),
+        )
+        decided = inside[: unroll_steps + 1, :, None]
+        observations = self._observations_at(np.minimum(positions, lengths), oldest + ages, envs)
+        bootstrap_observations = self._observations_at(np.minimum(positions + n_steps, lengths), oldest + ages, envs)
+        rewards = self._normalize_reward(self.rewards[rows, envs], env)
+        return SequenceSamples(
+            self.to_torch(self._normalize_obs(observations, env)),  # type: ignore[arg-type]
+            self.to_torch(self._normalize_obs(bootstrap_observations, env)),  # type: ignore[arg-type]
+            self.to_torch(actions),
+            self.to_torch(rewards * inside),
+            self.to_torch(self.policies[rows[: unroll_steps + 1], envs] * decided),
+            self.to_torch(lengths),
+            self.to_torch(self.terminals[last_rows, envs]),
+        )
+
+    def _observations_at(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        Observations after ``positions`` steps, none of them beyond the sequence's end.
+
+        :param positions: Shape ``[P, B]``
+        :param starts: Rows where the sequences start (before wrapping around), shape ``[B]``
+        :param envs: Their environments, shape ``[B]``
+        :return: Shape ``[P, B, *obs_shape]``
+        """
+        rows = (starts + positions) % self.buffer_size
+        envs = np.broadcast_to(envs, rows.shape)
+        observations = self.observations[rows, envs]
+        previous = (rows - 1) % self.buffer_size
+        # The row after an episode's last step belongs to the next episode, the row after the newest one to nobody
+        slots = np.where(positions > 0, self.final_slots[previous, envs], -1)
+        final = slots >= 0
+        observations[final] = self.final_observations[slots[final]]
+        newest = (positions > 0) & ~final & (rows == self.pos)
+        observations[newest] = self.newest_observations[envs[newest]]
+        return observations
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self._allocated:
+            state.update({name: getattr(self, name)[: self.size()] for name in self._RINGS})
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._allocated:
+            filled = {name: state[name] for name in self._RINGS}
+            kept = self.final_observations, self._free_slots, self.newest_observations
+            self._allocate(self.buffer_size)
+            self.final_observations, self._free_slots, self.newest_observations = kept
+            for name, rows in filled.items():
+                getattr(self, name)[: len(rows)] = rows

@@ -1,0 +1,74 @@
+"""The MuZero loss: unroll the latent model over a batch of sequences and match policy, value, reward and latents."""
+
+from typing import NamedTuple
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_muzero.buffers import SequenceSamples
+from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.targets import UnrollTargets
+
+
+class LossTerms(NamedTuple):
+    """
+    Each term summed over the unroll and averaged over the batch, before its coefficient; scalars.
+
+    :param policy: Cross-entropy to the search policies
+    :param value: Cross-entropy to the n-step returns on the value support
+    :param reward: Cross-entropy to the rewards on the reward support
+    :param consistency: Negative cosine between predicted latents and those of the observations that followed, plus one
+    """
+
+    policy: th.Tensor
+    value: th.Tensor
+    reward: th.Tensor
+    consistency: th.Tensor
+
+
+def scale_gradient(tensor: th.Tensor, scale: float) -> th.Tensor:
+    """
+    :param tensor: Any shape
+    :param scale: What its gradient is multiplied by
+    :return: The same values
+    """
+    return tensor * scale + tensor.detach() * (1 - scale)
+
+
+def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollTargets) -> LossTerms:
+    """
+    The loss of MuZero (https://arxiv.org/abs/1911.08265, Appendix G, Equation 1) with EfficientZero's self-supervised
+    consistency (https://arxiv.org/abs/2111.00210, Section 4.1). Only the K dynamics calls follow one another;
+    every head runs once, on all latents. Unrolled steps weigh 1/K, and the gradient is halved
+    where a latent enters the next dynamics call, not where its own heads read it.
+
+    :param policy: Its online model is trained
+    :param samples: The sequences
+    :param targets: Their targets
+    :return: The four terms, with gradients
+    """
+    model = policy.latent_model
+    latent = policy.represent(samples.observations[0])
+    latents = [latent]
+    for action in samples.actions:
+        latent = model.dynamics(scale_gradient(latent, 0.5), action)
+        latents.append(latent)
+    stacked = th.stack(latents)
+    predicted = model.prediction(stacked)
+
+    step_weights = th.full((len(latents), 1), 1 / len(samples.actions), device=latent.device)
+    step_weights[0] = 1.0
+
+    policy_loss = -(targets.policies * F.log_softmax(predicted.policy_logits, dim=-1)).sum(-1)
+    value_loss = model.value_support.cross_entropy(predicted.value_logits, targets.values) * targets.value_weights
+    reward_loss = model.reward_support.cross_entropy(predicted.reward_logits[1:], targets.rewards) * targets.reward_weights
+    with th.no_grad():
+        observed = policy.represent(samples.observations[1:])
+    consistency_loss = (1 - F.cosine_similarity(stacked[1:], observed, dim=-1)) * targets.latent_weights
+
+    return LossTerms(
+        policy=(step_weights * policy_loss).sum(0).mean(),
+        value=(step_weights * value_loss).sum(0).mean(),
+        reward=(step_weights[1:] * reward_loss).sum(0).mean(),
+        consistency=(step_weights[1:] * consistency_loss).sum(0).mean(),
+    )

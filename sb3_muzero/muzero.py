@@ -1,0 +1,333 @@
+"""The algorithm: collect with search, store, sample, targets, loss, step."""
+
+import time
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from sb3_muzero.buffers import SequenceReplayBuffer
+from sb3_muzero.loss import muzero_loss
+from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
+from sb3_muzero.search import SearchOutput
+from sb3_muzero.targets import unroll_targets
+
+SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
+
+OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class MuZero(OffPolicyAlgorithm):
+    """
+    MuZero: plans with Monte Carlo tree search inside a latent model that it learns.
+
+    Paper: https://arxiv.org/abs/1911.08265 (MuZero), https://openreview.net/forum?id=bERaNdoegnO (Gumbel MuZero, the default search),
+    https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss)
+
+    :param policy: The policy model to use (MlpPolicy)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function
+        of the current progress remaining (from 1 to 0)
+    :param buffer_size: size of the replay buffer
+    :param learning_starts: how many steps of the model to collect transitions for before learning starts;
+        actions are random until then
+    :param batch_size: Number of sequences for each gradient update
+    :param gamma: the discount factor
+    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
+        like ``(5, "step")`` or ``(2, "episode")``.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
+        Set to ``-1`` means to do as many gradient steps as steps done in the environment
+        during the rollout.
+    :param replay_buffer_class: Replay buffer class to use, a ``SequenceReplayBuffer``, which ``None`` selects.
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
+    :param n_steps: Environment steps of the value targets before they bootstrap from the target network
+    :param num_simulations: Simulations of the search per decision
+    :param search: "gumbel" (Gumbel MuZero) or "puct" (MuZero)
+    :param search_kwargs: Keyword arguments for ``sb3_muzero.search.gumbel_muzero_search`` or ``muzero_search``
+    :param unroll_steps: Steps that the model is unrolled over in training
+    :param target_update_interval: update the target network every ``target_update_interval`` gradient steps
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param reward_coef: Reward coefficient for the loss calculation
+    :param consistency_coef: Coefficient of the latents' self-supervised consistency for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``MuZeroPolicy``
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: for an argument or an observation space outside of what is allowed, which the message names
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy}
+    policy: MuZeroPolicy
+    replay_buffer: SequenceReplayBuffer
+    action_space: spaces.Discrete
+
+    def __init__(
+        self,
+        policy: str | type[MuZeroPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 500,
+        batch_size: int = 64,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 4,
+        gradient_steps: int = 1,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        n_steps: int = 20,
+        num_simulations: int = 16,
+        search: str = "gumbel",
+        search_kwargs: dict[str, Any] | None = None,
+        unroll_steps: int = 5,
+        target_update_interval: int = 100,
+        vf_coef: float = 0.25,
+        reward_coef: float = 1.0,
+        consistency_coef: float = 2.0,
+        max_grad_norm: float = 10,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau=1.0,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=None,  # No action noise
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Discrete,),
+            support_multi_env=True,
+        )
+        self.n_steps = n_steps
+        self.num_simulations = num_simulations
+        self.search = search
+        self.search_kwargs = search_kwargs
+        self.unroll_steps = unroll_steps
+        self.target_update_interval = target_update_interval
+        self.vf_coef = vf_coef
+        self.reward_coef = reward_coef
+        self.consistency_coef = consistency_coef
+        self.max_grad_norm = max_grad_norm
+        # What the last decision's search found, None where the action was random
+        self._last_search: SearchOutput | None = None
+
+        if not issubclass(self.policy_class, MuZeroPolicy):
+            raise ValueError(f"`policy` must be a MuZeroPolicy, got {self.policy_class.__name__}: is this another algorithm's?")
+        if _init_setup_model:
+            self._check_arguments()
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        """:raises ValueError: naming the argument, what was given and what is allowed"""
+        for name in ("n_steps", "unroll_steps", "batch_size", "target_update_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_search_settings(self.search, self.num_simulations, self.search_kwargs)
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"`gamma` must be between 0 and 1, got {self.gamma}")
+        if not isinstance(self.observation_space, OBSERVATION_SPACES):
+            supported = ", ".join(space.__name__ for space in OBSERVATION_SPACES)
+            raise ValueError(f"MuZero supports the observation spaces {supported}, got {self.observation_space}")
+        if self.buffer_size < self.n_envs * (self.unroll_steps + 1):
+            raise ValueError(
+                f"`buffer_size` must hold a sequence of `unroll_steps` + 1 steps for each of {self.n_envs} environments, "
+                f"at least {self.n_envs * (self.unroll_steps + 1)}, got {self.buffer_size}"
+            )
+        if self.replay_buffer_class is not None and not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
+            raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {self.replay_buffer_class.__name__}")
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        if getattr(self, "replay_buffer", None) is None:
+            self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                **self.replay_buffer_kwargs,
+            )
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            gamma=self.gamma,
+            num_simulations=self.num_simulations,
+            search=self.search,
+            search_kwargs=self.search_kwargs,
+            **self.policy_kwargs,
+        )
+        self.policy = self.policy.to(self.device)
+        self._convert_train_freq()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_arguments()
+        result = super()._setup_learn(*args, **kwargs)
+        self._check_finite("observation", self._last_obs)
+        return result
+
+    def _sample_action(
+        self,
+        learning_starts: int,
+        action_noise: ActionNoise | None = None,
+        n_envs: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Sample actions by search, or at random during the warm-up.
+
+        :param learning_starts: Number of steps before learning for the warm-up phase.
+        :param action_noise: Not used: the search explores
+        :param n_envs: Number of environments
+        :return: actions for the environments and their indices, counted from 0, for the replay buffer
+        """
+        if self.num_timesteps < learning_starts:
+            self._last_search = None
+            actions = np.array([self.action_space.sample() for _ in range(n_envs)])
+            return actions, actions - self.action_space.start
+        assert self._last_obs is not None, "self._last_obs was not set"
+        start = time.perf_counter()
+        obs_tensor, _ = self.policy.obs_to_tensor(self._last_obs)
+        self._last_search = self.policy.plan(obs_tensor)  # type: ignore[arg-type]
+        self._log_search(self._last_search, time.perf_counter() - start)
+        return self._last_search.action + self.action_space.start, self._last_search.action
+
+    def _log_search(self, search: SearchOutput, seconds: float) -> None:
+        weights = search.action_weights
+        entropy = -(weights * np.log(np.maximum(weights, np.finfo(weights.dtype).tiny))).sum(-1)
+        self.logger.record_mean("search/root_value", float(search.value.mean()))
+        self.logger.record_mean("search/policy_entropy", float(entropy.mean()))
+        self.logger.record_mean("search/depth", float(search.tree.node_depths.max(axis=-1).mean()))
+        self.logger.record_mean("search/simulations_per_second", self.num_simulations * len(weights) / seconds)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        self._check_finite("observation", new_obs)
+        self._check_finite("reward", reward)
+        for i in np.flatnonzero(dones):
+            if infos[i].get("terminal_observation") is not None:
+                self._check_finite("terminal observation", infos[i]["terminal_observation"], env=int(i))
+        assert isinstance(replay_buffer, SequenceReplayBuffer)
+        if self._last_search is not None:
+            replay_buffer.store_search(self._last_search.action_weights, self._last_search.value)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _check_finite(self, what: str, array: Any, env: int | None = None) -> None:
+        """:raises ValueError: naming environment and step, before anything non-finite is stored or learned"""
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if env is None:
+                env = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
+                array = array[env]
+            raise ValueError(f"Environment {env} gave a non-finite {what} at step {self.num_timesteps}: {array}")
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        if self.replay_buffer.size() == 0:
+            return
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        # Update learning rate according to schedule
+        self._update_learning_rate(self.policy.optimizer)
+        parameters = list(self.policy.latent_model.parameters())
+
+        logs = []
+        for _ in range(gradient_steps):
+            samples = self.replay_buffer.sample(
+                batch_size, env=self._vec_normalize_env, unroll_steps=self.unroll_steps, n_steps=self.n_steps
+            )
+            with th.no_grad():
+                target_model = self.policy.latent_model_target
+                bootstrap_values = self.policy.predict_values(samples.bootstrap_observations, target_model).squeeze(-1)
+            targets = unroll_targets(samples, bootstrap_values, self.gamma)
+            known = targets.value_weights > 0
+            self.policy.fit_supports(targets.values[known], targets.rewards)
+            clipped = self.policy.latent_model.value_support.outside(targets.values[known]).float().mean()
+
+            terms = muzero_loss(self.policy, samples, targets)
+            loss = (
+                terms.policy
+                + self.vf_coef * terms.value
+                + self.reward_coef * terms.reward
+                + self.consistency_coef * terms.consistency
+            )
+
+            # Optimize the policy
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            # Clip gradient norm
+            grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            self.policy.optimizer.step()
+            logs.append(th.stack([loss.detach(), *(term.detach() for term in terms), grad_norm, clipped]))
+
+            # Increase update counter
+            self._n_updates += 1
+            if self._n_updates % self.target_update_interval == 0:
+                self.policy.update_target()
+
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        names = ("loss", "policy_loss", "value_loss", "reward_loss", "consistency_loss", "grad_norm", "value_target_clipped")
+        for name, value in zip(names, th.stack(logs).mean(0).tolist(), strict=True):
+            self.logger.record(f"train/{name}", value)
+
+    def learn(
+        self: SelfMuZero,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MuZero",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMuZero:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_search"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts = ["policy", "policy.optimizer"]
+
+        return state_dicts, []

@@ -1,0 +1,187 @@
+"""The latent model: representation h, dynamics g and prediction f as small MLPs (MuZero, https://arxiv.org/abs/1911.08265)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_muzero.value_support import CategoricalSupport
+
+
+class SimNorm(nn.Module):
+    """
+    Simplicial normalisation: a softmax over each group of units (TD-MPC2, https://arxiv.org/abs/2310.16828, Section 3.1).
+
+    :param group_size: Units per group; divides the latent size
+    """
+
+    def __init__(self, group_size: int = 8) -> None:
+        super().__init__()
+        self.group_size = group_size
+
+    def forward(self, latent: th.Tensor) -> th.Tensor:
+        latent = F.layer_norm(latent, latent.shape[-1:])
+        return F.softmax(latent.unflatten(-1, (-1, self.group_size)), dim=-1).flatten(-2)
+
+
+class MinMaxNorm(nn.Module):
+    """Scale each latent to [0, 1] (MuZero, Appendix G); a range below ``epsilon`` counts as ``epsilon``."""
+
+    def __init__(self, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, latent: th.Tensor) -> th.Tensor:
+        low, high = latent.amin(-1, keepdim=True), latent.amax(-1, keepdim=True)
+        return (latent - low) / (high - low).clamp(min=self.epsilon)
+
+
+LATENT_NORMS: dict[str, type[nn.Module]] = {"simnorm": SimNorm, "minmax": MinMaxNorm, "none": nn.Identity}
+
+
+def hidden_layers(input_dim: int, net_arch: list[int], activation_fn: type[nn.Module]) -> list[nn.Module]:
+    """
+    ``Linear -> LayerNorm -> activation`` for each width. Layer normalisation acts alike in planning and in training.
+
+    :param input_dim: Size of the input
+    :param net_arch: Widths; may be empty
+    :param activation_fn: Activation of each layer
+    :return: Modules, for ``nn.Sequential``
+    """
+    layers: list[nn.Module] = []
+    for width in net_arch:
+        layers += [nn.Linear(input_dim, width), nn.LayerNorm(width), activation_fn()]
+        input_dim = width
+    return layers
+
+
+class Representation(nn.Sequential):
+    """
+    h: features ``[B, features_dim]`` -> latent ``[B, latent_dim]``.
+
+    :param features_dim: Size of the features extractor's output
+    :param latent_dim: Size of the latent
+    :param net_arch: Hidden widths
+    :param activation_fn: Activation of the hidden layers
+    :param latent_norm: Normalisation of the latent, a key of ``LATENT_NORMS``
+    """
+
+    def __init__(
+        self, features_dim: int, latent_dim: int, net_arch: list[int], activation_fn: type[nn.Module], latent_norm: str
+    ) -> None:
+        widths = [features_dim, *net_arch]
+        super().__init__(
+            *hidden_layers(features_dim, net_arch, activation_fn), nn.Linear(widths[-1], latent_dim), LATENT_NORMS[latent_norm]()
+        )
+
+
+class Dynamics(nn.Sequential):
+    """
+    g: latent ``[B, latent_dim]`` and action index ``[B]`` -> next latent ``[B, latent_dim]``.
+    The reward is read off the next latent by the prediction function, so that all heads run once on stacked latents.
+
+    :param latent_dim: Size of the latent
+    :param num_actions: Number of actions
+    :param net_arch: Hidden widths
+    :param activation_fn: Activation of the hidden layers
+    :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
+    """
+
+    def __init__(
+        self, latent_dim: int, num_actions: int, net_arch: list[int], activation_fn: type[nn.Module], latent_norm: str
+    ) -> None:
+        widths = [latent_dim + num_actions, *net_arch]
+        super().__init__(
+            *hidden_layers(widths[0], net_arch, activation_fn), nn.Linear(widths[-1], latent_dim), LATENT_NORMS[latent_norm]()
+        )
+        self.num_actions = num_actions
+
+    def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
+        return super().forward(th.cat([latent, F.one_hot(action, self.num_actions).to(latent.dtype)], dim=-1))
+
+
+class PredictionOutput(NamedTuple):
+    """
+    What f says of latents; ``...`` are the batch axes.
+
+    :param policy_logits: Shape ``[..., num_actions]``
+    :param value_logits: Over the value support, shape ``[..., num_bins]``
+    :param reward_logits: Over the reward support, of the transition that led to the latent, shape ``[..., num_bins]``
+    """
+
+    policy_logits: th.Tensor
+    value_logits: th.Tensor
+    reward_logits: th.Tensor
+
+
+class Prediction(nn.Module):
+    """
+    f: latent ``[..., latent_dim]`` -> policy, value and reward. The heads start at zero: a uniform policy, no opinion else.
+
+    :param latent_dim: Size of the latent
+    :param num_actions: Number of actions
+    :param num_bins: Bins of the value and of the reward support
+    :param net_arch: Hidden widths of the trunk that the heads share
+    :param activation_fn: Activation of the hidden layers
+    """
+
+    def __init__(
+        self, latent_dim: int, num_actions: int, num_bins: int, net_arch: list[int], activation_fn: type[nn.Module]
+    ) -> None:
+        super().__init__()
+        width = [latent_dim, *net_arch][-1]
+        self.trunk = nn.Sequential(*hidden_layers(latent_dim, net_arch, activation_fn))
+        self.policy_head = nn.Linear(width, num_actions)
+        self.value_head = nn.Linear(width, num_bins)
+        self.reward_head = nn.Linear(width, num_bins)
+        for head in (self.policy_head, self.value_head, self.reward_head):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, latent: th.Tensor) -> PredictionOutput:
+        hidden = self.trunk(latent)
+        return PredictionOutput(self.policy_head(hidden), self.value_head(hidden), self.reward_head(hidden))
+
+
+class LatentModel(nn.Module):
+    """
+    The three networks and the supports their value and reward are read on.
+
+    :param features_extractor: Preprocessed observation -> features ``[B, features_dim]``
+    :param representation: Features -> latent ``[B, latent_dim]``
+    :param dynamics: Latent and action index ``[B]`` -> next latent
+    :param prediction: Latent -> ``PredictionOutput``; with a support that fits itself it needs the linear layers
+        ``value_head`` and ``reward_head``
+    :param value_support: Bins of the value, in the environment's reward units
+    :param reward_support: Bins of the reward
+    :raises ValueError: where a support fits itself and the prediction function lacks the layer to fit
+    """
+
+    def __init__(
+        self,
+        features_extractor: nn.Module,
+        representation: nn.Module,
+        dynamics: Callable[[th.Tensor, th.Tensor], th.Tensor],
+        prediction: Callable[[th.Tensor], PredictionOutput],
+        value_support: CategoricalSupport,
+        reward_support: CategoricalSupport,
+    ) -> None:
+        super().__init__()
+        self.features_extractor = features_extractor
+        self.representation = representation
+        self.dynamics = dynamics
+        self.prediction = prediction
+        self.value_support = value_support
+        self.reward_support = reward_support
+        for support, head in ((value_support, "value_head"), (reward_support, "reward_head")):
+            if support.fits_itself and not isinstance(getattr(prediction, head, None), nn.Linear):
+                raise ValueError(f"A support that fits itself needs `{head}`, a torch.nn.Linear, on the prediction module")
+
+    def represent(self, preprocessed_obs: th.Tensor) -> th.Tensor:
+        """
+        :param preprocessed_obs: Output of SB3's ``preprocess_obs``, shape ``[B, ...]``
+        :return: Latents, shape ``[B, latent_dim]``
+        """
+        return self.representation(self.features_extractor(preprocessed_obs))

@@ -1,0 +1,311 @@
+"""MuZeroPolicy: networks and search together act; ``predict`` plans."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation
+from sb3_muzero.search import RecurrentOutput, RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
+from sb3_muzero.value_support import CategoricalSupport
+
+SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
+# What makes either search act without noise
+NOISELESS: dict[str, dict[str, float]] = {
+    "gumbel": {"gumbel_scale": 0.0},
+    "puct": {"dirichlet_fraction": 0.0, "temperature": 0.0},
+}
+
+
+def check_search_settings(search: str, num_simulations: int, search_kwargs: dict[str, Any] | None) -> None:
+    """
+    :param search: "gumbel" or "puct"
+    :param num_simulations: Simulations per decision
+    :param search_kwargs: Keyword arguments for the search function
+    :raises ValueError: naming the setting, what was given and what is allowed
+    """
+    if search not in SEARCHES:
+        raise ValueError(f"`search` must be one of {sorted(SEARCHES)}, got {search!r}")
+    if num_simulations < 1:
+        raise ValueError(f"`num_simulations` must be at least 1, got {num_simulations}")
+    parameters = inspect.signature(SEARCHES[search]).parameters.values()
+    settings = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"invalid_actions", "root_gumbel", "generator"}
+    unknown = set(search_kwargs or {}) - settings
+    if unknown:
+        raise ValueError(f"`search_kwargs` of the {search} search has no {sorted(unknown)}; it takes {sorted(settings)}")
+
+
+class MuZeroPolicy(BasePolicy):
+    """
+    Policy class of MuZero: a latent model, its target copy and the search that acts.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param net_arch: Hidden widths of each of the three networks, ``[64]`` by default
+    :param activation_fn: Activation function
+    :param latent_dim: Size of the latent; a multiple of 8 for SimNorm
+    :param latent_norm: Normalisation of latents: "simnorm", "minmax" or "none"
+    :param num_bins: Bins of the value and the reward support
+    :param value_support: Lowest and highest value that can be represented, in the environment's reward units;
+        by default the support fits itself to the targets
+    :param reward_support: The same for rewards
+    :param representation_class: Module to use for h, called as ``Representation``
+    :param dynamics_class: Module to use for g, called as ``Dynamics``
+    :param prediction_class: Module to use for f, called as ``Prediction``
+    :param features_extractor_class: Features extractor to use.
+    :param features_extractor_kwargs: Keyword arguments
+        to pass to the features extractor.
+    :param normalize_images: Whether to normalize images or not,
+         dividing by 255.0 (True by default)
+    :param optimizer_class: The optimizer to use,
+        ``th.optim.AdamW`` by default
+    :param optimizer_kwargs: Additional keyword arguments,
+        excluding the learning rate, to pass to the optimizer
+    :param gamma: Discount factor that the search plans with
+    :param num_simulations: Simulations per decision
+    :param search: "gumbel" or "puct"
+    :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``
+    :raises ValueError: for a setting outside of what is allowed, which the message names
+    """
+
+    action_space: spaces.Discrete
+    latent_model: LatentModel
+    latent_model_target: LatentModel
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        net_arch: list[int] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        latent_dim: int = 64,
+        latent_norm: str = "simnorm",
+        num_bins: int = 101,
+        value_support: tuple[float, float] | None = None,
+        reward_support: tuple[float, float] | None = None,
+        representation_class: Callable[..., nn.Module] = Representation,
+        dynamics_class: Callable[..., nn.Module] = Dynamics,
+        prediction_class: Callable[..., nn.Module] = Prediction,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        gamma: float = 0.99,
+        num_simulations: int = 16,
+        search: str = "gumbel",
+        search_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        check_search_settings(search, num_simulations, search_kwargs)
+        if latent_norm not in LATENT_NORMS:
+            raise ValueError(f"`latent_norm` must be one of {sorted(LATENT_NORMS)}, got {latent_norm!r}")
+        if latent_dim < 1 or (latent_norm == "simnorm" and latent_dim % 8 != 0):
+            raise ValueError(f"`latent_dim` must be positive, and a multiple of 8 for SimNorm, got {latent_dim}")
+        if optimizer_kwargs is None and optimizer_class is th.optim.AdamW:
+            optimizer_kwargs = {"weight_decay": 1e-4, "fused": True}
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            normalize_images=normalize_images,
+        )
+        self.net_arch = [64] if net_arch is None else net_arch
+        self.activation_fn = activation_fn
+        self.latent_dim = latent_dim
+        self.latent_norm = latent_norm
+        self.num_bins = num_bins
+        self.value_support = value_support
+        self.reward_support = reward_support
+        self.representation_class = representation_class
+        self.dynamics_class = dynamics_class
+        self.prediction_class = prediction_class
+        self.gamma = gamma
+        self.num_simulations = num_simulations
+        self.search = search
+        self.search_kwargs = search_kwargs or {}
+        self._build(lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """
+        Create the model, its target copy and the optimizer.
+
+        :param lr_schedule: Learning rate schedule
+            lr_schedule(1) is the initial learning rate
+        """
+        self.latent_model = self.make_latent_model()
+        self.latent_model_target = self.make_latent_model()
+        self.update_target()
+        self.latent_model_target.train(False).requires_grad_(False)
+        self.optimizer = self.optimizer_class(  # type: ignore[call-arg]
+            self.latent_model.parameters(),
+            lr=lr_schedule(1),
+            **self.optimizer_kwargs,
+        )
+
+    def make_latent_model(self) -> LatentModel:
+        """:return: A freshly initialised latent model on the policy's device"""
+        features_extractor = self.make_features_extractor()
+        num_actions = int(self.action_space.n)
+        hidden = {"net_arch": self.net_arch, "activation_fn": self.activation_fn}
+        latent = {"latent_dim": self.latent_dim, "latent_norm": self.latent_norm, **hidden}
+        return LatentModel(
+            features_extractor,
+            self.representation_class(features_dim=features_extractor.features_dim, **latent),
+            self.dynamics_class(num_actions=num_actions, **latent),
+            self.prediction_class(latent_dim=self.latent_dim, num_actions=num_actions, num_bins=self.num_bins, **hidden),
+            CategoricalSupport(self.num_bins, self.value_support),
+            CategoricalSupport(self.num_bins, self.reward_support),
+        ).to(self.device)
+
+    def update_target(self) -> None:
+        """Copy the online model into the target model."""
+        self.latent_model_target.load_state_dict(self.latent_model.state_dict())
+
+    def fit_supports(self, values: th.Tensor, rewards: th.Tensor) -> None:
+        """
+        Widen supports that fit themselves until they hold the given targets, in the online and the target model alike.
+        A value never exceeds the extreme reward received for ever, so its support never grows beyond that.
+
+        :param values: Value targets, any shape
+        :param rewards: Reward targets, any shape
+        """
+        everything = (-float("inf"), float("inf"))
+        reward_bounds = self.latent_model.reward_support.widened(rewards, everything, headroom=0.0)
+        self._move_support("reward", reward_bounds)
+        low, high = self.latent_model.reward_support.bounds.tolist()
+        horizon = 1 / (1 - self.gamma) if self.gamma < 1 else float("inf")
+        limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
+        self._move_support("value", self.latent_model.value_support.widened(values, limits, headroom=0.5))
+
+    def _move_support(self, name: str, bounds: tuple[float, float] | None) -> None:
+        if bounds is not None:
+            for model in (self.latent_model, self.latent_model_target):
+                getattr(model, f"{name}_support").move(bounds, getattr(model.prediction, f"{name}_head"))
+
+    def represent(self, obs: th.Tensor, model: LatentModel | None = None) -> th.Tensor:
+        """
+        :param obs: Observations as stored, with any number of batch axes, shape ``[..., *obs_shape]``
+        :param model: The online model by default
+        :return: Latents, shape ``[..., latent_dim]``
+        """
+        space = self.observation_space
+        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            obs = obs - th.as_tensor(space.start, device=obs.device)
+        flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
+        preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
+        latents = (model or self.latent_model).represent(preprocessed)
+        return latents.reshape(*obs.shape[: obs.dim() - len(space.shape)], -1)  # type: ignore[arg-type]
+
+    def predict_values(self, obs: th.Tensor, model: LatentModel | None = None) -> th.Tensor:
+        """
+        Values that the prediction function gives, without search.
+
+        :param obs: Observations, shape ``[..., *obs_shape]``
+        :param model: The online model by default
+        :return: Values in the units of the environment's rewards, shape ``[..., 1]``
+        """
+        model = model or self.latent_model
+        value_logits = model.prediction(self.represent(obs, model)).value_logits
+        return model.value_support.expectation(value_logits).unsqueeze(-1)
+
+    def plan(self, obs: th.Tensor, deterministic: bool = False) -> SearchOutput:
+        """
+        Search from each observation, all in one batch.
+
+        :param obs: Observations, shape ``[B, *obs_shape]``
+        :param deterministic: Without the noise that explores; draws no random number then
+        :return: The search's result; ``action`` counts from 0
+        """
+        model = self.latent_model
+        low, high = model.value_support.bounds.tolist()
+        settings: dict[str, Any] = {"qvalue_scope": "tree", "min_qvalue_range": max(1e-8, 0.02 * (high - low))}
+        settings.update(self.search_kwargs)
+        if deterministic:
+            settings.update(NOISELESS[self.search])
+        with th.no_grad():
+            latent = self.represent(obs)
+            predicted = model.prediction(latent)
+            root = RootOutput(predicted.policy_logits, model.value_support.expectation(predicted.value_logits), latent)
+            return SEARCHES[self.search](root, self._recurrent_inference, self.num_simulations, **settings)
+
+    def _recurrent_inference(self, latent: th.Tensor, action: th.Tensor) -> RecurrentOutput:
+        model = self.latent_model
+        next_latent = model.dynamics(latent, action)
+        predicted = model.prediction(next_latent)
+        reward = model.reward_support.expectation(predicted.reward_logits)
+        return RecurrentOutput(
+            reward,
+            th.full_like(reward, self.gamma),
+            predicted.policy_logits,
+            model.value_support.expectation(predicted.value_logits),
+            next_latent,
+        )
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
+        return self._predict(obs, deterministic=deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> th.Tensor:
+        assert isinstance(observation, th.Tensor)
+        actions = self.plan(observation, deterministic=deterministic).action
+        return th.as_tensor(actions + self.action_space.start, device=self.device)
+
+    def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
+        if not isinstance(observation, dict):
+            array = np.asarray(observation)
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"Observations must be numbers, got an array of dtype {array.dtype}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"Observations must be finite, got {array[~np.isfinite(array)][0]} in {array.shape}")
+        return super().obs_to_tensor(observation)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            dict(
+                net_arch=self.net_arch,
+                activation_fn=self.activation_fn,
+                latent_dim=self.latent_dim,
+                latent_norm=self.latent_norm,
+                num_bins=self.num_bins,
+                value_support=self.value_support,
+                reward_support=self.reward_support,
+                representation_class=self.representation_class,
+                dynamics_class=self.dynamics_class,
+                prediction_class=self.prediction_class,
+                lr_schedule=self._dummy_schedule,  # dummy lr schedule, not needed for loading policy alone
+                optimizer_class=self.optimizer_class,
+                optimizer_kwargs=self.optimizer_kwargs,
+                features_extractor_class=self.features_extractor_class,
+                features_extractor_kwargs=self.features_extractor_kwargs,
+                gamma=self.gamma,
+                num_simulations=self.num_simulations,
+                search=self.search,
+                search_kwargs=self.search_kwargs,
+            )
+        )
+        return data
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the policy in either training or evaluation mode. The target model always stays in evaluation mode.
+
+        :param mode: if true, set to training mode, else set to evaluation mode
+        """
+        self.latent_model.train(mode)
+        self.training = mode
+
+
+MlpPolicy = MuZeroPolicy

@@ -1,0 +1,151 @@
+"""Bad input is turned away here, with a message that says what was wrong, before compiled code could see it."""
+
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """
+    :param array: a NumPy array, a tensor on any device, or anything NumPy can read.
+    :return: the same on the host; shares memory where it can.
+    """
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    return np.asarray(array)
+
+
+def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
+    """
+    :param name: name of the field.
+    :param array: an array or tensor.
+    :param shape: the shape it has to have.
+    :raises ValueError: if it has another.
+    """
+    given = getattr(array, "shape", None)
+    if given is None or tuple(given) != shape:
+        found = f"a {type(array).__name__}" if given is None else f"shape {list(given)}"
+        raise ValueError(f"{name} must be an array of shape {list(shape)}, got {found}")
+
+
+def to_float32(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """
+    :param name: name of the field.
+    :param array: real numbers.
+    :param shape: the shape it has to have.
+    :return: a float32 array on the host.
+    :raises ValueError: if the shape differs or these are not real numbers.
+    """
+    check_shape(name, array, shape)
+    numbers = to_numpy(array)
+    if numbers.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold real numbers, got {numbers.dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(numbers, dtype=np.float32)
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """
+    :param name: name of the field.
+    :param array: one row per root. Shape ``[B, ...]``.
+    :raises ValueError: if a row holds NaN or infinity.
+    """
+    bad = ~np.isfinite(array)
+    if bad.any():
+        where = tuple(np.argwhere(bad)[0])
+        raise ValueError(f"{name} must be finite, got {array[where]} in row {where[0]}")
+
+
+def check_prior_logits(name: str, prior_logits: np.ndarray, invalid_actions: np.ndarray | None = None) -> None:
+    """
+    :param name: name of the field.
+    :param prior_logits: policy logits. Shape ``[B, A]``.
+    :param invalid_actions: True for masked actions, if any. Shape ``[B, A]``.
+    :raises ValueError: if a row holds NaN or plus infinity, or leaves every unmasked action without probability.
+    """
+    bad = np.isnan(prior_logits) | np.isposinf(prior_logits)
+    if bad.any():
+        where = tuple(np.argwhere(bad)[0])
+        raise ValueError(f"{name} must be finite or minus infinity, got {prior_logits[where]} in row {where[0]}")
+    possible = np.isfinite(prior_logits)
+    if invalid_actions is not None:
+        possible &= ~invalid_actions
+    if not possible.any(axis=1).all():
+        row = int(np.argmin(possible.any(axis=1)))
+        raise ValueError(
+            f"{name} must be finite for at least one valid action of each row, got {prior_logits[row].tolist()} in row {row}"
+        )
+
+
+def check_invalid_actions(invalid_actions: Any, shape: tuple[int, int]) -> np.ndarray:
+    """
+    :param invalid_actions: True (or 1) for actions that may not be taken, or None.
+    :param shape: ``[B, A]``.
+    :return: the mask as a bool array of this shape.
+    :raises ValueError: if it is no such mask, or if it leaves a row without a valid action.
+    """
+    if invalid_actions is None:
+        return np.zeros(shape, np.bool_)
+    check_shape("invalid_actions", invalid_actions, shape)
+    given = to_numpy(invalid_actions)
+    mask = np.ascontiguousarray(given == 1)
+    if given.dtype != np.bool_ and not (mask | (given == 0)).all():
+        row, action = np.argwhere(~(mask | (given == 0)))[0]
+        raise ValueError(f"invalid_actions must be bool or hold 0 and 1 only, got {given[row, action]} in row {row}")
+    if mask.all(axis=1).any():
+        row = int(np.argmax(mask.all(axis=1)))
+        raise ValueError(f"invalid_actions must leave each row at least one valid action, got none in row {row}")
+    return mask
+
+
+def check_count(name: str, value: Any) -> int:
+    """
+    :param name: name of the argument.
+    :param value: a number of things.
+    :return: it as an int.
+    :raises ValueError: if it is not an integer of at least 1.
+    """
+    try:
+        count = index(value)
+    except TypeError:
+        count = 0
+    if not 1 <= count < 2**31:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return count
+
+
+def check_real(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, above_low: bool = False) -> float:
+    """
+    :param name: name of the argument.
+    :param value: a real number.
+    :param low: the least it may be.
+    :param high: the most it may be.
+    :param above_low: whether ``low`` itself is not allowed.
+    :return: it as a float.
+    :raises ValueError: if it is not finite or outside of these bounds.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not (np.isfinite(number) and low <= number <= high) or (above_low and number == low):
+        allowed = f"{'above' if above_low else 'at least'} {low:g}" if np.isfinite(low) else "finite"
+        allowed += f" and at most {high:g}" if np.isfinite(high) else ""
+        raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
+    return number
+
+
+def check_generator(generator: Any) -> Any:
+    """
+    :param generator: source of randomness, or None.
+    :return: the generator, or NumPy's global state for None.
+    :raises ValueError: if it is neither.
+    """
+    if generator is None:
+        return np.random
+    if not isinstance(generator, np.random.Generator):
+        raise ValueError(f"generator must be a numpy.random.Generator or None, got {generator!r}")
+    return generator

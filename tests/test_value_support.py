@@ -1,0 +1,78 @@
+"""Categorical supports: two-hot codes, expectations, and bounds that follow the targets."""
+
+import pytest
+import torch as th
+
+from sb3_muzero.value_support import CategoricalSupport
+
+
+def code(support: CategoricalSupport, scalar: float) -> th.Tensor:
+    """The two-hot code, read off the cross-entropy's gradient: d CE / d logits = softmax - code."""
+    logits = th.zeros(support.num_bins, requires_grad=True)
+    support.cross_entropy(logits, th.tensor(scalar)).backward()
+    return th.softmax(logits.detach(), -1) - logits.grad
+
+
+@pytest.mark.parametrize("scalar", [-3.0, -2.5, 0.0, 0.3, 1.0, 2.999, 3.0])
+def test_code_has_mass_one_and_the_scalars_mean(scalar):
+    support = CategoricalSupport(7, (-3.0, 3.0))
+    two_hot = code(support, scalar)
+    assert two_hot.sum().item() == pytest.approx(1.0, abs=1e-6)
+    assert (two_hot > 1e-6).sum() <= 2
+    assert (two_hot @ support.bins).item() == pytest.approx(scalar, abs=1e-5)
+
+
+def test_scalars_outside_count_as_the_nearest_bound_and_are_reported():
+    support = CategoricalSupport(5, (0.0, 4.0))
+    assert th.allclose(code(support, 9.0), th.tensor([0.0, 0, 0, 0, 1]), atol=1e-6)
+    assert support.outside(th.tensor([-1.0, 0.0, 4.0, 4.1])).tolist() == [True, False, False, True]
+    assert support.widened(th.tensor([9.0]), (0.0, 100.0), 0.5) is None, "fixed bounds never move"
+
+
+def test_uniform_head_predicts_the_middle():
+    support = CategoricalSupport(11, (-1.0, 3.0))
+    assert support.expectation(th.zeros(2, 3, 11)).flatten().tolist() == pytest.approx([1.0] * 6)
+
+
+def test_headroom_is_on_the_growing_side_and_within_the_limits():
+    support = CategoricalSupport(11)
+    assert support.widened(th.tensor([0.0]), (0.0, 0.0), 0.5) is None
+    assert support.widened(th.tensor([4.0, 2.0]), (-100.0, 100.0), 0.5) == (0.0, 6.0)
+    assert support.widened(th.tensor([4.0]), (0.0, 5.0), 0.5) == (0.0, 5.0)
+    support.bounds.copy_(th.tensor([0.0, 6.0]))
+    assert support.widened(th.tensor([-2.0]), (-100.0, 100.0), 0.5) == (-6.0, 6.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_moving_the_bounds_keeps_what_the_head_predicts(scale):
+    th.manual_seed(0)
+    support, head = CategoricalSupport(101), th.nn.Linear(8, 101)
+    support.bounds.copy_(th.tensor([0.0, 10.0]) * scale)
+    inputs, targets = th.randn(32, 8), th.rand(32) * 9 * scale
+    optimizer = th.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        support.cross_entropy(head(inputs), targets).mean().backward()
+        optimizer.step()
+    before = support.expectation(head(inputs))
+    support.move((-5.0 * scale, 15.0 * scale), head)
+    after = support.expectation(head(inputs))
+    assert (after - before).abs().mean() < 0.3 * scale
+
+
+def test_first_bounds_start_at_the_only_scalar_so_far():
+    support, head = CategoricalSupport(101), th.nn.Linear(4, 101)
+    assert support.expectation(head(th.randn(3, 4))).tolist() == [0.0] * 3
+    support.move((-10.0, 10.0), head)
+    assert support.expectation(head(th.randn(3, 4))).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_bad_bounds(bounds):
+    with pytest.raises(ValueError, match="finite bounds"):
+        CategoricalSupport(11, bounds)
+
+
+def test_too_few_bins():
+    with pytest.raises(ValueError, match="num_bins"):
+        CategoricalSupport(1)
