@@ -1,5 +1,7 @@
 """The algorithm: collect with search, store, sample, targets, loss, step."""
 
+import io
+import pathlib
 import time
 from typing import Any, ClassVar, TypeVar
 
@@ -10,6 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_muzero.buffers import SequenceReplayBuffer
@@ -36,7 +39,8 @@ class MuZero(OffPolicyAlgorithm):
         of the current progress remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
     :param learning_starts: how many steps of the model to collect transitions for before learning starts;
-        actions are random until then
+        actions are random until then, and for as long as there is nothing to plan for:
+        until a reward differs from the first one or an episode terminates
     :param batch_size: Number of sequences for each gradient update
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
@@ -56,6 +60,9 @@ class MuZero(OffPolicyAlgorithm):
     :param reward_coef: Reward coefficient for the loss calculation
     :param consistency_coef: Coefficient of the latents' self-supervised consistency for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
+    :param action_persistence: Steps that a random action of the warm-up is repeated for, on average. Repeating finds in
+        Acrobot or MountainCar what independent actions (1) hardly ever meet (temporally extended exploration,
+        https://arxiv.org/abs/2006.01782): 41 goals in 40 000 random steps of Acrobot-v1, against 1.
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -81,13 +88,13 @@ class MuZero(OffPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         buffer_size: int = 1_000_000,  # 1e6
         learning_starts: int = 500,
-        batch_size: int = 64,
+        batch_size: int = 128,
         gamma: float = 0.99,
         train_freq: int | tuple[int, str] = 4,
         gradient_steps: int = 1,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
-        n_steps: int = 20,
+        n_steps: int = 40,
         num_simulations: int = 16,
         search: str = "gumbel",
         search_kwargs: dict[str, Any] | None = None,
@@ -97,6 +104,7 @@ class MuZero(OffPolicyAlgorithm):
         reward_coef: float = 1.0,
         consistency_coef: float = 2.0,
         max_grad_norm: float = 10,
+        action_persistence: float = 4.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -139,6 +147,11 @@ class MuZero(OffPolicyAlgorithm):
         self.reward_coef = reward_coef
         self.consistency_coef = consistency_coef
         self.max_grad_norm = max_grad_norm
+        self.action_persistence = action_persistence
+        self._random_actions: np.ndarray | None = None
+        self._first_reward: float | None = None
+        # Whether the environment has shown anything that one action could be preferred for
+        self._has_something_to_plan_for = False
         # What the last decision's search found, None where the action was random
         self._last_search: SearchOutput | None = None
 
@@ -153,6 +166,8 @@ class MuZero(OffPolicyAlgorithm):
         for name in ("n_steps", "unroll_steps", "batch_size", "target_update_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if not self.action_persistence >= 1:
+            raise ValueError(f"`action_persistence` must be at least 1, got {self.action_persistence}")
         check_search_settings(self.search, self.num_simulations, self.search_kwargs)
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"`gamma` must be between 0 and 1, got {self.gamma}")
@@ -195,7 +210,7 @@ class MuZero(OffPolicyAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         self._check_arguments()
         result = super()._setup_learn(*args, **kwargs)
-        self._check_finite("observation", self._last_obs)
+        self._check_finite("observation", self._last_obs if self._vec_normalize_env is None else self._last_original_obs)
         return result
 
     def _sample_action(
@@ -212,16 +227,30 @@ class MuZero(OffPolicyAlgorithm):
         :param n_envs: Number of environments
         :return: actions for the environments and their indices, counted from 0, for the replay buffer
         """
-        if self.num_timesteps < learning_starts:
+        if self.num_timesteps < learning_starts or not self._has_something_to_plan_for:
             self._last_search = None
-            actions = np.array([self.action_space.sample() for _ in range(n_envs)])
-            return actions, actions - self.action_space.start
-        assert self._last_obs is not None, "self._last_obs was not set"
-        start = time.perf_counter()
-        obs_tensor, _ = self.policy.obs_to_tensor(self._last_obs)
-        self._last_search = self.policy.plan(obs_tensor)  # type: ignore[arg-type]
-        self._log_search(self._last_search, time.perf_counter() - start)
-        return self._last_search.action + self.action_space.start, self._last_search.action
+            actions = self._persistent_random_actions(n_envs)
+        else:
+            assert self._last_obs is not None, "self._last_obs was not set"
+            start = time.perf_counter()
+            obs_tensor, _ = self.policy.obs_to_tensor(self._last_obs)
+            self._last_search = self.policy.plan(obs_tensor)  # type: ignore[arg-type]
+            self._log_search(self._last_search, time.perf_counter() - start)
+            actions = self._last_search.action
+        return actions + self.action_space.start, actions
+
+    def _persistent_random_actions(self, n_envs: int) -> np.ndarray:
+        """
+        :param n_envs: Number of environments
+        :return: Action indices, each that of the step before or a new one, shape ``[n_envs]``
+        """
+        fresh = np.random.randint(int(self.action_space.n), size=n_envs)
+        if self._random_actions is None or len(self._random_actions) != n_envs:
+            self._random_actions = fresh
+        persistence = self.action_persistence if self.num_timesteps >= self.learning_starts else 1.0
+        renewed = np.random.rand(n_envs) < 1 / persistence
+        self._random_actions = np.where(renewed, fresh, self._random_actions)
+        return self._random_actions
 
     def _log_search(self, search: SearchOutput, seconds: float) -> None:
         weights = search.action_weights
@@ -240,26 +269,40 @@ class MuZero(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        self._check_finite("observation", new_obs)
-        self._check_finite("reward", reward)
+        # VecNormalize's running statistics spread one environment's NaN to all: look at what came in
+        normalize = self._vec_normalize_env
+        raw_reward = reward if normalize is None else normalize.get_original_reward()
+        self._check_finite("observation", new_obs if normalize is None else normalize.get_original_obs())
+        self._check_finite("reward", raw_reward)
         for i in np.flatnonzero(dones):
             if infos[i].get("terminal_observation") is not None:
                 self._check_finite("terminal observation", infos[i]["terminal_observation"], env=int(i))
+        self._look_for_something_to_plan_for(raw_reward, dones, infos)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         if self._last_search is not None:
             replay_buffer.store_search(self._last_search.action_weights, self._last_search.value)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
+    def _look_for_something_to_plan_for(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        if self._first_reward is None:
+            self._first_reward = float(rewards[0])
+        terminated = any(done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True))
+        if terminated or (rewards != self._first_reward).any():
+            self._has_something_to_plan_for = True
+
     def _check_finite(self, what: str, array: Any, env: int | None = None) -> None:
         """:raises ValueError: naming environment and step, before anything non-finite is stored or learned"""
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        array = np.asarray(array)
+        # The model computes in float32
+        finite = np.abs(array) <= np.finfo(np.float32).max if array.dtype.kind == "f" else np.True_
+        if not finite.all():
             if env is None:
-                env = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
+                env = int(np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))[0])
                 array = array[env]
             raise ValueError(f"Environment {env} gave a non-finite {what} at step {self.num_timesteps}: {array}")
 
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        if self.replay_buffer.size() == 0:
+    def train(self, gradient_steps: int, batch_size: int = 128) -> None:
+        if self.replay_buffer.size() == 0 or gradient_steps < 1:
             return
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
@@ -272,6 +315,7 @@ class MuZero(OffPolicyAlgorithm):
             samples = self.replay_buffer.sample(
                 batch_size, env=self._vec_normalize_env, unroll_steps=self.unroll_steps, n_steps=self.n_steps
             )
+            self.policy.observe(samples.observations[0])
             with th.no_grad():
                 target_model = self.policy.latent_model_target
                 bootstrap_values = self.policy.predict_values(samples.bootstrap_observations, target_model).squeeze(-1)
@@ -324,8 +368,27 @@ class MuZero(OffPolicyAlgorithm):
             progress_bar=progress_bar,
         )
 
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file.
+
+        :param path: Path to the pickled replay buffer.
+        :param truncate_last_traj: Accepted for SB3's calling convention
+        :raises ValueError: for a file of another algorithm, other spaces or another number of environments;
+            nothing is replaced then
+        """
+        buffer = load_from_pkl(path, self.verbose)
+        if not isinstance(buffer, SequenceReplayBuffer):
+            raise ValueError(f"`path` must hold a SequenceReplayBuffer, got a {type(buffer).__name__}: another algorithm's?")
+        for name in ("n_envs", "observation_space", "action_space"):
+            mine, theirs = getattr(self, name), getattr(buffer, name)
+            if mine != theirs:
+                raise ValueError(f"`path` must be a replay buffer with the model's `{name}` {mine}, got {theirs}")
+        buffer.device = self.device
+        self.replay_buffer = buffer
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_search"]
+        return [*super()._excluded_save_params(), "_last_search", "_random_actions"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "policy.optimizer"]

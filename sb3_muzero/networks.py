@@ -17,6 +17,8 @@ class SimNorm(nn.Module):
     :param group_size: Units per group; divides the latent size
     """
 
+    kernel = "simnorm"  # what the compiled search may take it for
+
     def __init__(self, group_size: int = 8) -> None:
         super().__init__()
         self.group_size = group_size
@@ -29,6 +31,8 @@ class SimNorm(nn.Module):
 class MinMaxNorm(nn.Module):
     """Scale each latent to [0, 1] (MuZero, Appendix G); a range below ``epsilon`` counts as ``epsilon``."""
 
+    kernel = "minmax"  # what the compiled search may take it for
+
     def __init__(self, epsilon: float = 1e-5) -> None:
         super().__init__()
         self.epsilon = epsilon
@@ -39,6 +43,50 @@ class MinMaxNorm(nn.Module):
 
 
 LATENT_NORMS: dict[str, type[nn.Module]] = {"simnorm": SimNorm, "minmax": MinMaxNorm, "none": nn.Identity}
+
+
+class RunningNorm(nn.Module):
+    """
+    Scale each feature by the mean and variance of those observed in training, so that units do not matter.
+    Planning and training normalise alike: the statistics change in ``observe`` only. They never stop following the data,
+    since an agent that learns sees ever more of its world, and the clip is far out for the same reason:
+    what is ten deviations away today is where the agent goes tomorrow.
+
+    :param num_features: Size of the features
+    :param clip: Largest absolute value after scaling
+    :param min_share: Weight of a new batch against all those before, at least
+    """
+
+    kernel = "standardize"  # what the compiled search may take it for
+
+    mean: th.Tensor
+    var: th.Tensor
+    count: th.Tensor
+
+    def __init__(self, num_features: int, clip: float = 100.0, min_share: float = 0.01) -> None:
+        super().__init__()
+        self.clip = clip
+        self.min_share = min_share
+        self.register_buffer("mean", th.zeros(num_features))
+        self.register_buffer("var", th.ones(num_features))
+        self.register_buffer("count", th.zeros(()))
+
+    @th.no_grad()
+    def observe(self, features: th.Tensor) -> None:
+        """
+        Merge a batch into the statistics (Chan et al., parallel variance).
+
+        :param features: Shape ``[B, num_features]``
+        """
+        var, mean = th.var_mean(features, dim=0, correction=0)
+        share = (len(features) / (self.count + len(features))).clamp(min=self.min_share)
+        delta = mean - self.mean
+        self.var.lerp_(var, share).add_(delta.square() * share * (1 - share))
+        self.mean.add_(delta * share)
+        self.count.add_(len(features))
+
+    def forward(self, features: th.Tensor) -> th.Tensor:
+        return ((features - self.mean) * (self.var + 1e-8).rsqrt()).clamp(-self.clip, self.clip)
 
 
 def hidden_layers(input_dim: int, net_arch: list[int], activation_fn: type[nn.Module]) -> list[nn.Module]:
@@ -89,6 +137,8 @@ class Dynamics(nn.Sequential):
     :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
     """
 
+    kernel = "sequential"  # what the compiled search may take it for
+
     def __init__(
         self, latent_dim: int, num_actions: int, net_arch: list[int], activation_fn: type[nn.Module], latent_norm: str
     ) -> None:
@@ -127,6 +177,8 @@ class Prediction(nn.Module):
     :param activation_fn: Activation of the hidden layers
     """
 
+    kernel = "prediction"  # what the compiled search may take it for
+
     def __init__(
         self, latent_dim: int, num_actions: int, num_bins: int, net_arch: list[int], activation_fn: type[nn.Module]
     ) -> None:
@@ -150,7 +202,8 @@ class LatentModel(nn.Module):
     The three networks and the supports their value and reward are read on.
 
     :param features_extractor: Preprocessed observation -> features ``[B, features_dim]``
-    :param representation: Features -> latent ``[B, latent_dim]``
+    :param input_norm: Normalisation of the features, ``nn.Identity`` for none
+    :param representation: Normalised features -> latent ``[B, latent_dim]``
     :param dynamics: Latent and action index ``[B]`` -> next latent
     :param prediction: Latent -> ``PredictionOutput``; with a support that fits itself it needs the linear layers
         ``value_head`` and ``reward_head``
@@ -162,6 +215,7 @@ class LatentModel(nn.Module):
     def __init__(
         self,
         features_extractor: nn.Module,
+        input_norm: nn.Module,
         representation: nn.Module,
         dynamics: Callable[[th.Tensor, th.Tensor], th.Tensor],
         prediction: Callable[[th.Tensor], PredictionOutput],
@@ -170,6 +224,7 @@ class LatentModel(nn.Module):
     ) -> None:
         super().__init__()
         self.features_extractor = features_extractor
+        self.input_norm = input_norm
         self.representation = representation
         self.dynamics = dynamics
         self.prediction = prediction
@@ -184,4 +239,4 @@ class LatentModel(nn.Module):
         :param preprocessed_obs: Output of SB3's ``preprocess_obs``, shape ``[B, ...]``
         :return: Latents, shape ``[B, latent_dim]``
         """
-        return self.representation(self.features_extractor(preprocessed_obs))
+        return self.representation(self.input_norm(self.features_extractor(preprocessed_obs)))

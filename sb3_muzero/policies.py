@@ -8,13 +8,22 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation
-from sb3_muzero.search import RecurrentOutput, RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
+from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
+from sb3_muzero.search import (
+    CompiledModel,
+    NotCompilable,
+    RecurrentFn,
+    RecurrentOutput,
+    RootOutput,
+    SearchOutput,
+    gumbel_muzero_search,
+    muzero_search,
+)
 from sb3_muzero.value_support import CategoricalSupport
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
@@ -23,6 +32,10 @@ NOISELESS: dict[str, dict[str, float]] = {
     "gumbel": {"gumbel_scale": 0.0},
     "puct": {"dirichlet_fraction": 0.0, "temperature": 0.0},
 }
+
+# Q values are normalised over this share of the value support at least, so that the noise of a model that knows nothing
+# does not become a preference. CartPole-v1, 8 k steps, n_steps 40: 0.1 learns on 4 of 4 seeds, 0.02 on 3
+LEAST_QVALUE_RANGE = 0.1
 
 
 def check_search_settings(search: str, num_simulations: int, search_kwargs: dict[str, Any] | None) -> None:
@@ -58,6 +71,8 @@ class MuZeroPolicy(BasePolicy):
     :param value_support: Lowest and highest value that can be represented, in the environment's reward units;
         by default the support fits itself to the targets
     :param reward_support: The same for rewards
+    :param norm_obs: Scale Box observations by their running statistics; of no effect on other spaces and on images,
+        nor with a features extractor of your own
     :param representation_class: Module to use for h, called as ``Representation``
     :param dynamics_class: Module to use for g, called as ``Dynamics``
     :param prediction_class: Module to use for f, called as ``Prediction``
@@ -73,7 +88,8 @@ class MuZeroPolicy(BasePolicy):
     :param gamma: Discount factor that the search plans with
     :param num_simulations: Simulations per decision
     :param search: "gumbel" or "puct"
-    :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``
+    :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``; by default Q values are normalised
+        over the whole tree, and over no less than a tenth of the value support
     :raises ValueError: for a setting outside of what is allowed, which the message names
     """
 
@@ -93,6 +109,7 @@ class MuZeroPolicy(BasePolicy):
         num_bins: int = 101,
         value_support: tuple[float, float] | None = None,
         reward_support: tuple[float, float] | None = None,
+        norm_obs: bool = True,
         representation_class: Callable[..., nn.Module] = Representation,
         dynamics_class: Callable[..., nn.Module] = Dynamics,
         prediction_class: Callable[..., nn.Module] = Prediction,
@@ -129,6 +146,7 @@ class MuZeroPolicy(BasePolicy):
         self.num_bins = num_bins
         self.value_support = value_support
         self.reward_support = reward_support
+        self.norm_obs = norm_obs
         self.representation_class = representation_class
         self.dynamics_class = dynamics_class
         self.prediction_class = prediction_class
@@ -158,12 +176,16 @@ class MuZeroPolicy(BasePolicy):
     def make_latent_model(self) -> LatentModel:
         """:return: A freshly initialised latent model on the policy's device"""
         features_extractor = self.make_features_extractor()
+        features_dim = features_extractor.features_dim
+        has_units = isinstance(self.observation_space, spaces.Box) and not is_image_space(self.observation_space)
+        has_units = has_units and self.features_extractor_class is FlattenExtractor
         num_actions = int(self.action_space.n)
         hidden = {"net_arch": self.net_arch, "activation_fn": self.activation_fn}
         latent = {"latent_dim": self.latent_dim, "latent_norm": self.latent_norm, **hidden}
         return LatentModel(
             features_extractor,
-            self.representation_class(features_dim=features_extractor.features_dim, **latent),
+            RunningNorm(features_dim) if self.norm_obs and has_units else nn.Identity(),
+            self.representation_class(features_dim=features_dim, **latent),
             self.dynamics_class(num_actions=num_actions, **latent),
             self.prediction_class(latent_dim=self.latent_dim, num_actions=num_actions, num_bins=self.num_bins, **hidden),
             CategoricalSupport(self.num_bins, self.value_support),
@@ -188,7 +210,7 @@ class MuZeroPolicy(BasePolicy):
         low, high = self.latent_model.reward_support.bounds.tolist()
         horizon = 1 / (1 - self.gamma) if self.gamma < 1 else float("inf")
         limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
-        self._move_support("value", self.latent_model.value_support.widened(values, limits, headroom=0.5))
+        self._move_support("value", self.latent_model.value_support.widened(values, limits, headroom=1.0))
 
     def _move_support(self, name: str, bounds: tuple[float, float] | None) -> None:
         if bounds is not None:
@@ -201,13 +223,25 @@ class MuZeroPolicy(BasePolicy):
         :param model: The online model by default
         :return: Latents, shape ``[..., latent_dim]``
         """
+        latents = (model or self.latent_model).represent(self._preprocess(obs))
+        return latents.unflatten(0, obs.shape[: obs.dim() - len(self.observation_space.shape)])  # type: ignore[arg-type]
+
+    def _preprocess(self, obs: th.Tensor) -> th.Tensor:
+        """All batch axes in one, then SB3's preprocessing; discrete parts count from 0 there."""
         space = self.observation_space
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             obs = obs - th.as_tensor(space.start, device=obs.device)
         flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
-        preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
-        latents = (model or self.latent_model).represent(preprocessed)
-        return latents.reshape(*obs.shape[: obs.dim() - len(space.shape)], -1)  # type: ignore[arg-type]
+        return preprocess_obs(flat, space, normalize_images=self.normalize_images)  # type: ignore[return-value]
+
+    def observe(self, obs: th.Tensor) -> None:
+        """
+        Let running statistics of the model's input see a batch of training data.
+
+        :param obs: Observations, shape ``[..., *obs_shape]``
+        """
+        if isinstance(self.latent_model.input_norm, RunningNorm):
+            self.latent_model.input_norm.observe(self.latent_model.features_extractor(self._preprocess(obs)))
 
     def predict_values(self, obs: th.Tensor, model: LatentModel | None = None) -> th.Tensor:
         """
@@ -231,15 +265,52 @@ class MuZeroPolicy(BasePolicy):
         """
         model = self.latent_model
         low, high = model.value_support.bounds.tolist()
-        settings: dict[str, Any] = {"qvalue_scope": "tree", "min_qvalue_range": max(1e-8, 0.02 * (high - low))}
+        settings: dict[str, Any] = {
+            "qvalue_scope": "tree",
+            "min_qvalue_range": max(1e-8, LEAST_QVALUE_RANGE * (high - low)),
+        }
         settings.update(self.search_kwargs)
         if deterministic:
             settings.update(NOISELESS[self.search])
         with th.no_grad():
+            root, recurrent_fn = self._root_inference(obs)
+            return SEARCHES[self.search](root, recurrent_fn, self.num_simulations, **settings)
+
+    def compiled_model(self) -> CompiledModel:
+        """
+        The online model in compiled code: MLPs of known layers in float32 on the CPU. Anything else plans through PyTorch.
+
+        :return: The model as it is now; make it anew for each search
+        :raises NotCompilable: Saying what is in the way
+        """
+        for owner, base, name in (
+            (self, MuZeroPolicy, "represent"),
+            (self, MuZeroPolicy, "_recurrent_inference"),
+            (self.latent_model, LatentModel, "represent"),
+        ):
+            if getattr(type(owner), name) is not getattr(base, name):
+                raise NotCompilable(f"{type(owner).__qualname__}.{name} is not that of {base.__name__}")
+        return CompiledModel(self.latent_model, self.gamma)
+
+    @property
+    def uncompiled_reason(self) -> str | None:
+        """Why planning runs in PyTorch and not in compiled code, which is many times as fast; ``None`` if it does not."""
+        try:
+            self.compiled_model()
+        except NotCompilable as reason:
+            return str(reason)
+        return None
+
+    def _root_inference(self, obs: th.Tensor) -> tuple[RootOutput, RecurrentFn]:
+        model = self.latent_model
+        try:
+            compiled = self.compiled_model()
+        except NotCompilable:
             latent = self.represent(obs)
             predicted = model.prediction(latent)
-            root = RootOutput(predicted.policy_logits, model.value_support.expectation(predicted.value_logits), latent)
-            return SEARCHES[self.search](root, self._recurrent_inference, self.num_simulations, **settings)
+            value = model.value_support.expectation(predicted.value_logits)
+            return RootOutput(predicted.policy_logits, value, latent), self._recurrent_inference
+        return compiled.initial_inference(model.features_extractor(self._preprocess(obs))), compiled
 
     def _recurrent_inference(self, latent: th.Tensor, action: th.Tensor) -> RecurrentOutput:
         model = self.latent_model
@@ -282,6 +353,7 @@ class MuZeroPolicy(BasePolicy):
                 num_bins=self.num_bins,
                 value_support=self.value_support,
                 reward_support=self.reward_support,
+                norm_obs=self.norm_obs,
                 representation_class=self.representation_class,
                 dynamics_class=self.dynamics_class,
                 prediction_class=self.prediction_class,

@@ -19,6 +19,8 @@ class CategoricalSupport(nn.Module):
     :raises ValueError: for fewer than 2 bins, or bounds that are not finite and increasing
     """
 
+    kernel = "expectation"  # what the compiled search may take it for
+
     bounds: th.Tensor
     grid: th.Tensor
 
@@ -105,18 +107,16 @@ class CategoricalSupport(nn.Module):
         :param head: The linear layer that outputs the logits, shape ``[num_bins, hidden]``
         """
         old_low, old_high = self.bounds.tolist()
-        new_bins = bounds[0] + (bounds[1] - bounds[0]) * self.grid
-        bin_width = (bounds[1] - bounds[0]) / (self.num_bins - 1)
-        # How far a new bin lies outside the old range, in bins: such bins start unlikely
-        distance = ((old_low - new_bins).clamp(min=0) + (new_bins - old_high).clamp(min=0)) / bin_width
-        if old_high > old_low:
-            position = ((new_bins - old_low) / (old_high - old_low)).clamp(0.0, 1.0) * (self.num_bins - 1)
+        if head.weight.any() or head.bias.any():  # an untrained head has nothing to keep
+            new_bins = bounds[0] + (bounds[1] - bounds[0]) * self.grid
+            old_width = max(old_high - old_low, th.finfo(th.float32).tiny)
+            position = ((new_bins - old_low) / old_width).clamp(0.0, 1.0) * (self.num_bins - 1)
             lower = position.long().clamp(max=self.num_bins - 2)
             share = position - lower
             head.weight.copy_(th.lerp(head.weight[lower], head.weight[lower + 1], share.unsqueeze(-1)))
             head.bias.copy_(th.lerp(head.bias[lower], head.bias[lower + 1], share))
-        else:  # all targets so far were one scalar: stay at it
-            head.weight.zero_()
-            head.bias.zero_()
-        head.bias.sub_(distance.clamp(max=6.0))
+            # Bins outside the old range start unlikely, the more so the further out they lie
+            outside = (old_low - new_bins).clamp(min=0) + (new_bins - old_high).clamp(min=0)
+            bin_width = (bounds[1] - bounds[0]) / (self.num_bins - 1)
+            head.bias.sub_((outside / bin_width).clamp(max=6.0))
         self.bounds.copy_(th.tensor(bounds))

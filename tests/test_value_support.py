@@ -64,7 +64,7 @@ def test_first_bounds_start_at_the_only_scalar_so_far():
     support, head = CategoricalSupport(101), th.nn.Linear(4, 101)
     assert support.expectation(head(th.randn(3, 4))).tolist() == [0.0] * 3
     support.move((-10.0, 10.0), head)
-    assert support.expectation(head(th.randn(3, 4))).abs().max() < 0.1
+    assert support.expectation(head(th.randn(3, 4))).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])

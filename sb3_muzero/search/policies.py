@@ -28,6 +28,7 @@ from sb3_muzero.search.kernels import (
     instantiate_leaves,
     select_leaves,
 )
+from sb3_muzero.search.mlp import CompiledModel
 from sb3_muzero.search.models import check_answer, make_latent_model
 from sb3_muzero.search.sequential_halving import considered_visits_table
 from sb3_muzero.search.tree import ROOT_INDEX, Tree, instantiate_tree, softmax
@@ -209,6 +210,10 @@ def _run_simulations(
     """Grow the trees by one simulation after the other."""
     num_simulations = tree.node_visits.shape[1] - 1
     leaves = instantiate_leaves(*root_actions.invalid.shape)
+    if isinstance(recurrent_fn, CompiledModel):
+        if recurrent_fn.run_simulations(tree, root_actions, settings, latent, leaves) >= 0:
+            check_answer(leaves)
+        return
     with torch.inference_mode():
         model = make_latent_model(recurrent_fn, latent, num_simulations)
         for simulation in range(num_simulations):

@@ -1,0 +1,198 @@
+"""What can't be used is refused by name, before anything is trained or overwritten; what was learned is kept."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import TinyEnv, cartpole_observations, differences, snapshot, tiny_envs, tiny_model
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_muzero import MuZero
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"n_steps": 0}, "`n_steps`.*at least 1.*0"),
+        ({"n_steps": -3}, "`n_steps`.*at least 1.*-3"),
+        ({"unroll_steps": 0}, "`unroll_steps`.*at least 1.*0"),
+        ({"num_simulations": 0}, "`num_simulations`.*at least 1.*0"),
+        ({"num_simulations": -1}, "`num_simulations`.*at least 1.*-1"),
+        ({"batch_size": 0}, "`batch_size`.*at least 1.*0"),
+        ({"target_update_interval": 0}, "`target_update_interval`.*at least 1.*0"),
+        ({"gamma": 1.5}, "`gamma`.*1.5"),
+        ({"gamma": -0.1}, "`gamma`.*-0.1"),
+        ({"gamma": float("nan")}, "`gamma`.*nan"),
+        ({"search": "alpha"}, "`search`.*gumbel.*puct.*alpha"),
+        ({"search": None}, "`search`.*gumbel.*puct.*None"),
+        ({"search_kwargs": {"pb_c_init": 1.0}}, "`search_kwargs`.*gumbel.*pb_c_init.*gumbel_scale"),
+        ({"search": "puct", "search_kwargs": {"gumbel_scale": 1.0}}, "`search_kwargs`.*puct.*gumbel_scale.*pb_c_init"),
+        ({"search_kwargs": {"nonsense": 1}}, "`search_kwargs`.*nonsense"),
+        ({"search_kwargs": {"num_simulations": 3}}, "`search_kwargs`.*num_simulations"),
+        ({"search_kwargs": {"invalid_actions": None}}, "`search_kwargs`.*invalid_actions"),
+        ({"buffer_size": 5}, "`buffer_size`.*at least 6.*5"),
+        ({"buffer_size": 20, "unroll_steps": 30}, "`buffer_size`.*at least 31.*20"),
+        ({"replay_buffer_class": ReplayBuffer}, "`replay_buffer_class`.*SequenceReplayBuffer.*ReplayBuffer"),
+        ({"policy_kwargs": {"latent_norm": "batch"}}, "`latent_norm`.*simnorm.*batch"),
+        ({"policy_kwargs": {"latent_dim": 12}}, "`latent_dim`.*multiple of 8.*12"),
+        ({"policy_kwargs": {"latent_dim": 0, "latent_norm": "none"}}, "`latent_dim`.*0"),
+        ({"policy_kwargs": {"num_bins": 1}}, "`num_bins`.*at least 2.*1"),
+        ({"policy_kwargs": {"value_support": (1.0, 1.0)}}, "support.*1.0"),
+        ({"policy_kwargs": {"reward_support": (0.0, float("inf"))}}, "support.*inf"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_arguments_are_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**arguments)
+
+
+def test_buffer_must_hold_a_sequence_of_each_environment():
+    with pytest.raises(ValueError, match=r"`buffer_size`.*8 environments.*at least 48.*47"):
+        tiny_model(tiny_envs(8), buffer_size=47)
+    tiny_model(tiny_envs(8), buffer_size=48, learning_starts=8).learn(100)
+    tiny_model(tiny_envs(1), buffer_size=6, learning_starts=1).learn(40)
+
+
+@pytest.mark.parametrize("name, value", [("n_steps", 0), ("unroll_steps", 0), ("buffer_size", 1), ("batch_size", 0)])
+def test_arguments_changed_by_load_are_refused_before_training(tmp_path, name, value):
+    model = tiny_model().learn(24)
+    model.save(tmp_path / "model")
+    loaded = MuZero.load(tmp_path / "model", env=model.get_env(), device="cpu", **{name: value})
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        loaded.learn(10)
+    assert differences(snapshot(model), snapshot(loaded)) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"search": "alpha"}, {"num_simulations": 0}, {"search_kwargs": {"nonsense": 1}}], ids=str
+)
+def test_search_settings_changed_by_load_are_refused(tmp_path, arguments):
+    tiny_model().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
+        MuZero.load(tmp_path / "model", device="cpu", **arguments)
+
+
+def test_unknown_policies_are_refused():
+    with pytest.raises(ValueError, match="Policy NoPolicy unknown"):
+        MuZero("NoPolicy", "CartPole-v1")
+    from stable_baselines3.dqn import MlpPolicy
+
+    with pytest.raises(ValueError, match=r"MuZeroPolicy.*DQNPolicy"):
+        MuZero(MlpPolicy, "CartPole-v1")
+
+
+class Faulty(TinyEnv):
+    """Shows one bad number, once."""
+
+    def __init__(self, what: str | None = None, value: float = np.nan, at: int = 0, dtype: type = np.float32) -> None:
+        super().__init__(spaces.Box(-1, 1, (3,), dtype))
+        self.what, self.value, self.at = what, value, at
+
+    def _is_due(self, what: str) -> bool:
+        if self.what == what and self.steps >= self.at:
+            self.what = None
+            return True
+        return False
+
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        if self._is_due("first observation"):
+            obs[1] = self.value
+        return obs, info
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if terminated and self._is_due("final observation"):
+            obs[1] = self.value
+        elif not terminated and self._is_due("observation"):
+            obs[1] = self.value
+        if self._is_due("reward"):
+            reward = self.value
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "what, at, step, word",
+    [
+        ("observation", 13, 39, "observation"),
+        ("observation", 33, 99, "observation"),  # of a search
+        ("final observation", 15, 60, "observation"),
+        ("first observation", 15, 60, "observation"),
+        ("reward", 13, 39, "reward"),
+        ("reward", 30, 90, "reward"),  # of an episode's last step
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_not_finite_names_environment_and_step(what, at, step, word, value, dtype, tmp_path):
+    faulty = Faulty(what, value, at, dtype)
+    model = tiny_model(DummyVecEnv([lambda: Faulty(dtype=dtype), lambda: Faulty(dtype=dtype), lambda: faulty]))
+    snapshots = []
+
+    def callback(locals_, globals_):
+        snapshots.append(snapshot(model))
+        return True
+
+    with pytest.raises(ValueError, match=rf"(?s)[Ee]nvironment 2\b.*{word}.*step {step}\b"):
+        model.learn(300, callback=callback)
+    # Nothing of it was learned or stored, and the model is as good as before
+    assert differences(snapshots[-1], snapshot(model)) == []
+    size = model.replay_buffer.size()
+    assert size == step // 3 - 1
+    sequences = model.replay_buffer.sequences(np.arange(size), np.full(size, 2), 1, 1)
+    assert np.isfinite(sequences.observations.numpy()).all() and np.isfinite(sequences.rewards.numpy()).all()
+    model.predict(np.zeros(3, np.float32))
+    model.save(tmp_path / "model")
+    MuZero.load(tmp_path / "model", device="cpu")
+    updates = model._n_updates
+    model.learn(60)  # the environment is well again
+    assert model._n_updates > updates and model.num_timesteps == 60
+
+
+def test_first_observation_of_all_that_is_not_finite():
+    model = tiny_model(DummyVecEnv([Faulty, lambda: Faulty("first observation")]))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"[Ee]nvironment 1\b.*observation.*step 0\b"):
+        model.learn(40)
+    assert differences(before, snapshot(model)) == []
+    assert model.learn(40).num_timesteps == 40
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(
+    "what, value",
+    [
+        ("observation", np.nan),
+        ("observation", np.inf),
+        ("observation", -np.inf),
+        ("first observation", np.nan),
+        ("first observation", np.inf),
+        ("final observation", np.nan),  # VecNormalize clips an infinite one, and the raw one is lost
+        ("reward", np.nan),
+        ("reward", np.inf),
+    ],
+)
+def test_normalisation_does_not_blame_another_environment(what, value):
+    """Running statistics carry one environment's NaN to all of them."""
+    faulty = Faulty(what, value, at=13)
+    model = tiny_model(VecNormalize(DummyVecEnv([Faulty, Faulty, lambda: faulty])))
+    with pytest.raises(ValueError, match=r"[Ee]nvironment 2\b"):
+        model.learn(300)
+
+
+def test_the_buffer_class_of_another_algorithm_is_refused_before_training():
+    with pytest.raises(ValueError, match="`replay_buffer_class`"):
+        MuZero("MlpPolicy", gym.make("CartPole-v1"), replay_buffer_class=ReplayBuffer)
+
+
+def test_refused_predictions_leave_the_model_usable():
+    model = tiny_model().learn(24)
+    observations = cartpole_observations()
+    expected, _ = model.predict(observations, deterministic=True)
+    for wrong in (observations[:, :3], np.full((2, 4), np.nan), "nonsense"):
+        with pytest.raises(ValueError):
+            model.predict(wrong)
+    np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], expected)
+    model.learn(8, reset_num_timesteps=False)

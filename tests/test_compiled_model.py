@@ -1,0 +1,278 @@
+"""The compiled model equals the PyTorch modules whose memory it reads, and says so where it cannot."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_muzero.networks import Dynamics, MinMaxNorm, Prediction, SimNorm
+from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.search import CompiledModel, NotCompilable
+
+ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Sigmoid, nn.Mish, nn.Identity]
+BOUNDS = {"value_support": (-3.0, 40.0), "reward_support": (-1.0, 5.0)}
+
+
+def make_policy(num_actions=3, num_features=5, seed=0, **kwargs) -> MuZeroPolicy:
+    """A policy of random weights, the heads' included."""
+    observation_space = spaces.Box(-1, 1, (num_features,))
+    settings = {"latent_dim": 16, "net_arch": [24], "num_bins": 21, **kwargs}
+    policy = MuZeroPolicy(observation_space, spaces.Discrete(num_actions), lambda _: 1e-2, **settings)
+    policy.set_training_mode(False)
+    return scramble(policy, seed)
+
+
+@th.no_grad()
+def scramble(policy: MuZeroPolicy, seed: int) -> MuZeroPolicy:
+    generator = th.Generator().manual_seed(seed)
+    for parameter in policy.latent_model.parameters():
+        parameter.add_(0.5 * th.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def observations(batch_size: int, num_features: int = 5) -> th.Tensor:
+    return 2 * th.rand(batch_size, num_features, generator=th.Generator().manual_seed(1)) - 1
+
+
+def plan_in_torch(policy: MuZeroPolicy, obs: th.Tensor):
+    def refuse():
+        raise NotCompilable("this is the reference")
+
+    policy.compiled_model = refuse  # type: ignore[method-assign]
+    try:
+        return policy.plan(obs, deterministic=True)
+    finally:
+        del policy.compiled_model
+
+
+def assert_close(found, expected, rtol=1e-4):
+    for name in expected._fields:
+        a, b = (np.asarray(getattr(output, name)) for output in (found, expected))
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-4, err_msg=name)
+
+
+def assert_same_model(policy: MuZeroPolicy, batch_size: int = 9) -> None:
+    """Inference at the root and of one step."""
+    compiled = policy.compiled_model()
+    model = policy.latent_model
+    obs = observations(batch_size, policy.observation_space.shape[0])
+    action = th.arange(batch_size) % policy.action_space.n
+    with th.no_grad():
+        latent = policy.represent(obs)
+        root = model.prediction(latent)
+        found = compiled.initial_inference(model.features_extractor(obs))
+        np.testing.assert_allclose(found.latent, latent, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(found.prior_logits, root.policy_logits, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(found.value, model.value_support.expectation(root.value_logits), atol=1e-4, rtol=1e-4)
+        assert_close(compiled(latent, action), policy._recurrent_inference(latent, action))
+
+
+def assert_same_plan(policy: MuZeroPolicy, batch_size: int = 9) -> None:
+    """Whole searches: the same trees but for rounding."""
+    assert policy.uncompiled_reason is None
+    obs = observations(batch_size, policy.observation_space.shape[0])
+    found, expected = policy.plan(obs, deterministic=True), plan_in_torch(policy, obs)
+    np.testing.assert_array_equal(found.visit_counts, expected.visit_counts)
+    np.testing.assert_array_equal(found.action, expected.action)
+    np.testing.assert_array_equal(found.tree.parents, expected.tree.parents)
+    for name in ("value", "qvalues", "action_weights"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-4, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("activation_fn", ACTIVATIONS)
+def test_activations(activation_fn):
+    assert_same_model(make_policy(activation_fn=activation_fn, **BOUNDS))
+
+
+@pytest.mark.parametrize("activation_fn", ACTIVATIONS)
+def test_activations_far_from_zero(activation_fn):
+    """Where exponentials overflow or vanish."""
+    policy = make_policy(activation_fn=activation_fn, latent_norm="none", net_arch=[])
+    spread = nn.Sequential(nn.Linear(1, 7, bias=False), nn.Identity() if activation_fn is nn.Identity else activation_fn())
+    with th.no_grad():
+        spread[0].weight.copy_(th.tensor([[1.0], [-1.0], [20.0], [-20.0], [200.0], [-200.0], [0.01]]))
+    policy.latent_model.input_norm = spread
+    policy.latent_model.representation = nn.Identity()
+    policy.latent_model.dynamics = Dynamics(7, 3, [], nn.ReLU, "none")
+    policy.latent_model.prediction = Prediction(7, 3, 21, [], nn.ReLU)
+    obs = th.linspace(-3, 3, 33)[:, None]
+    with th.no_grad():
+        np.testing.assert_allclose(policy.compiled_model().initial_inference(obs).latent, spread(obs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("latent_norm", ["simnorm", "minmax", "none"])
+@pytest.mark.parametrize("net_arch", [[], [64], [32, 48]])
+@pytest.mark.parametrize("search", ["gumbel", "puct"])
+def test_architectures(latent_norm, net_arch, search):
+    policy = make_policy(latent_norm=latent_norm, net_arch=net_arch, search=search, **BOUNDS)
+    assert_same_model(policy)
+    assert_same_plan(policy)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 33])
+@pytest.mark.parametrize("num_actions", [2, 18])
+@pytest.mark.parametrize("search", ["gumbel", "puct"])
+def test_batches(batch_size, num_actions, search):
+    policy = make_policy(num_actions=num_actions, num_features=3, search=search, **BOUNDS)
+    assert_same_model(policy, batch_size)
+    assert_same_plan(policy, batch_size)
+
+
+@pytest.mark.parametrize("bounds", [(-1e4, 1e4), (0.0, 1e-3), None])
+def test_supports(bounds):
+    """None is a support that has seen nothing: both bounds are 0, and so is every value."""
+    assert_same_model(make_policy(value_support=bounds, reward_support=bounds))
+    assert_same_plan(make_policy(value_support=bounds, reward_support=bounds))
+
+
+@pytest.mark.parametrize(("latent_dim", "num_bins", "num_actions"), [(8, 2, 1), (40, 101, 5), (128, 601, 3)])
+def test_widths(latent_dim, num_bins, num_actions):
+    assert_same_model(make_policy(latent_dim=latent_dim, num_bins=num_bins, num_actions=num_actions, **BOUNDS))
+
+
+def test_input_statistics():
+    policy = make_policy(**BOUNDS)
+    policy.observe(5 * observations(50) + 2)
+    assert_same_model(policy)
+
+
+def test_new_weights_are_used():
+    policy = make_policy(**BOUNDS)
+    compiled, obs = policy.compiled_model(), observations(4)
+    before = compiled.initial_inference(obs)
+    policy.latent_model.prediction(policy.represent(obs)).policy_logits[:, 0].sum().backward()
+    policy.optimizer.step()
+    assert np.abs(compiled.initial_inference(obs).prior_logits - before.prior_logits).max() > 1e-3
+    assert_same_model(policy)
+    policy.load_state_dict(make_policy(seed=7, **BOUNDS).state_dict())
+    assert_same_model(policy)
+    assert_same_plan(policy)
+    policy.latent_model.value_support.move((-5.0, 80.0), policy.latent_model.prediction.value_head)
+    assert_same_model(policy)
+    for parameter in policy.latent_model.parameters():
+        parameter.data = parameter.data.clone() * 0.5
+    assert_same_model(policy)
+
+
+class ResidualDynamics(Dynamics):
+    def forward(self, latent, action):
+        return 0.5 * latent + 0.5 * super().forward(latent, action)
+
+
+class InheritedDynamics(Dynamics):
+    pass
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def replace(path: str, module: nn.Module):
+    def change(policy):
+        owner, name = path.rsplit(".", 1)
+        setattr(policy.get_submodule(owner), name, module)
+
+    return change
+
+
+UNCOMPILED = {
+    "forward hook": lambda p: p.latent_model.representation[0].register_forward_hook(lambda m, x, y: 2 * y),
+    "forward pre-hook": lambda p: p.latent_model.prediction.register_forward_pre_hook(lambda m, x: (2 * x[0],)),
+    "own forward": lambda p: setattr(p.latent_model.dynamics, "forward", lambda latent, action: latent),
+    "subclassed layer": replace("latent_model.prediction.policy_head", Doubled(24, 3)),
+    "unknown layer": replace("latent_model.prediction.trunk", nn.Sequential(nn.Linear(16, 24), nn.Softplus())),
+    "weight norm": lambda p: nn.utils.parametrizations.weight_norm(p.latent_model.dynamics[0]),
+    "double precision": lambda p: p.latent_model.dynamics.double(),
+    "not contiguous": lambda p: setattr(p.latent_model.dynamics[0].weight, "data", th.zeros(19, 24).t()),
+}
+
+
+@pytest.mark.parametrize("change", UNCOMPILED.values(), ids=UNCOMPILED)
+def test_what_is_not_compiled(change):
+    policy = make_policy(**BOUNDS)
+    change(policy)
+    with pytest.raises(NotCompilable):
+        policy.compiled_model()
+    assert policy.uncompiled_reason
+
+
+@pytest.mark.parametrize("dynamics_class", [ResidualDynamics, InheritedDynamics])
+def test_custom_dynamics_plan_in_torch(dynamics_class):
+    policy = make_policy(dynamics_class=dynamics_class, **BOUNDS)
+    assert dynamics_class.__name__ in policy.uncompiled_reason
+    obs = observations(3)
+    found, expected = policy.plan(obs, deterministic=True), plan_in_torch(policy, obs)
+    np.testing.assert_array_equal(found.value, expected.value)
+
+
+def test_overridden_inference_plans_in_torch():
+    class Pessimist(MuZeroPolicy):
+        def _recurrent_inference(self, latent, action):
+            output = super()._recurrent_inference(latent, action)
+            return output._replace(value=output.value - 100)
+
+    policy = Pessimist(spaces.Box(-1, 1, (5,)), spaces.Discrete(2), lambda _: 1e-3)
+    assert "Pessimist" in policy.uncompiled_reason
+    assert policy.plan(observations(2)).value.max() < -50
+
+
+SHARED = nn.Tanh()
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Linear(5, 7), SHARED, nn.Linear(7, 16), SHARED],
+        [nn.Linear(5, 16), nn.LayerNorm(16, elementwise_affine=False)],
+        [nn.Flatten(), nn.Linear(5, 9, bias=False), nn.LayerNorm(9, bias=False), nn.Tanh(), nn.Linear(9, 16)],
+        [nn.LayerNorm(5, eps=1e-2), nn.Linear(5, 16), nn.LeakyReLU(0.3), nn.ELU(0.5), SimNorm(4)],
+        [nn.Sequential(nn.Linear(5, 16), nn.Sequential()), MinMaxNorm(0.1)],
+    ],
+)
+def test_sequences_of_layers(layers):
+    policy = make_policy(**BOUNDS)
+    policy.latent_model.representation = nn.Sequential(*layers)
+    assert_same_model(scramble(policy, 3))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])
+def test_copies_plan_with_their_own_weights(duplicate):
+    policy = make_policy(**BOUNDS)
+    policy.plan(observations(2))
+    twin = duplicate(policy)
+    before = policy.plan(observations(2), deterministic=True)
+    scramble(twin, 5)
+    assert_same_plan(twin)
+    assert_close(policy.plan(observations(2), deterministic=True)._replace(tree=0), before._replace(tree=0), rtol=0)
+    assert not np.allclose(twin.plan(observations(2), deterministic=True).value, before.value)
+
+
+@pytest.mark.parametrize("name", ["dynamics", "representation"])
+def test_nan_is_reported(name):
+    policy = make_policy(**BOUNDS)
+    with th.no_grad():
+        next(policy.latent_model.get_submodule(name).parameters())[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        policy.plan(observations(11))
+
+
+@pytest.mark.parametrize("head", ["policy_head", "value_head", "reward_head"])
+def test_nan_in_a_head_is_reported(head):
+    policy = make_policy(**BOUNDS)
+    with th.no_grad():
+        getattr(policy.latent_model.prediction, head).bias[1] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        policy.plan(observations(3))
+
+
+def test_wrong_features_are_turned_away():
+    compiled = CompiledModel(make_policy(**BOUNDS).latent_model, 0.9)
+    with pytest.raises(ValueError, match="features"):
+        compiled.initial_inference(np.zeros((2, 4), np.float32))
+    with pytest.raises(ValueError, match="latent"):
+        compiled(np.zeros((2, 15), np.float32), np.zeros(2, np.int64))

@@ -1,0 +1,152 @@
+"""MuZero learns what it must on tasks whose answer is known."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_muzero import MuZero
+from sb3_muzero.loss import muzero_loss
+from sb3_muzero.targets import unroll_targets
+
+QUICK = {"learning_starts": 100, "batch_size": 32, "train_freq": 2, "num_simulations": 8, "seed": 0, "device": "cpu"}
+
+
+class ConstantReward(gym.Env):
+    """Reward 1 for ever and an observation that shows no time; ``ends_after`` steps it terminates."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, ends_after: float = np.inf) -> None:
+        self.ends_after = ends_after
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.ones(2, dtype=np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.ones(2, dtype=np.float32), 1.0, self.steps >= self.ends_after, False, {}
+
+
+class Chain(gym.Env):
+    """Action 1 walks from s0 to s1 (reward 1) and from s1 to the end (reward 2); action 0 ends at once with reward 0."""
+
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = 0
+        return 0, {}
+
+    def step(self, action):
+        walked, self.state = action == 1, self.state + 1
+        return min(self.state, 1), float(self.state) * walked, not walked or self.state == 2, False, {}
+
+
+class Bandit(gym.Env):
+    """One state, four arms, one step."""
+
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.Discrete(4)
+    rewards = (0.1, -0.3, 0.7, 0.2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, dtype=np.float32), self.rewards[action], True, False, {}
+
+
+def value_of(model: MuZero, obs: np.ndarray) -> float:
+    tensor, _ = model.policy.obs_to_tensor(np.asarray(obs))
+    with th.no_grad():
+        return model.policy.predict_values(tensor).item()
+
+
+def test_truncation_bootstraps_and_termination_does_not():
+    """Only a correct target gives V = 1 / (1 - 0.9) = 10 when a time limit cuts after 5 steps."""
+    settings = {**QUICK, "gamma": 0.9, "n_steps": 5, "target_update_interval": 20}
+    cut = MuZero("MlpPolicy", TimeLimit(ConstantReward(), 5), **settings).learn(1600)
+    ended = MuZero("MlpPolicy", ConstantReward(ends_after=5), **settings).learn(1600)
+    assert value_of(cut, np.ones(2)) == pytest.approx(10.0, abs=0.7)
+    # The same observation after 0..4 steps is worth 4.1, 3.4, 2.7, 1.9 and 1: 2.6 on average
+    assert value_of(ended, np.ones(2)) == pytest.approx(2.63, abs=0.5)
+
+
+@pytest.mark.parametrize("search", ["gumbel", "puct"])
+def test_bandit(search):
+    model = MuZero("MlpPolicy", Bandit(), search=search, **QUICK).learn(800)
+    obs = np.zeros(1, dtype=np.float32)
+    assert model.predict(obs, deterministic=True)[0] == 2
+    plan = model.policy.plan(th.zeros(1, 1), deterministic=True)
+    assert plan.action_weights[0].argmax() == 2 and plan.action_weights[0, 2] > 0.8
+    assert plan.qvalues[0, 2] == pytest.approx(0.7, abs=0.1)
+
+
+def test_two_step_chain():
+    model = MuZero("MlpPolicy", Chain(), gamma=0.9, **QUICK).learn(1500)
+    assert model.predict(np.array([0, 1]), deterministic=True)[0].tolist() == [1, 1]
+    plan = model.policy.plan(th.tensor([0, 1]), deterministic=True)
+    assert plan.qvalues[:, 1] == pytest.approx([1 + 0.9 * 2, 2.0], abs=0.25)
+    assert evaluate_policy(model, model.get_env(), 5)[0] == 3.0
+
+
+def test_frozen_batch_overfits_to_the_entropy_floor():
+    """Every loss term of one batch falls to the least a perfect model can have: the entropy of its targets."""
+    model = MuZero("MlpPolicy", "CartPole-v1", unroll_steps=3, **{**QUICK, "learning_starts": 60})
+    model.learn(200)
+    policy = model.policy
+    samples = model.replay_buffer.sample(8, unroll_steps=3, n_steps=5)
+    targets = unroll_targets(samples, th.zeros(4, 8), model.gamma)
+    policy.fit_supports(targets.values, targets.rewards)
+
+    def two_hot_entropy(support, scalars):
+        share = ((scalars - support.bounds[0]) / (support.bounds[1] - support.bounds[0]) * (support.num_bins - 1)) % 1
+        return th.special.entr(share) + th.special.entr(1 - share)
+
+    step_weights = th.tensor([1.0, 1 / 3, 1 / 3, 1 / 3]).unsqueeze(-1)
+    supports = policy.latent_model.value_support, policy.latent_model.reward_support
+    floors = (
+        (step_weights * th.special.entr(targets.policies).sum(-1)).sum(0).mean(),
+        (step_weights * two_hot_entropy(supports[0], targets.values) * targets.value_weights).sum(0).mean(),
+        (step_weights[1:] * two_hot_entropy(supports[1], targets.rewards) * targets.reward_weights).sum(0).mean(),
+        th.zeros(()),
+    )
+    optimizer = th.optim.Adam(policy.latent_model.parameters(), lr=3e-3)
+    for _ in range(600):
+        terms = muzero_loss(policy, samples, targets)
+        optimizer.zero_grad()
+        sum(terms).backward()
+        optimizer.step()
+    for name, term, floor in zip(terms._fields, terms, floors, strict=True):
+        assert floor - 1e-4 <= term.item() <= floor + 0.1, name
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_rewards_of_any_scale(scale):
+    env = gym.wrappers.TransformReward(Chain(), lambda reward: reward * scale)
+    model = MuZero("MlpPolicy", env, gamma=0.9, **QUICK).learn(1500)
+    assert model.predict(np.array([0, 1]), deterministic=True)[0].tolist() == [1, 1]
+    assert value_of(model, np.array([1])) == pytest.approx(2.0 * scale, rel=0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_cartpole(seed):
+    model = MuZero("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").learn(15_000)
+    assert evaluate_policy(model, model.get_env(), 20)[0] >= 475
+
+
+@pytest.mark.slow
+def test_frozen_lake():
+    env = gym.make("FrozenLake-v1", is_slippery=False)
+    model = MuZero("MlpPolicy", env, seed=0, device="cpu").learn(10_000)
+    assert evaluate_policy(model, model.get_env(), 5)[0] == 1.0

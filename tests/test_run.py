@@ -1,0 +1,419 @@
+"""``learn()`` does what Stable-Baselines3's users know: its arguments, its logs, and what policy_kwargs can change."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import UNIT_BOX, TinyEnv, differences, snapshot, tiny_envs, tiny_model
+from gymnasium import spaces
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from sb3_muzero import MuZero
+from sb3_muzero.networks import Dynamics, Prediction, PredictionOutput, Representation
+
+LOGGED = {
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "time/fps",
+    "time/episodes",
+    "time/total_timesteps",
+    "train/learning_rate",
+    "train/n_updates",
+    "train/loss",
+    "train/policy_loss",
+    "train/value_loss",
+    "train/reward_loss",
+    "train/consistency_loss",
+    "train/grad_norm",
+    "train/value_target_clipped",
+    "search/root_value",
+    "search/policy_entropy",
+    "search/depth",
+    "search/simulations_per_second",
+}
+
+
+def tiny_env_model(**kwargs) -> tuple[MuZero, TinyEnv]:
+    env = TinyEnv()
+    return tiny_model(env, **kwargs), env
+
+
+def learn_logged(model: MuZero, folder: Path, steps: int = 60) -> list[dict[str, str]]:
+    """:return: The rows of a CSV logger, one per episode"""
+    logger = configure(str(folder), ["csv"])
+    model.set_logger(logger)
+    model.learn(steps, log_interval=1)
+    logger.close()
+    with open(folder / "progress.csv") as file:
+        return list(csv.DictReader(file))
+
+
+# Steps and updates
+
+
+@pytest.mark.parametrize("n_envs, total, taken", [(1, 30, 32), (3, 30, 36)])
+def test_learn_returns_itself_and_takes_whole_rollouts(n_envs, total, taken):
+    model = tiny_model(tiny_envs(n_envs))  # train_freq is 4 steps of all environments
+    assert model.learn(total) is model
+    assert model.num_timesteps == taken
+    assert model.replay_buffer.size() * n_envs == taken
+
+
+@pytest.mark.parametrize(
+    "train_freq, gradient_steps, n_envs, updates",
+    [
+        (4, 1, 1, 10),  # rollouts end at 4, 8, ... 60; they train when more than 20 steps are done
+        (4, 3, 1, 30),
+        (4, -1, 1, 40),
+        (4, 0, 1, 0),
+        ((3, "step"), 1, 1, 14),
+        ((2, "step"), -1, 3, 42),  # 6 transitions a rollout, from step 24 to 60
+        ((1, "episode"), 1, 1, 4),  # episodes of 10 steps: 30, 40, 50, 60
+        ((2, "episode"), -1, 1, 40),
+    ],
+)
+def test_train_freq_and_gradient_steps(train_freq, gradient_steps, n_envs, updates):
+    model = tiny_model(tiny_envs(n_envs), train_freq=train_freq, gradient_steps=gradient_steps)
+    before = snapshot(model)
+    model.learn(60)
+    assert model.num_timesteps == 60
+    assert model._n_updates == updates
+    assert bool(differences(before, snapshot(model))) == (updates > 0)
+
+
+@pytest.mark.parametrize("train_freq", [(1, "day"), ("step", 1)])
+def test_wrong_train_freq_is_refused_at_construction(train_freq):
+    with pytest.raises(ValueError):
+        tiny_model(train_freq=train_freq)
+
+
+def test_no_search_and_no_training_before_learning_starts(monkeypatch):
+    model, env = tiny_env_model(learning_starts=20, train_freq=1)
+    planned_at, plan = [], model.policy.plan
+    monkeypatch.setattr(model.policy, "plan", lambda *a, **k: (planned_at.append(env.steps), plan(*a, **k))[1])
+    trained_at, train = [], model.train
+    monkeypatch.setattr(model, "train", lambda **kwargs: (trained_at.append(env.steps), train(**kwargs)))
+    model.learn(25)
+    assert planned_at == [20, 21, 22, 23, 24]
+    assert trained_at == [21, 22, 23, 24, 25]
+    assert len({int(action) for episode in env.taken[:2] for action in episode}) == 3, "the warm-up tries every action"
+
+
+def test_train_on_nothing_and_zero_steps_of_it_change_nothing():
+    model = tiny_model()
+    model.learn(8)  # before learning starts, which sets up the logger
+    before = snapshot(model)
+    model.train(gradient_steps=0, batch_size=8)
+    model.replay_buffer.reset()
+    model.train(gradient_steps=1, batch_size=8)
+    assert differences(before, snapshot(model)) == []
+
+
+def test_train_can_be_called_by_hand():
+    model = tiny_model().learn(12)
+    before = snapshot(model)
+    model.train(gradient_steps=2, batch_size=4)
+    assert model._n_updates == 2
+    assert differences(before, snapshot(model))
+
+
+def test_target_network_follows_every_target_update_interval():
+    model = tiny_model(target_update_interval=4, train_freq=1, gradient_steps=1)
+    model.learn(27)  # 7 updates, the last copy after the 4th
+    policy = model.policy
+    assert differences(policy.latent_model.state_dict(), policy.latent_model_target.state_dict())
+    model.train(gradient_steps=1, batch_size=8)
+    assert differences(policy.latent_model.state_dict(), policy.latent_model_target.state_dict()) == []
+
+
+# Learning again
+
+
+def test_learning_on_continues_episode_and_count():
+    model, env = tiny_env_model(train_freq=1)
+    model.learn(25)
+    assert (model.num_timesteps, env.resets) == (25, 3)
+    model.learn(4, reset_num_timesteps=False)
+    assert (model.num_timesteps, env.resets) == (29, 3)
+    model.learn(1, reset_num_timesteps=False)
+    assert (model.num_timesteps, env.resets, model._episode_num) == (30, 4, 3)
+    # One uninterrupted episode in the buffer, and no cut where learn() returned
+    third = model.replay_buffer.sequences(np.array([20]), np.array([0]), 9, 1)
+    assert third.lengths.tolist() == [10] and third.terminated.all()
+    np.testing.assert_array_equal(third.observations[:, 0], np.stack(env.shown[2][:10]))
+
+
+def test_learning_anew_resets_environment_and_count():
+    model, env = tiny_env_model(train_freq=1)
+    model.learn(25)
+    updates = model._n_updates
+    model.learn(22)
+    assert (model.num_timesteps, env.resets, model._episode_num) == (22, 6, 2)
+    assert model._n_updates == updates + 2  # the warm-up starts anew, what was learned stays
+    # The episode that the reset broke off is neither terminal nor continued by the next one
+    broken = model.replay_buffer.sequences(np.array([20]), np.array([0]), 9, 1)
+    assert broken.lengths.tolist() == [5] and not broken.terminated.any()
+    np.testing.assert_array_equal(broken.observations[5, 0], env.shown[2][5])
+    # Search policies are there for decisions of a search, and for no others
+    policies = model.replay_buffer.sequences(np.arange(47), np.zeros(47, int), 1, 1).policies[0]
+    assert np.flatnonzero(policies.sum(-1).numpy()).tolist() == [20, 21, 22, 23, 24, 45, 46]
+
+
+# Schedules and logs
+
+
+@pytest.mark.parametrize("schedule", [lambda progress: 1e-3 * progress, FloatSchedule(LinearSchedule(1e-3, 0.0, 1.0))])
+def test_learning_rate_schedule_is_followed_and_logged(tmp_path, schedule):
+    model, _ = tiny_env_model(learning_rate=schedule, train_freq=1)
+    rows = learn_logged(model, tmp_path)
+    rates = [float(row["train/learning_rate"]) for row in rows if row["train/learning_rate"]]
+    np.testing.assert_allclose(rates, [1e-3 * (1 - done / 60) for done in (29, 39, 49, 59)], rtol=1e-6)
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("search", ["gumbel", "puct"])
+def test_everything_is_logged_with_sensible_values(tmp_path, search):
+    model, _ = tiny_env_model(search=search, vf_coef=0.5, reward_coef=2.0, consistency_coef=3.0)
+    rows = learn_logged(model, tmp_path)
+    assert len(rows) == 6
+    assert set(rows[-1]) >= LOGGED
+    row = {key: float(value) for key, value in rows[-1].items()}
+    assert all(math.isfinite(value) for value in row.values())
+    assert row["time/total_timesteps"] == 60 and row["time/episodes"] == 6
+    assert row["rollout/ep_len_mean"] == 10 and 0 <= row["rollout/ep_rew_mean"] <= 10
+    assert row["train/n_updates"] == 9  # the log is written before the training at step 60
+    assert row["train/learning_rate"] == model.learning_rate
+    assert 0 < row["search/policy_entropy"] <= math.log(3) + 1e-6
+    assert 1 <= row["search/depth"] <= model.num_simulations
+    assert row["search/simulations_per_second"] > 0
+    assert 0 <= row["train/value_target_clipped"] <= 1
+    assert row["train/grad_norm"] > 0 and row["train/reward_loss"] > 0 and row["train/consistency_loss"] > 0
+    weighed = row["train/policy_loss"] + 0.5 * row["train/value_loss"]
+    weighed += 2.0 * row["train/reward_loss"] + 3.0 * row["train/consistency_loss"]
+    assert row["train/loss"] == pytest.approx(weighed, rel=1e-4)
+
+
+def test_clipped_value_targets_are_logged(tmp_path):
+    model, _ = tiny_env_model(policy_kwargs={"value_support": (-2.0, -1.0)})  # returns are at least 0
+    assert float(learn_logged(model, tmp_path)[-1]["train/value_target_clipped"]) == 1.0
+
+
+@pytest.mark.parametrize("log_interval, dumps", [(1, 6), (2, 3), (4, 1), (None, 0)])
+def test_log_interval_counts_episodes(monkeypatch, log_interval, dumps):
+    model, _ = tiny_env_model()
+    dumped = []
+    monkeypatch.setattr(model, "dump_logs", lambda: dumped.append(model.num_timesteps))
+    model.learn(60, log_interval=log_interval)
+    assert len(dumped) == dumps
+
+
+def test_tensorboard(tmp_path):
+    model, _ = tiny_env_model(tensorboard_log=str(tmp_path))
+    model.learn(40, log_interval=1)
+    model.learn(40, log_interval=1, reset_num_timesteps=False)
+    model.learn(24)
+    model.learn(24, tb_log_name="named")
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["MuZero_1", "MuZero_2", "named_1"]
+    events = EventAccumulator(str(tmp_path / "MuZero_1")).Reload()
+    not_for_tensorboard = {"time/episodes", "time/total_timesteps", "train/n_updates"}
+    assert set(events.Tags()["scalars"]) == LOGGED - not_for_tensorboard
+    assert [event.step for event in events.Scalars("rollout/ep_len_mean")] == [10, 20, 30, 40, 50, 60, 70, 80]
+
+
+def test_verbose_0_prints_nothing(capfd):
+    tiny_env_model()[0].learn(40, log_interval=1)  # compiles and loads what there is to compile and load
+    capfd.readouterr()
+    model, _ = tiny_env_model()
+    model.learn(40, log_interval=1)
+    model.predict(np.zeros(3, np.float32))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_verbose_1_prints_the_table(capsys):
+    tiny_env_model(verbose=1)[0].learn(40, log_interval=4)
+    printed = capsys.readouterr().out
+    assert "Using cpu device" in printed
+    assert all(word in printed for word in ("ep_rew_mean", "fps", "root_value", "consistency_loss"))
+
+
+def test_episode_statistics_window():
+    model, _ = tiny_env_model(stats_window_size=2)
+    model.learn(60)
+    assert len(model.ep_info_buffer) == 2
+
+
+def test_success_rate_is_logged(tmp_path):
+    class Succeeding(TinyEnv):
+        def step(self, action):
+            *result, info = super().step(action)
+            return *result, {**info, "is_success": True}
+
+    rows = learn_logged(tiny_model(Monitor(Succeeding())), tmp_path, 24)
+    assert float(rows[-1]["rollout/success_rate"]) == 1.0
+
+
+# policy_kwargs
+
+
+class Doubling(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Space, factor: int = 2) -> None:
+        super().__init__(observation_space, factor * observation_space.shape[0])
+        self.factor = factor
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.cat([observations] * self.factor, dim=-1)
+
+
+class LeapingDynamics(Dynamics):
+    def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
+        return super().forward(latent, action) + latent
+
+
+class OwnRepresentation(nn.Module):
+    def __init__(self, features_dim, latent_dim, net_arch, activation_fn, latent_norm) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features_dim, latent_dim)
+
+    def forward(self, features: th.Tensor) -> th.Tensor:
+        return self.layer(features).tanh()
+
+
+class OwnPrediction(nn.Module):
+    """Has no layers that a support could fit, and so needs fixed ones."""
+
+    def __init__(self, latent_dim, num_actions, num_bins, net_arch, activation_fn) -> None:
+        super().__init__()
+        self.widths = [num_actions, num_bins, num_bins]
+        self.layer = nn.Linear(latent_dim, sum(self.widths))
+
+    def forward(self, latent: th.Tensor) -> PredictionOutput:
+        return PredictionOutput(*self.layer(latent).split(self.widths, dim=-1))
+
+
+FIXED = {"value_support": (-5.0, 15.0), "reward_support": (-1.0, 2.0)}
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {"net_arch": []},
+        {"net_arch": [32, 16]},
+        {"activation_fn": nn.Tanh},
+        {"features_extractor_class": Doubling},
+        {"features_extractor_class": Doubling, "features_extractor_kwargs": {"factor": 3}},
+        {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": None},
+        {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": None},
+        {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.0}},
+        {"optimizer_class": th.optim.SGD, "optimizer_kwargs": None},
+        {"latent_dim": 16},
+        {"latent_norm": "simnorm"},
+        {"latent_norm": "minmax", "latent_dim": 10},
+        {"latent_norm": "none", "latent_dim": 7},
+        {"num_bins": 5},
+        {"normalize_images": False},
+        FIXED,
+        {"representation_class": OwnRepresentation},
+        {"dynamics_class": LeapingDynamics},
+        {"prediction_class": OwnPrediction, **FIXED},
+        {
+            "representation_class": OwnRepresentation,
+            "dynamics_class": LeapingDynamics,
+            "prediction_class": OwnPrediction,
+            "latent_norm": "none",
+            "latent_dim": 12,
+            **FIXED,
+        },
+    ],
+    ids=lambda kwargs: "-".join(f"{k}={getattr(v, '__name__', v)}" for k, v in kwargs.items())[:60],
+)
+@pytest.mark.parametrize("search", ["gumbel", "puct"])
+def test_policy_kwargs(policy_kwargs, search, tmp_path):
+    given = dict(policy_kwargs)
+    model, env = tiny_env_model(policy_kwargs=policy_kwargs, search=search)
+    assert policy_kwargs == given, "the user's dictionary is not ours to change"
+    before = snapshot(model)
+    model.learn(32)
+    assert differences(before, snapshot(model))
+    observations = np.stack(env.shown[0])
+    actions, _ = model.predict(observations, deterministic=True)
+    assert all(env.action_space.contains(action) for action in actions)
+    model.save(tmp_path / "model")
+    loaded = MuZero.load(tmp_path / "model", device="cpu")
+    np.testing.assert_array_equal(loaded.predict(observations, deterministic=True)[0], actions)
+    assert differences(snapshot(model), snapshot(loaded)) == []
+
+
+def test_policy_kwargs_reach_the_networks():
+    kwargs = {
+        "net_arch": [24, 40],
+        "activation_fn": nn.Tanh,
+        "latent_dim": 16,
+        "latent_norm": "minmax",
+        "num_bins": 7,
+        **FIXED,
+    }
+    policy = tiny_model(policy_kwargs=kwargs).policy
+    for model in (policy.latent_model, policy.latent_model_target):
+        assert isinstance(model.representation, Representation) and isinstance(model.prediction, Prediction)
+        for network in (model.representation, model.dynamics, model.prediction):
+            assert [m.out_features for m in network.modules() if isinstance(m, nn.Linear)][:2] == [24, 40]
+            assert sum(isinstance(m, nn.Tanh) for m in network.modules()) == 2
+            assert not any(isinstance(m, nn.ReLU) for m in network.modules())
+        assert model.prediction.value_head.out_features == 7
+        assert model.value_support.bounds.tolist() == [-5.0, 15.0] and model.reward_support.bounds.tolist() == [-1.0, 2.0]
+    latents = policy.represent(th.randn(6, 4))
+    assert latents.shape == (6, 16) and latents.min() == 0 and latents.max() == 1  # min-max
+
+
+def test_optimizer_class_and_kwargs_reach_the_optimizer():
+    model = tiny_model(
+        policy_kwargs={"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.5}}, learning_rate=0.02
+    )
+    assert type(model.policy.optimizer) is th.optim.SGD
+    group = model.policy.optimizer.param_groups[0]
+    assert (group["momentum"], group["lr"]) == (0.5, 0.02)
+    trained = {id(parameter) for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in model.policy.latent_model.parameters()}, "the target is not trained"
+
+
+def test_fixed_supports_stay_and_others_fit_the_task():
+    fixed = tiny_model(TinyEnv(), policy_kwargs=FIXED).learn(40).policy.latent_model
+    assert fixed.value_support.bounds.tolist() == [-5.0, 15.0] and fixed.reward_support.bounds.tolist() == [-1.0, 2.0]
+    fitted = tiny_model(TinyEnv()).learn(40).policy.latent_model
+    assert fitted.reward_support.bounds.tolist() == [0.0, 1.0]
+    low, high = fitted.value_support.bounds.tolist()
+    assert low == 0.0 and 1.0 < high < 100.0
+
+
+def test_normalize_images_divides_by_255_where_asked():
+    images = spaces.Box(0, 255, (3, 8, 8), np.uint8)
+    pixels = th.full((1, 3, 8, 8), 255, dtype=th.uint8)
+    for normalize, largest in ((True, 1.0), (False, 255.0)):
+        policy = tiny_model(TinyEnv(images), policy_kwargs={"normalize_images": normalize}).policy
+        seen = []
+        policy.latent_model.features_extractor.register_forward_hook(lambda m, inputs, o, seen=seen: seen.append(inputs[0]))
+        policy.represent(pixels)
+        assert seen[0].max() == largest
+
+
+def test_search_settings_reach_the_search(monkeypatch):
+    model, _ = tiny_env_model(num_simulations=7, search_kwargs={"max_num_considered_actions": 2}, gamma=0.5)
+    visits = model.policy.plan(th.zeros(1, 3), deterministic=True).tree.node_visits[0]
+    assert visits[0] == 8  # the root's own evaluation and 7 simulations
+    assert model.policy.gamma == 0.5
+    considered = model.policy.plan(th.zeros(1, 3), deterministic=True).tree.children_visits[0, 0]
+    assert (considered > 0).sum() == 2
+
+
+def test_observation_space_of_the_environment_is_kept():
+    model, _ = tiny_env_model()
+    assert model.observation_space == UNIT_BOX and model.action_space == spaces.Discrete(3)
