@@ -12,7 +12,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 class SequenceSamples(NamedTuple):
     """
     Sequences of one episode each. Position ``k`` is the state after ``k`` steps from the sampled one; a sequence has
-    ``lengths`` steps, and its last position is the state where it ends (episode end or newest data). K = ``unroll_steps``, n = ``n_steps``.
+    ``lengths`` steps, and its last position is the state where it ends (episode end or newest data).
+    K = ``unroll_steps``, n = ``n_steps``.
 
     :param observations: At positions 0..K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]``
     :param bootstrap_observations: At positions n..n+K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]``
@@ -21,6 +22,7 @@ class SequenceSamples(NamedTuple):
     :param policies: Search policies at positions 0..K, zero where there was no search, shape ``[K + 1, B, num_actions]``
     :param lengths: Steps in the sequence, from 1 to K + n, shape ``[B]``
     :param terminated: Whether the sequence ends in a terminal state, shape ``[B]``
+    :param starts: Ring row and environment of the first step, shape ``[2, B]``
     """
 
     observations: th.Tensor
@@ -30,6 +32,7 @@ class SequenceSamples(NamedTuple):
     policies: th.Tensor
     lengths: th.Tensor
     terminated: th.Tensor
+    starts: np.ndarray
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -103,6 +106,15 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         self._search = policies, root_values
 
+    def update_policies(self, starts: np.ndarray, policies: np.ndarray) -> None:
+        """
+        Replace search policies by newer ones.
+
+        :param starts: Ring row and environment of each step, as in ``SequenceSamples``, shape ``[2, B]``
+        :param policies: Improved policies, shape ``[B, num_actions]``
+        """
+        self.policies[starts[0], starts[1]] = policies
+
     def add(
         self,
         obs: np.ndarray,
@@ -113,8 +125,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """
-        Store one transition per environment. An observation that does not continue the one before
-        (the environments were reset between two ``learn()`` calls) cuts the earlier episode there.
+        Store one transition per environment, the successor of the one before unless an episode ended or was ``cut``.
 
         :param obs: Observations, shape ``[n_envs, *obs_shape]``
         :param next_obs: Their successors, the final observation where the episode ended
@@ -126,16 +137,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         if not self._allocated:
             self._allocate(self.buffer_size)
         shape = (self.n_envs, *self.obs_shape)
-        obs, next_obs = np.reshape(obs, shape), np.reshape(next_obs, shape)
+        dtype = self.observation_space.dtype
+        obs, next_obs = np.asarray(obs, dtype).reshape(shape), np.asarray(next_obs, dtype).reshape(shape)
         row = self.pos
-        if self.size() > 0:
-            before = (row - 1) % self.buffer_size
-            for env in range(self.n_envs):
-                if not self.ends[before, env] and not np.array_equal(obs[env], self.newest_observations[env]):
-                    self._end_episode(before, env, self.newest_observations[env], terminal=False)
-
-        for env in np.flatnonzero(self.final_slots[row] >= 0):
-            self._free_slots.append(int(self.final_slots[row, env]))
+        self._free_slots += self.final_slots[row, self.final_slots[row] >= 0].tolist()
         self.final_slots[row], self.ends[row], self.terminals[row] = -1, False, False
 
         self.observations[row] = obs
@@ -144,12 +149,19 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.rewards[row] = reward
         self.policies[row], self.root_values[row] = (0.0, 0.0) if self._search is None else self._search
         self._search = None
-        for env in np.flatnonzero(done):
+        for env in np.flatnonzero(done).tolist():
             truncated = infos[env].get("TimeLimit.truncated", False)
-            self._end_episode(row, int(env), next_obs[env], terminal=not truncated)
+            self._end_episode(row, env, next_obs[env], terminal=not truncated)
 
         self.pos = (row + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
+
+    def cut(self) -> None:
+        """End all running episodes where they are, as truncated: the environments are about to be reset."""
+        if self.size() > 0:
+            newest = (self.pos - 1) % self.buffer_size
+            for env in np.flatnonzero(~self.ends[newest]).tolist():
+                self._end_episode(newest, env, self.newest_observations[env], terminal=False)
 
     def _end_episode(self, row: int, env: int, final_observation: np.ndarray, terminal: bool) -> None:
         if not self._free_slots:
@@ -219,6 +231,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             self.to_torch(self.policies[rows[: unroll_steps + 1], envs] * decided),
             self.to_torch(lengths),
             self.to_torch(self.terminals[last_rows, envs]),
+            np.stack([rows[0], envs]),
         )
 
     def _observations_at(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:

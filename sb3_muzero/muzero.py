@@ -9,16 +9,17 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 
-from sb3_muzero.buffers import SequenceReplayBuffer
+from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.loss import muzero_loss
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
-from sb3_muzero.search import SearchOutput
+from sb3_muzero.search import SearchOutput, is_cached
 from sb3_muzero.targets import unroll_targets
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
@@ -30,8 +31,8 @@ class MuZero(OffPolicyAlgorithm):
     """
     MuZero: plans with Monte Carlo tree search inside a latent model that it learns.
 
-    Paper: https://arxiv.org/abs/1911.08265 (MuZero), https://openreview.net/forum?id=bERaNdoegnO (Gumbel MuZero, the default search),
-    https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss)
+    Paper: https://arxiv.org/abs/1911.08265 (MuZero), https://openreview.net/forum?id=bERaNdoegnO (Gumbel MuZero, the default
+    search), https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss)
 
     :param policy: The policy model to use (MlpPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -55,14 +56,16 @@ class MuZero(OffPolicyAlgorithm):
     :param search: "gumbel" (Gumbel MuZero) or "puct" (MuZero)
     :param search_kwargs: Keyword arguments for ``sb3_muzero.search.gumbel_muzero_search`` or ``muzero_search``
     :param unroll_steps: Steps that the model is unrolled over in training
+    :param reanalyze_ratio: Share of each batch whose first step is searched again with the present model (MuZero Reanalyze,
+        https://arxiv.org/abs/2104.06294); the new policy target also replaces the old one in the replay buffer
     :param target_update_interval: update the target network every ``target_update_interval`` gradient steps
     :param vf_coef: Value function coefficient for the loss calculation
     :param reward_coef: Reward coefficient for the loss calculation
     :param consistency_coef: Coefficient of the latents' self-supervised consistency for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
-    :param action_persistence: Steps that a random action of the warm-up is repeated for, on average. Repeating finds in
-        Acrobot or MountainCar what independent actions (1) hardly ever meet (temporally extended exploration,
-        https://arxiv.org/abs/2006.01782): 41 goals in 40 000 random steps of Acrobot-v1, against 1.
+    :param action_persistence: Steps between new random actions, on average, while there is nothing to plan for after the
+        warm-up. Repeated actions find in Acrobot or MountainCar what independent ones (1) hardly ever meet (temporally
+        extended exploration, https://arxiv.org/abs/2006.01782): 41 goals in 40 000 steps of Acrobot-v1, against 1.
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -99,6 +102,7 @@ class MuZero(OffPolicyAlgorithm):
         search: str = "gumbel",
         search_kwargs: dict[str, Any] | None = None,
         unroll_steps: int = 5,
+        reanalyze_ratio: float = 0.0,
         target_update_interval: int = 100,
         vf_coef: float = 0.25,
         reward_coef: float = 1.0,
@@ -142,6 +146,7 @@ class MuZero(OffPolicyAlgorithm):
         self.search = search
         self.search_kwargs = search_kwargs
         self.unroll_steps = unroll_steps
+        self.reanalyze_ratio = reanalyze_ratio
         self.target_update_interval = target_update_interval
         self.vf_coef = vf_coef
         self.reward_coef = reward_coef
@@ -156,7 +161,9 @@ class MuZero(OffPolicyAlgorithm):
         self._last_search: SearchOutput | None = None
 
         if not issubclass(self.policy_class, MuZeroPolicy):
-            raise ValueError(f"`policy` must be a MuZeroPolicy, got {self.policy_class.__name__}: is this another algorithm's?")
+            raise ValueError(
+                f"`policy` must be a MuZeroPolicy, got {self.policy_class.__name__}: is this another algorithm's?"
+            )
         if _init_setup_model:
             self._check_arguments()
             self._setup_model()
@@ -169,8 +176,9 @@ class MuZero(OffPolicyAlgorithm):
         if not self.action_persistence >= 1:
             raise ValueError(f"`action_persistence` must be at least 1, got {self.action_persistence}")
         check_search_settings(self.search, self.num_simulations, self.search_kwargs)
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"`gamma` must be between 0 and 1, got {self.gamma}")
+        for name in ("gamma", "reanalyze_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
         if not isinstance(self.observation_space, OBSERVATION_SPACES):
             supported = ", ".join(space.__name__ for space in OBSERVATION_SPACES)
             raise ValueError(f"MuZero supports the observation spaces {supported}, got {self.observation_space}")
@@ -206,12 +214,42 @@ class MuZero(OffPolicyAlgorithm):
         )
         self.policy = self.policy.to(self.device)
         self._convert_train_freq()
+        if self.verbose >= 1:
+            if self.policy.uncompiled_reason is not None:
+                print(f"Planning runs in PyTorch, not in compiled code: {self.policy.uncompiled_reason}")
+            elif not is_cached():
+                print("The first search compiles the planner, which takes some seconds and is cached on disk")
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
         self._check_arguments()
-        result = super()._setup_learn(*args, **kwargs)
+        if reset_num_timesteps or self._last_obs is None:
+            self.replay_buffer.cut()
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._check_finite("observation", self._last_obs if self._vec_normalize_env is None else self._last_original_obs)
         return result
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """
+        Collect experiences with search and store them. A rollout that stops midway has taken a step that was not stored,
+        so the next one starts from a reset.
+
+        :return: How much was collected, and whether to go on
+        """
+        continues = False
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+            continues = rollout.continue_training
+        finally:
+            if not continues:
+                self._last_obs = None
+        return rollout
 
     def _sample_action(
         self,
@@ -258,7 +296,7 @@ class MuZero(OffPolicyAlgorithm):
         self.logger.record_mean("search/root_value", float(search.value.mean()))
         self.logger.record_mean("search/policy_entropy", float(entropy.mean()))
         self.logger.record_mean("search/depth", float(search.tree.node_depths.max(axis=-1).mean()))
-        self.logger.record_mean("search/simulations_per_second", self.num_simulations * len(weights) / seconds)
+        self.logger.record_mean("search/simulations_per_second", self.policy.num_simulations * len(weights) / seconds)
 
     def _store_transition(
         self,
@@ -293,13 +331,15 @@ class MuZero(OffPolicyAlgorithm):
     def _check_finite(self, what: str, array: Any, env: int | None = None) -> None:
         """:raises ValueError: naming environment and step, before anything non-finite is stored or learned"""
         array = np.asarray(array)
-        # The model computes in float32
-        finite = np.abs(array) <= np.finfo(np.float32).max if array.dtype.kind == "f" else np.True_
+        # The model computes in float32, and variances are squares
+        finite = np.abs(array, dtype=np.float64) <= 1e18 if array.dtype.kind == "f" else np.True_
         if not finite.all():
             if env is None:
                 env = int(np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))[0])
                 array = array[env]
-            raise ValueError(f"Environment {env} gave a non-finite {what} at step {self.num_timesteps}: {array}")
+            raise ValueError(
+                f"Environment {env} gave a non-finite {what} (or beyond 1e18) at step {self.num_timesteps}: {array}"
+            )
 
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
         if self.replay_buffer.size() == 0 or gradient_steps < 1:
@@ -316,6 +356,7 @@ class MuZero(OffPolicyAlgorithm):
                 batch_size, env=self._vec_normalize_env, unroll_steps=self.unroll_steps, n_steps=self.n_steps
             )
             self.policy.observe(samples.observations[0])
+            self._reanalyze(samples)
             with th.no_grad():
                 target_model = self.policy.latent_model_target
                 bootstrap_values = self.policy.predict_values(samples.bootstrap_observations, target_model).squeeze(-1)
@@ -349,6 +390,15 @@ class MuZero(OffPolicyAlgorithm):
         names = ("loss", "policy_loss", "value_loss", "reward_loss", "consistency_loss", "grad_norm", "value_target_clipped")
         for name, value in zip(names, th.stack(logs).mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
+
+    def _reanalyze(self, samples: SequenceSamples) -> None:
+        count = round(self.reanalyze_ratio * samples.starts.shape[1])
+        if count > 0:
+            self.policy.set_training_mode(False)
+            search = self.policy.plan(samples.observations[0, :count], deterministic=True)
+            self.policy.set_training_mode(True)
+            samples.policies[0, :count] = th.as_tensor(search.action_weights, device=self.device)
+            self.replay_buffer.update_policies(samples.starts[:, :count], search.action_weights)
 
     def learn(
         self: SelfMuZero,
@@ -386,6 +436,10 @@ class MuZero(OffPolicyAlgorithm):
                 raise ValueError(f"`path` must be a replay buffer with the model's `{name}` {mine}, got {theirs}")
         buffer.device = self.device
         self.replay_buffer = buffer
+        if buffer.size() > 0:
+            rewards, terminals = buffer.rewards[: buffer.size()], buffer.terminals[: buffer.size()]
+            self._first_reward = float(rewards[0, 0])
+            self._has_something_to_plan_for = bool(terminals.any() or (rewards != rewards[0, 0]).any())
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_search", "_random_actions"]

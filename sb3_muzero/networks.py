@@ -121,7 +121,9 @@ class Representation(nn.Sequential):
     ) -> None:
         widths = [features_dim, *net_arch]
         super().__init__(
-            *hidden_layers(features_dim, net_arch, activation_fn), nn.Linear(widths[-1], latent_dim), LATENT_NORMS[latent_norm]()
+            *hidden_layers(features_dim, net_arch, activation_fn),
+            nn.Linear(widths[-1], latent_dim),
+            LATENT_NORMS[latent_norm](),
         )
 
 
@@ -148,7 +150,7 @@ class Dynamics(nn.Sequential):
         )
         self.num_actions = num_actions
 
-    def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
+    def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:  # type: ignore[override]
         return super().forward(th.cat([latent, F.one_hot(action, self.num_actions).to(latent.dtype)], dim=-1))
 
 

@@ -54,6 +54,10 @@ def check_search_settings(search: str, num_simulations: int, search_kwargs: dict
     unknown = set(search_kwargs or {}) - settings
     if unknown:
         raise ValueError(f"`search_kwargs` of the {search} search has no {sorted(unknown)}; it takes {sorted(settings)}")
+    if search_kwargs:  # the search checks the values itself
+        root = RootOutput(np.zeros((1, 2)), np.zeros(1), np.zeros((1, 1)))
+        step = RecurrentOutput(np.zeros(1), np.ones(1), *root)
+        SEARCHES[search](root, lambda latent, action: step, 1, **search_kwargs)
 
 
 class MuZeroPolicy(BasePolicy):
@@ -88,8 +92,8 @@ class MuZeroPolicy(BasePolicy):
     :param gamma: Discount factor that the search plans with
     :param num_simulations: Simulations per decision
     :param search: "gumbel" or "puct"
-    :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``; by default Q values are normalised
-        over the whole tree, and over no less than a tenth of the value support
+    :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``; by default Q values are
+        normalised over the whole tree, and over no less than a tenth of the value support
     :raises ValueError: for a setting outside of what is allowed, which the message names
     """
 
@@ -232,7 +236,8 @@ class MuZeroPolicy(BasePolicy):
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             obs = obs - th.as_tensor(space.start, device=obs.device)
         flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
-        return preprocess_obs(flat, space, normalize_images=self.normalize_images)  # type: ignore[return-value]
+        preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
+        return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]
 
     def observe(self, obs: th.Tensor) -> None:
         """

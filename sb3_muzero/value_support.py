@@ -12,7 +12,7 @@ class CategoricalSupport(nn.Module):
     The paper (MuZero, https://arxiv.org/abs/1911.08265, Appendix F) uses unit-width bins over a transformed range;
     fine linear bins over the true range learn CartPole and LunarLander several times faster,
     because the Q differences that matter are small against a unit bin. With ``bounds=None`` nobody needs to know that range:
-    the bounds start at zero and ``fit`` widens them to the targets met so far.
+    the bounds start at zero and follow the targets (``widened``, ``move``).
 
     :param num_bins: Number of bins, at least 2
     :param bounds: Lowest and highest representable scalar, or ``None`` to fit them to the targets

@@ -1,6 +1,7 @@
 """The replay ring: sequences equal a brute-force reading of the history, whatever the ring has been through."""
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -93,6 +94,7 @@ def test_a_reset_between_two_learn_calls_cuts_the_episode():
     buffer = make_buffer(20, 1)
     info = [{}]
     buffer.add(np.array([[1.0]]), np.array([[2.0]]), np.array([0]), np.array([1.0]), np.array([False]), info)
+    buffer.cut()
     buffer.add(np.array([[7.0]]), np.array([[8.0]]), np.array([0]), np.array([1.0]), np.array([False]), info)
     s = buffer.sequences(np.array([0]), np.array([0]), 2, 2)
     assert s.lengths.item() == 1 and not s.terminated.item()
@@ -142,7 +144,7 @@ def test_observation_spaces_come_back_as_they_went_in(space):
     space.seed(0)
     observations = [np.stack([np.asarray(space.sample()) for _ in range(2)]) for _ in range(6)]
     buffer = SequenceReplayBuffer(20, space, spaces.Discrete(2), "cpu", 2)
-    for obs, successor in zip(observations, observations[1:], strict=False):
+    for obs, successor in pairwise(observations):
         buffer.add(obs, successor, np.zeros(2), np.zeros(2), np.zeros(2, bool), [{}, {}])
     sequence = buffer.sequences(np.array([0, 0]), np.array([0, 1]), 5, 1)
     assert np.array_equal(sequence.observations.numpy(), np.stack(observations))

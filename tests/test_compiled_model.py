@@ -6,12 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch as th
+from conftest import tiny_model
 from gymnasium import spaces
 from torch import nn
 
 from sb3_muzero.networks import Dynamics, MinMaxNorm, Prediction, SimNorm
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.search import CompiledModel, NotCompilable
+from sb3_muzero.search import CompiledModel, NotCompilable, gumbel_muzero_search
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Sigmoid, nn.Mish, nn.Identity]
 BOUNDS = {"value_support": (-3.0, 40.0), "reward_support": (-1.0, 5.0)}
@@ -276,3 +277,10 @@ def test_wrong_features_are_turned_away():
         compiled.initial_inference(np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match="latent"):
         compiled(np.zeros((2, 15), np.float32), np.zeros(2, np.int64))
+
+
+def test_a_root_with_other_actions_than_the_model_is_refused():
+    model = tiny_model("CartPole-v1").policy.compiled_model()
+    root = model.initial_inference(th.zeros(1, 4))
+    with pytest.raises(ValueError, match="prior_logits"):
+        gumbel_muzero_search(root._replace(prior_logits=np.zeros((1, 400), np.float32)), model, 4)

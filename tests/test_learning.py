@@ -150,3 +150,20 @@ def test_frozen_lake():
     env = gym.make("FrozenLake-v1", is_slippery=False)
     model = MuZero("MlpPolicy", env, seed=0, device="cpu").learn(10_000)
     assert evaluate_policy(model, model.get_env(), 5)[0] == 1.0
+
+
+def test_reanalysis_gives_the_steps_it_meets_the_present_models_policy():
+    model = MuZero("MlpPolicy", Bandit(), reanalyze_ratio=0.5, gradient_steps=0, **{**QUICK, "learning_starts": 300}).learn(
+        300
+    )
+    buffer = model.replay_buffer
+    assert not buffer.policies[:300].any(), "a random warm-up leaves no policy targets"
+    model.train(gradient_steps=1, batch_size=32)
+    searched = buffer.policies[:300].sum(axis=-1) > 0
+    assert 1 <= searched.sum() <= 16
+    model.train(gradient_steps=60, batch_size=32)
+    present = model.policy.plan(th.zeros(1, 1), deterministic=True).action_weights[0]
+    model.reanalyze_ratio = 1.0
+    model.train(gradient_steps=1, batch_size=256)
+    newest = buffer.policies[:300][np.abs(buffer.policies[:300] - present).sum(axis=-1) < 0.2]
+    assert len(newest) > 100

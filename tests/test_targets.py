@@ -18,7 +18,9 @@ def random_samples(length: int, terminated: bool, unroll: int, n: int) -> tuple[
     bootstrap = th.stack([state_values[min(k + n, length)] for k in range(unroll + 1)]).unsqueeze(-1)
     obs = th.zeros(unroll + 1, 1, 1)
     actions = th.zeros(unroll, 1, dtype=th.long)
-    return SequenceSamples(obs, obs, actions, rewards, policies, th.tensor([length]), th.tensor([terminated])), bootstrap
+    return SequenceSamples(
+        obs, obs, actions, rewards, policies, th.tensor([length]), th.tensor([terminated]), np.zeros((2, 1), int)
+    ), bootstrap
 
 
 @pytest.mark.parametrize("terminated", [True, False])
@@ -48,7 +50,9 @@ def test_targets_equal_their_definition(length, terminated):
 
 def test_two_step_chain():
     """s0 -(+1)-> s1 -(+2)-> terminal: the values are 1 + gamma * 2, 2, 0, whatever the bootstrap says."""
-    values = n_step_returns(th.tensor([[1.0], [2.0], [0.0], [0.0]]), th.full((3, 1), 99.0), th.tensor([2]), th.tensor([True]), GAMMA)
+    values = n_step_returns(
+        th.tensor([[1.0], [2.0], [0.0], [0.0]]), th.full((3, 1), 99.0), th.tensor([2]), th.tensor([True]), GAMMA
+    )
     assert values[:, 0].tolist() == pytest.approx([1 + GAMMA * 2, 2.0, 0.0])
 
 

@@ -173,3 +173,17 @@ def test_make_vec_env():
 def test_episodic_training_wants_one_environment():
     with pytest.raises(AssertionError, match="one env"):
         tiny_model(tiny_envs(2), train_freq=(1, "episode")).learn(20)
+
+
+class Float64Env(TinyEnv):
+    """Declares float32 and returns float64, as many environments do."""
+
+    def _show(self):
+        return super()._show().astype(np.float64) / 3
+
+
+def test_observations_in_another_dtype_than_declared_stay_sequences():
+    env = SubprocVecEnv([Float64Env], start_method="fork")
+    model = tiny_model(env, learning_starts=200).learn(100)
+    env.close()
+    assert model.replay_buffer.ends[:100].sum() == 10

@@ -10,7 +10,7 @@ from torch import nn
 
 from sb3_muzero.search import layers
 from sb3_muzero.search.base import Array, RecurrentOutput, RootOutput
-from sb3_muzero.search.checks import to_float32, to_numpy
+from sb3_muzero.search.checks import check_shape, to_float32, to_numpy
 from sb3_muzero.search.kernels import Leaves, RootActions, SearchSettings, instantiate_leaves
 from sb3_muzero.search.lanes import LANES
 from sb3_muzero.search.simulations import DYNAMICS, NUM_ROOMS, REPRESENTATION, evaluate, run_simulations
@@ -198,13 +198,17 @@ class CompiledModel:
         representation = translate(model.input_norm, None)
         representation += translate(model.representation, representation[-1].width if representation else None)
         dynamics = translate(model.dynamics, None)
+        if not representation or not dynamics:
+            raise NotCompilable("a representation or dynamics without layers has no compiled equal")
         self.latent_dim = representation[-1].width
         trunk = translate(prediction.trunk, self.latent_dim)
         hidden = trunk[-1].width if trunk else self.latent_dim
         policy = translate(prediction.policy_head, hidden)
         value = translate(prediction.value_head, hidden)
-        value += translate(model.value_support, value[-1].width)
         reward = translate(prediction.reward_head, hidden)
+        if not policy or not value or not reward:
+            raise NotCompilable("a head without layers has no compiled equal")
+        value += translate(model.value_support, value[-1].width)
         reward += translate(model.reward_support, reward[-1].width)
         self.num_features, self.num_actions = num_inputs(representation[0]), policy[-1].width
         _require(dynamics[-1].width == self.latent_dim, model.dynamics, self.latent_dim)
@@ -249,6 +253,7 @@ class CompiledModel:
         :return: the first row for which the model's answer was not finite, which ended the search, or -1.
         """
         batch_size, num_nodes = tree.node_visits.shape
+        check_shape("root's prior_logits", root.invalid, (batch_size, self.num_actions))
         slots = np.empty((num_nodes, batch_size, self.latent_dim), np.float32)
         slots[0] = to_float32("root's latent", root_latent, slots.shape[1:])
         inputs = np.empty((batch_size, self.latent_dim + self.num_actions), np.float32)
