@@ -85,18 +85,18 @@ def resolve(value: Any) -> Any:
     return eval(value) if isinstance(value, str) and value.startswith("dict(") else value
 
 
-def make_model(algo: str, env_id: str, settings: dict[str, Any], seed: int, device: str) -> tuple[BaseAlgorithm, VecEnv]:
+def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Namespace) -> tuple[BaseAlgorithm, VecEnv]:
     """:return: the model, and an evaluation environment wrapped as its training environment is"""
     kwargs = {key: resolve(value) for key, value in settings.items() if key != "n_timesteps"}
     policy, normalize = kwargs.pop("policy", "MlpPolicy"), kwargs.pop("normalize", False)
-    env = make_vec_env(env_id, kwargs.pop("n_envs", 1), seed=seed)
-    eval_env = make_vec_env(env_id, CURVE_EPISODES)
+    env = make_vec_env(args.env, kwargs.pop("n_envs", 1), seed=seed, env_kwargs=dict(args.env_kwargs))
+    eval_env = make_vec_env(args.env, CURVE_EPISODES, env_kwargs=dict(args.env_kwargs))
     if normalize:
         env = VecNormalize(env, gamma=kwargs.get("gamma", 0.99))
         eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
     if isinstance(kwargs.get("train_freq"), list):
         kwargs["train_freq"] = tuple(kwargs["train_freq"])
-    return ALGORITHMS[algo](policy, env, seed=seed, device=device, **kwargs), eval_env
+    return ALGORITHMS[algo](policy, env, seed=seed, device=args.device, **kwargs), eval_env
 
 
 def evaluate(model: BaseAlgorithm, eval_env: VecEnv, episodes: int, seed: int) -> float:
@@ -161,7 +161,7 @@ class Curve(BaseCallback):
 def run(algo: str, seed: int, settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Trains and evaluates one seed of one algorithm; runs in a process of its own."""
     torch.set_num_threads(1)
-    model, eval_env = make_model(algo, args.env, settings, seed, args.device)
+    model, eval_env = make_model(algo, settings, seed, args)
     tracker = None
     if args.wandb:
         import wandb
@@ -313,6 +313,7 @@ def setting(text: str) -> tuple[str, Any]:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id")
+    parser.add_argument("--env-kwargs", nargs="+", type=setting, default=[], metavar="KEY=VALUE", help="of the environment")
     parser.add_argument("--algos", nargs="+", choices=list(LABELS), default=list(LABELS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 of every algorithm")
     parser.add_argument("--steps", type=int, default=20_000, help="environment steps of every run")
