@@ -51,17 +51,20 @@ class MuZero(OffPolicyAlgorithm):
         during the rollout.
     :param replay_buffer_class: Replay buffer class to use, a ``SequenceReplayBuffer``, which ``None`` selects.
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
-    :param n_steps: Environment steps of the value targets before they bootstrap from the target network
+    :param n_steps: Environment steps of the value targets before they bootstrap from the target network. On
+        CartPole, agents with 40 drifted off the track less often than with 20 or 10 (4 trial seeds, 8000 steps).
     :param num_simulations: Simulations of the search per decision
     :param search: "gumbel" (Gumbel MuZero) or "puct" (MuZero)
     :param search_kwargs: Keyword arguments for ``sb3_muzero.search.gumbel_muzero_search`` or ``muzero_search``
     :param unroll_steps: Steps that the model is unrolled over in training
     :param reanalyze_ratio: Share of each batch whose first step is searched again with the present model (MuZero Reanalyze,
         https://arxiv.org/abs/2104.06294); the new policy target also replaces the old one in the replay buffer
-    :param target_update_interval: update the target network every ``target_update_interval`` gradient steps
+    :param target_update_interval: update the target network every ``target_update_interval`` gradient steps;
+        on CartPole both 25 and 200 learned slower than 100 (2 trial seeds)
     :param vf_coef: Value function coefficient for the loss calculation
     :param reward_coef: Reward coefficient for the loss calculation
-    :param consistency_coef: Coefficient of the latents' self-supervised consistency for the loss calculation
+    :param consistency_coef: Coefficient of the latents' self-supervised consistency for the loss calculation;
+        on CartPole 0.5 learned slower than 2 (2 trial seeds)
     :param max_grad_norm: The maximum value for the gradient clipping
     :param action_persistence: Steps between new random actions, on average, while there is nothing to plan for after the
         warm-up. Repeated actions find in Acrobot or MountainCar what independent ones (1) hardly ever meet (temporally
