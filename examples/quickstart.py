@@ -83,7 +83,7 @@ def main() -> None:
         record_gif(model, args.env, args.out / "agent.gif", args.seed)
         print(f"animation:      {args.out / 'agent.gif'}")
     except gym.error.DependencyNotInstalled:
-        print('animation:      needs pygame; for it, pip install "gymnasium[classic-control]" and run again')
+        print('animation:      needs pygame; for it, pip install -e ".[plots]" and run again')
 
 
 if __name__ == "__main__":

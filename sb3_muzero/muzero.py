@@ -171,6 +171,13 @@ class MuZero(OffPolicyAlgorithm):
             self._check_arguments()
             self._setup_model()
 
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(
+                f"Policy {policy_name} unknown: MuZero has {sorted(self.policy_aliases)}, or pass a MuZeroPolicy class"
+            )
+        return super()._get_policy_from_name(policy_name)
+
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, what was given and what is allowed"""
         for name in ("n_steps", "unroll_steps", "batch_size", "target_update_interval"):
