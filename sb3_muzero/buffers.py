@@ -79,8 +79,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size() * self.n_envs} of {self.buffer_size * self.n_envs} transitions)"
 
-    def _allocate(self, rows: int) -> None:
-        shape = (rows, self.n_envs)
+    def _allocate(self) -> None:
+        shape = (self.buffer_size, self.n_envs)
         dtype = self.observation_space.dtype
         self.observations = np.zeros((*shape, *self.obs_shape), dtype=dtype)
         self.actions = np.zeros(shape, dtype=np.int64)
@@ -135,7 +135,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param infos: ``TimeLimit.truncated`` tells a truncation from a termination
         """
         if not self._allocated:
-            self._allocate(self.buffer_size)
+            self._allocate()
         shape = (self.n_envs, *self.obs_shape)
         dtype = self.observation_space.dtype
         obs, next_obs = np.asarray(obs, dtype).reshape(shape), np.asarray(next_obs, dtype).reshape(shape)
@@ -266,7 +266,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self._allocated:
             filled = {name: state[name] for name in self._RINGS}
             kept = self.final_observations, self._free_slots, self.newest_observations
-            self._allocate(self.buffer_size)
+            self._allocate()
             self.final_observations, self._free_slots, self.newest_observations = kept
             for name, rows in filled.items():
                 getattr(self, name)[: len(rows)] = rows
