@@ -203,56 +203,67 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param env: Normalises observations and rewards, which are stored as they came
         :return: The sequences
         """
-        oldest = self.pos if self.full else 0
+        starts = (self.pos if self.full else 0) + ages
         steps = np.arange(unroll_steps + n_steps)[:, None]
-        rows = (oldest + ages + steps) % self.buffer_size
         # A sequence ends with its episode, or where the data end
-        ends = self.ends[rows, envs] | (ages + steps >= self.size() - 1)
+        ends = self._read(self.ends, starts + steps, envs) | (ages + steps >= self.size() - 1)
         ends[-1] = True
         lengths = ends.argmax(axis=0) + 1
-        last_rows = (oldest + ages + lengths - 1) % self.buffer_size
         inside = steps < lengths
 
         positions = steps[: unroll_steps + 1]
+        observations = self._observations_at(
+            np.minimum(np.concatenate([positions, positions + n_steps]), lengths), starts, envs
+        )
         actions = np.where(
             inside[:unroll_steps],
-            self.actions[rows[:unroll_steps], envs],
+            self._read(self.actions, starts + steps[:unroll_steps], envs),
             np.random.randint(0, int(self.action_space.n), size=(unroll_steps, len(ages))),
         )
-        decided = inside[: unroll_steps + 1, :, None]
-        observations = self._observations_at(np.minimum(positions, lengths), oldest + ages, envs)
-        bootstrap_observations = self._observations_at(np.minimum(positions + n_steps, lengths), oldest + ages, envs)
-        rewards = self._normalize_reward(self.rewards[rows, envs], env)
+        rewards = self._normalize_reward(self._read(self.rewards, starts + steps, envs), env)
+        policies = self._read(self.policies, starts + positions, envs)
+        terminals = self._read(self.terminals, starts + lengths - 1, envs)
+        # None of these arrays shares memory with the ring
+        both_observations = self.to_torch(self._normalize_obs(observations, env), copy=False)  # type: ignore[arg-type]
         return SequenceSamples(
-            self.to_torch(self._normalize_obs(observations, env)),  # type: ignore[arg-type]
-            self.to_torch(self._normalize_obs(bootstrap_observations, env)),  # type: ignore[arg-type]
-            self.to_torch(actions),
-            self.to_torch(rewards * inside),
-            self.to_torch(self.policies[rows[: unroll_steps + 1], envs] * decided),
-            self.to_torch(lengths),
-            self.to_torch(self.terminals[last_rows, envs]),
-            np.stack([rows[0], envs]),
+            both_observations[: unroll_steps + 1],
+            both_observations[unroll_steps + 1 :],
+            self.to_torch(actions, copy=False),
+            self.to_torch(rewards * inside, copy=False),
+            self.to_torch(policies * inside[: unroll_steps + 1, :, None], copy=False),
+            self.to_torch(lengths, copy=False),
+            self.to_torch(terminals, copy=False),
+            np.stack([starts % self.buffer_size, envs]),
         )
+
+    def _read(self, ring: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        What ``ring[rows % buffer_size, envs]`` is, in a fraction of the time.
+
+        :param ring: One of the rings
+        :param rows: Rows, before wrapping around, shape ``[..., B]``
+        :param envs: Environments, shape ``[B]``
+        :return: A copy, shape ``[..., B, *ring.shape[2:]]``
+        """
+        return ring.reshape(-1, *ring.shape[2:]).take(rows * self.n_envs + envs, axis=0, mode="wrap")
 
     def _observations_at(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
         Observations after ``positions`` steps, none of them beyond the sequence's end.
 
         :param positions: Shape ``[P, B]``
-        :param starts: Rows where the sequences start (before wrapping around), shape ``[B]``
+        :param starts: Rows where the sequences start, before wrapping around, shape ``[B]``
         :param envs: Their environments, shape ``[B]``
         :return: Shape ``[P, B, *obs_shape]``
         """
-        rows = (starts + positions) % self.buffer_size
-        envs = np.broadcast_to(envs, rows.shape)
-        observations = self.observations[rows, envs]
-        previous = (rows - 1) % self.buffer_size
+        rows = starts + positions
+        observations = self._read(self.observations, rows, envs)
         # The row after an episode's last step belongs to the next episode, the row after the newest one to nobody
-        slots = np.where(positions > 0, self.final_slots[previous, envs], -1)
+        slots = np.where(positions > 0, self._read(self.final_slots, rows - 1, envs), -1)
         final = slots >= 0
         observations[final] = self.final_observations[slots[final]]
-        newest = (positions > 0) & ~final & (rows == self.pos)
-        observations[newest] = self.newest_observations[envs[newest]]
+        newest = (positions > 0) & ~final & (rows % self.buffer_size == self.pos)
+        observations[newest] = self.newest_observations[np.broadcast_to(envs, rows.shape)[newest]]
         return observations
 
     def __getstate__(self) -> dict[str, Any]:

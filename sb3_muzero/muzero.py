@@ -358,7 +358,7 @@ class MuZero(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         # Update learning rate according to schedule
         self._update_learning_rate(self.policy.optimizer)
-        parameters = list(self.policy.latent_model.parameters())
+        parameters = self.policy.optimizer.param_groups[0]["params"]
 
         logs = []
         for _ in range(gradient_steps):
@@ -371,9 +371,9 @@ class MuZero(OffPolicyAlgorithm):
                 target_model = self.policy.latent_model_target
                 bootstrap_values = self.policy.predict_values(samples.bootstrap_observations, target_model).squeeze(-1)
             targets = unroll_targets(samples, bootstrap_values, self.gamma)
-            known = targets.value_weights > 0
-            self.policy.fit_supports(targets.values[known], targets.rewards)
-            clipped = self.policy.latent_model.value_support.outside(targets.values[known]).float().mean()
+            known_values = targets.values[targets.value_weights > 0]
+            self.policy.fit_supports(known_values, targets.rewards)
+            clipped = self.policy.latent_model.value_support.outside(known_values).float().mean()
 
             terms = muzero_loss(self.policy, samples, targets)
             loss = (

@@ -24,8 +24,9 @@ class SimNorm(nn.Module):
         self.group_size = group_size
 
     def forward(self, latent: th.Tensor) -> th.Tensor:
-        latent = F.layer_norm(latent, latent.shape[-1:])
-        return F.softmax(latent.unflatten(-1, (-1, self.group_size)), dim=-1).flatten(-2)
+        # F.softmax takes ten times as long over so short an axis. Layer normalisation bounds what exp sees by sqrt(latent_dim)
+        groups = F.layer_norm(latent, latent.shape[-1:]).exp().unflatten(-1, (-1, self.group_size))
+        return (groups * groups.sum(-1, keepdim=True).reciprocal()).flatten(-2)
 
 
 class MinMaxNorm(nn.Module):
@@ -78,12 +79,12 @@ class RunningNorm(nn.Module):
 
         :param features: Shape ``[B, num_features]``
         """
-        var, mean = th.var_mean(features, dim=0, correction=0)
-        share = (len(features) / (self.count + len(features))).clamp(min=self.min_share)
-        delta = mean - self.mean
-        self.var.lerp_(var, share).add_(delta.square() * share * (1 - share))
-        self.mean.add_(delta * share)
         self.count.add_(len(features))
+        share = (len(features) / self.count).clamp(min=self.min_share)
+        var, mean = th.var_mean(features, dim=0, correction=0)
+        delta = mean - self.mean
+        self.mean.lerp_(mean, share)
+        self.var.lerp_(var, share).addcmul_(delta, (mean - self.mean) * share)
 
     def forward(self, features: th.Tensor) -> th.Tensor:
         return ((features - self.mean) * (self.var + 1e-8).rsqrt()).clamp(-self.clip, self.clip)
@@ -141,6 +142,8 @@ class Dynamics(nn.Sequential):
 
     kernel = "sequential"  # what the compiled search may take it for
 
+    one_hot: th.Tensor
+
     def __init__(
         self, latent_dim: int, num_actions: int, net_arch: list[int], activation_fn: type[nn.Module], latent_norm: str
     ) -> None:
@@ -148,10 +151,10 @@ class Dynamics(nn.Sequential):
         super().__init__(
             *hidden_layers(widths[0], net_arch, activation_fn), nn.Linear(widths[-1], latent_dim), LATENT_NORMS[latent_norm]()
         )
-        self.num_actions = num_actions
+        self.register_buffer("one_hot", th.eye(num_actions), persistent=False)
 
     def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:  # type: ignore[override]
-        return super().forward(th.cat([latent, F.one_hot(action, self.num_actions).to(latent.dtype)], dim=-1))
+        return super().forward(th.cat([latent, self.one_hot.index_select(0, action)], dim=-1))
 
 
 class PredictionOutput(NamedTuple):

@@ -158,6 +158,7 @@ class MuZeroPolicy(BasePolicy):
         self.num_simulations = num_simulations
         self.search = search
         self.search_kwargs = search_kwargs or {}
+        self._compiled_model: CompiledModel | None = None
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -285,7 +286,7 @@ class MuZeroPolicy(BasePolicy):
         """
         The online model in compiled code: MLPs of known layers in float32 on the CPU. Anything else plans through PyTorch.
 
-        :return: The model as it is now; make it anew for each search
+        :return: The model as it is now; ask for it before each search
         :raises NotCompilable: Saying what is in the way
         """
         for owner, base, name in (
@@ -295,7 +296,11 @@ class MuZeroPolicy(BasePolicy):
         ):
             if getattr(type(owner), name) is not getattr(base, name):
                 raise NotCompilable(f"{type(owner).__qualname__}.{name} is not that of {base.__name__}")
-        return CompiledModel(self.latent_model, self.gamma)
+        compiled = self._compiled_model
+        if compiled is None or compiled.model is not self.latent_model or not compiled.is_current():
+            self._compiled_model = compiled = CompiledModel(self.latent_model, self.gamma)
+        compiled.discount = self.gamma
+        return compiled
 
     @property
     def uncompiled_reason(self) -> str | None:

@@ -21,6 +21,8 @@ class CategoricalSupport(nn.Module):
 
     kernel = "expectation"  # what the compiled search may take it for
 
+    TOLERANCE = 1e-4  # share of the range by which rounding may exceed it
+
     bounds: th.Tensor
     grid: th.Tensor
 
@@ -77,7 +79,7 @@ class CategoricalSupport(nn.Module):
         :return: Boolean, same shape
         """
         low, high = self.bounds
-        tolerance = 1e-4 * (high - low)
+        tolerance = self.TOLERANCE * (high - low)
         return (scalars < low - tolerance) | (scalars > high + tolerance)
 
     def widened(self, scalars: th.Tensor, limits: tuple[float, float], headroom: float) -> tuple[float, float] | None:
@@ -89,10 +91,13 @@ class CategoricalSupport(nn.Module):
         :param headroom: Extra room as a fraction of the new width
         :return: New bounds, or ``None`` where the present ones (or fixed ones) serve
         """
-        if not self.fits_itself or not bool(self.outside(scalars).any()):
+        if not self.fits_itself:
             return None
-        low, high = self.bounds.tolist()
-        smallest, largest = min(low, scalars.min().item()), max(high, scalars.max().item())
+        low, high, smallest, largest = th.cat([self.bounds, th.stack(scalars.aminmax())]).tolist()
+        tolerance = self.TOLERANCE * (high - low)
+        if not (smallest < low - tolerance or largest > high + tolerance):
+            return None
+        smallest, largest = min(low, smallest), max(high, largest)
         room = headroom * (largest - smallest)
         new_low = low if smallest >= low else min(smallest, max(limits[0], smallest - room))
         new_high = high if largest <= high else max(largest, min(limits[1], largest + room))

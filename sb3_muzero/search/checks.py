@@ -1,5 +1,6 @@
 """Bad input is turned away here, with a message that says what was wrong, before compiled code could see it."""
 
+from math import isfinite
 from operator import index
 from typing import Any
 
@@ -41,42 +42,49 @@ def to_float32(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     """
     check_shape(name, array, shape)
     numbers = to_numpy(array)
+    if numbers.dtype == np.float32:
+        return np.ascontiguousarray(numbers)
     if numbers.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers, got {numbers.dtype}")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(numbers, dtype=np.float32)
 
 
-def check_finite(name: str, array: np.ndarray) -> None:
+def check_finite(name: str, array: np.ndarray, first_row: int = 0) -> None:
     """
     :param name: name of the field.
     :param array: one row per root. Shape ``[B, ...]``.
+    :param first_row: number of the first of these rows.
     :raises ValueError: if a row holds NaN or infinity.
     """
     bad = ~np.isfinite(array)
     if bad.any():
         where = tuple(np.argwhere(bad)[0])
-        raise ValueError(f"{name} must be finite, got {array[where]} in row {where[0]}")
+        raise ValueError(f"{name} must be finite, got {array[where]} in row {first_row + where[0]}")
 
 
-def check_prior_logits(name: str, prior_logits: np.ndarray, invalid_actions: np.ndarray | None = None) -> None:
+def check_prior_logits(
+    name: str, prior_logits: np.ndarray, invalid_actions: np.ndarray | None = None, first_row: int = 0
+) -> None:
     """
     :param name: name of the field.
     :param prior_logits: policy logits. Shape ``[B, A]``.
     :param invalid_actions: True for masked actions, if any. Shape ``[B, A]``.
+    :param first_row: number of the first of these rows.
     :raises ValueError: if a row holds NaN or plus infinity, or leaves every unmasked action without probability.
     """
     bad = np.isnan(prior_logits) | np.isposinf(prior_logits)
     if bad.any():
         where = tuple(np.argwhere(bad)[0])
-        raise ValueError(f"{name} must be finite or minus infinity, got {prior_logits[where]} in row {where[0]}")
+        raise ValueError(f"{name} must be finite or minus infinity, got {prior_logits[where]} in row {first_row + where[0]}")
     possible = np.isfinite(prior_logits)
     if invalid_actions is not None:
         possible &= ~invalid_actions
     if not possible.any(axis=1).all():
         row = int(np.argmin(possible.any(axis=1)))
         raise ValueError(
-            f"{name} must be finite for at least one valid action of each row, got {prior_logits[row].tolist()} in row {row}"
+            f"{name} must be finite for at least one valid action of each row, "
+            f"got {prior_logits[row].tolist()} in row {first_row + row}"
         )
 
 
@@ -130,8 +138,8 @@ def check_real(name: str, value: Any, low: float = -np.inf, high: float = np.inf
     try:
         number = float(value)
     except (TypeError, ValueError):
-        number = np.nan
-    if not (np.isfinite(number) and low <= number <= high) or (above_low and number == low):
+        number = float("nan")
+    if not (isfinite(number) and low <= number <= high) or (above_low and number == low):
         allowed = f"{'above' if above_low else 'at least'} {low:g}" if np.isfinite(low) else "finite"
         allowed += f" and at most {high:g}" if np.isfinite(high) else ""
         raise ValueError(f"{name} must be a number {allowed}, got {value!r}")

@@ -1,8 +1,10 @@
 """
 The compiled search: selection rules, Q transforms, and simulate, expand, backward on one root of a batch of trees.
 
-All kernels of the tree sit in this one file on purpose: numba's disk cache notices changes of a function's own file only.
-After a change of ``Tree``'s fields remove the ``__pycache__`` beside this file. One signature: int64 indices, float64 sums.
+Kernels get the trees as flat arrays (``flatten``), in which the nodes of all roots, and the edges of all nodes, are counted
+through, so that one offset serves all arrays: a ``node`` is an index into ``[B * (N + 1)]``, an ``edge`` into
+``[B * (N + 1) * A]``, a ``row`` is a root. All kernels of the tree sit in this one file on purpose: numba's disk cache notices
+changes of a function's own file only. After a change of ``Tree``'s fields or of ``lanes`` remove the ``__pycache__`` here.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from sb3_muzero.search.tree import ROOT_INDEX, UNVISITED, Tree
+from sb3_muzero.search.lanes import EXP_LOW, LANES, LANES_BYTES, exponential, load, splat, store, total, where_positive
+from sb3_muzero.search.tree import NO_PARENT, ROOT_INDEX, UNVISITED, Tree
 
 GUMBEL, PUCT = 0, 1
 NODE_SCOPE, TREE_SCOPE = 0, 1
@@ -18,18 +21,26 @@ NODE_SCOPE, TREE_SCOPE = 0, 1
 # Nothing here allocates; without reference counts (_nrt) a search takes half the time, and its compilation much less
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 kernel: Any = njit(cache=True, **OPTIONS)
+# Inlined: a call of its own would copy all the arrays' descriptors, which takes longer than most of what is called here
+part: Any = njit(forceinline=True, **OPTIONS)
 
-LOWEST_ROOT_SCORE = -1e9
-TINY = float(np.finfo(np.float32).tiny)
+ZERO, ONE, INFINITY = np.float32(0.0), np.float32(1.0), np.float32(np.inf)
+LOWEST_ROOT_SCORE = np.float32(-1e9)
+TINY = np.finfo(np.float32).tiny
+MASKED_LOGIT = np.finfo(np.float32).min
+FLOAT_BYTES = 4
 
 
 class SearchSettings(NamedTuple):
     """
-    The constants of a search.
+    The sizes and constants of a search.
 
+    :param num_nodes: nodes of a tree, ``N + 1``.
+    :param num_actions: number of actions ``A``.
     :param rule: how actions are selected, ``GUMBEL`` or ``PUCT``.
     :param qvalue_scope: what Q values are normalised over, ``NODE_SCOPE`` or ``TREE_SCOPE``.
     :param max_depth: largest number of edges from the root to a leaf.
+    :param max_num_considered_actions: most actions that the Gumbel root considers.
     :param min_qvalue_range: least range that Q values are divided by, in the units of the reward.
     :param value_scale: c_scale of Gumbel MuZero.
     :param maxvisit_init: c_visit of Gumbel MuZero.
@@ -37,45 +48,60 @@ class SearchSettings(NamedTuple):
     :param pb_c_base: c_2 of MuZero.
     """
 
+    num_nodes: int
+    num_actions: int
     rule: int
     qvalue_scope: int
     max_depth: int
     min_qvalue_range: float
+    max_num_considered_actions: int = 0
     value_scale: float = 0.0
     maxvisit_init: float = 0.0
     pb_c_init: float = 0.0
     pb_c_base: float = 1.0
 
 
-class RootActions(NamedTuple):
+class Roots(NamedTuple):
     """
-    What selection knows at the roots only.
+    What is given at the roots, and what the search says of them in the end; flat arrays.
 
-    :param invalid: True for actions that may not be taken. Shape ``[B, A]``, bool.
-    :param gumbel: noise of the Gumbel root. Shape ``[B, A]``, float32.
-    :param considered_visits: Sequential Halving of the Gumbel root. Shape ``[B, N]``, int32.
+    :param prior_logits: of the policy. Shape ``[B * A]``, float32.
+    :param value: of the states. Shape ``[B]``, float32.
+    :param invalid: True for actions that may not be taken. Shape ``[B * A]``, bool.
+    :param gumbel: noise of the Gumbel root. Shape ``[B * A]``, float32.
+    :param considered_visits: Sequential Halving of the Gumbel root by the number of actions to consider.
+        Shape ``[(M + 1) * N]``, int32.
+    :param num_considered: how many that is, which ``plant`` writes. Shape ``[B]``, int64.
+    :param action: the action to play, which ``conclude`` writes. Shape ``[B]``, int64.
+    :param action_weights: the policy target, which ``conclude`` writes. Shape ``[B * A]``, float32.
     """
 
+    prior_logits: np.ndarray
+    value: np.ndarray
     invalid: np.ndarray
     gumbel: np.ndarray
     considered_visits: np.ndarray
+    num_considered: np.ndarray
+    action: np.ndarray
+    action_weights: np.ndarray
 
 
 class Leaves(NamedTuple):
     """
-    Where the current simulation ends in each tree, and what the model says about it: the joint to the model.
+    Where the current simulation ends in ``L`` trees, and what the model says about it: the joint to the model.
 
     ``select_leaves`` writes the first three, the model reads ``parent`` and ``action`` and writes the next four,
     ``grow`` reads all.
 
-    :param parent: node to step from. Shape ``[B]``, int64.
-    :param action: action to take there. Shape ``[B]``, int64.
-    :param node: node that the step leads to. Shape ``[B]``, int64.
-    :param reward: of the step. Shape ``[B]``, float32.
-    :param discount: of the step. Shape ``[B]``, float32.
-    :param prior_logits: at the node. Shape ``[B, A]``, float32.
-    :param value: of the node. Shape ``[B]``, float32.
-    :param scores: scratch of the selection rules. Shape ``[B, A]``, float64.
+    :param parent: node to step from, counted within its tree. Shape ``[L]``, int64.
+    :param action: action to take there. Shape ``[L]``, int64.
+    :param node: node that the step leads to, counted within its tree. Shape ``[L]``, int64.
+    :param reward: of the step. Shape ``[L]``, float32.
+    :param discount: of the step. Shape ``[L]``, float32.
+    :param prior_logits: at the node. Shape ``[L, A]``, float32.
+    :param value: of the node. Shape ``[L]``, float32.
+    :param scores: scratch of the selection rules. Shape ``[L, padded A]``, float32.
+    :param walking: scratch of ``select_leaves``. Shape ``[L]``, int64.
     """
 
     parent: np.ndarray
@@ -86,314 +112,410 @@ class Leaves(NamedTuple):
     prior_logits: np.ndarray
     value: np.ndarray
     scores: np.ndarray
+    walking: np.ndarray
 
 
-def instantiate_leaves(batch_size: int, num_actions: int) -> Leaves:
+def instantiate_roots(
+    prior_logits: np.ndarray, value: np.ndarray, invalid: np.ndarray, gumbel: np.ndarray, considered_visits: np.ndarray
+) -> Roots:
     """
-    :param batch_size: number of roots ``B``.
-    :param num_actions: number of actions ``A``.
-    :return: room for one simulation of every root.
+    :param prior_logits: shape ``[B, A]``.
+    :param value: shape ``[B]``.
+    :param invalid: shape ``[B, A]``.
+    :param gumbel: shape ``[B, A]``, or empty.
+    :param considered_visits: shape ``[M + 1, N]``, or empty.
+    :return: copies (read-only arrays would be another type, to compile for) with room for what the search says.
     """
-    return Leaves(
-        parent=np.zeros(batch_size, np.int64),
-        action=np.zeros(batch_size, np.int64),
-        node=np.zeros(batch_size, np.int64),
-        reward=np.zeros(batch_size, np.float32),
-        discount=np.zeros(batch_size, np.float32),
-        prior_logits=np.zeros((batch_size, num_actions), np.float32),
-        value=np.zeros(batch_size, np.float32),
-        scores=np.zeros((batch_size, num_actions), np.float64),
+    return Roots(
+        prior_logits=prior_logits.flatten(),
+        value=value.flatten(),
+        invalid=invalid.flatten(),
+        gumbel=gumbel.flatten(),
+        considered_visits=considered_visits.flatten(),
+        num_considered=np.empty(value.size, np.int64),
+        action=np.empty(value.size, np.int64),
+        action_weights=np.empty(prior_logits.size, np.float32),
     )
 
 
-@kernel
-def qvalue(tree: Tree, row: int, node: int, action: int) -> float:
-    """Q value of a visited edge, r + discount * V(child)."""
-    value = np.float64(tree.children_values[row, node, action])
-    return tree.children_rewards[row, node, action] + tree.children_discounts[row, node, action] * value
+def instantiate_leaves(size: int, num_actions: int) -> Leaves:
+    """
+    :param size: number of trees ``L``.
+    :param num_actions: number of actions ``A``.
+    :return: room for one simulation of each.
+    """
+    return Leaves(
+        parent=np.zeros(size, np.int64),
+        action=np.zeros(size, np.int64),
+        node=np.zeros(size, np.int64),
+        reward=np.zeros(size, np.float32),
+        discount=np.zeros(size, np.float32),
+        prior_logits=np.zeros((size, num_actions), np.float32),
+        value=np.zeros(size, np.float32),
+        scores=np.zeros((size, -(-num_actions // LANES) * LANES), np.float32),
+        walking=np.zeros(size, np.int64),
+    )
 
 
-@kernel
-def maximum(array: np.ndarray) -> float:
-    """Largest element of an array of shape ``[A]``; a plain loop compiles faster than NumPy's reduction."""
-    largest = array[0]
-    for element in array:
-        largest = max(largest, element)
-    return largest
+@part
+def exponentiate(logits: np.ndarray, num_actions: int, largest: float) -> float:
+    """
+    Turn the first ``num_actions`` of some logits, of which one at least is finite, into weights: a softmax but for its sum.
+
+    :param logits: a whole number of ``LANES``; those beyond become 0. Shape ``[padded A]``, float32.
+    :param largest: the largest of them.
+    :return: the sum of the weights.
+    """
+    for action in range(num_actions, logits.size):
+        logits[action] = -np.inf
+    start = logits.ctypes.data
+    sums = splat(ZERO)
+    for address in range(start, start + logits.size * FLOAT_BYTES, LANES_BYTES):
+        shifted = load(address) - splat(largest)
+        weights = where_positive(splat(EXP_LOW) - shifted, splat(ZERO), exponential(shifted))
+        store(address, weights)
+        sums = sums + weights
+    return total(sums)
 
 
-@kernel
-def softmax_inplace(logits: np.ndarray) -> None:
-    """Softmax of logits of shape ``[A]`` of which one at least is finite."""
-    largest = maximum(logits)
-    total = 0.0
-    for action in range(logits.size):
-        logits[action] = np.exp(logits[action] - largest)
-        total += logits[action]
-    for action in range(logits.size):
-        logits[action] /= total
-
-
-@kernel
-def mixed_value(tree: Tree, row: int, node: int) -> float:
+@part
+def mixed_value(tree: Tree, num_actions: int, node: int) -> float:
     """v_mix of Gumbel MuZero, Eq. 33: the node's own value mixed with the prior-weighted Q of its visited actions."""
-    sum_visits = 0
-    sum_probs = 0.0
-    weighted_qvalues = 0.0
-    for action in range(tree.children_visits.shape[2]):
-        visits = tree.children_visits[row, node, action]
+    sum_visits = np.int32(0)
+    sum_probs = weighted_qvalues = ZERO
+    for edge in range(node * num_actions, (node + 1) * num_actions):
+        visits = tree.children_visits[edge]
         if visits > 0:
-            prob = max(TINY, np.float64(tree.children_prior_probs[row, node, action]))
+            prob = max(TINY, tree.children_prior_probs[edge])
             sum_visits += visits
             sum_probs += prob
-            weighted_qvalues += prob * qvalue(tree, row, node, action)
-    raw_value = np.float64(tree.raw_values[row, node])
+            weighted_qvalues += prob * tree.children_qvalues[edge]
+    raw_value = tree.raw_values[node]
     if sum_visits == 0:
         return raw_value
-    return (raw_value + sum_visits * weighted_qvalues / sum_probs) / (sum_visits + 1)
+    count = np.float32(sum_visits)
+    return (raw_value + count * (weighted_qvalues / sum_probs)) * (ONE / (count + ONE))
 
 
-@kernel
-def normalize(qvalues: np.ndarray, low: float, high: float, min_range: float) -> None:
-    """Map Q values of shape ``[A]`` from [low, high] to [0, 1]."""
-    scale = 1.0 / max(high - low, min_range)
-    for action in range(qvalues.size):
-        qvalues[action] = min(max((qvalues[action] - low) * scale, 0.0), 1.0)
-
-
-@kernel
+@part
 def qtransform_completed_by_mix_value(tree: Tree, settings: SearchSettings, row: int, node: int, out: np.ndarray) -> None:
     """
     sigma(completed Q) of Gumbel MuZero, Eqs. 8 and 10: unvisited actions get the mixed value, all are rescaled to [0, 1].
 
-    :param out: receives the transformed Q values. Shape ``[A]``.
+    :param out: receives the transformed Q values. Shape ``[padded A]``.
     """
-    unvisited_value = mixed_value(tree, row, node)
-    max_visits = 0
-    for action in range(out.size):
-        visits = tree.children_visits[row, node, action]
+    num_actions = settings.num_actions
+    unvisited_value = mixed_value(tree, num_actions, node)
+    edges = node * num_actions
+    max_visits = np.int32(0)
+    low, high = INFINITY, -INFINITY
+    for action in range(num_actions):
+        visits = tree.children_visits[edges + action]
         max_visits = max(max_visits, visits)
-        out[action] = qvalue(tree, row, node, action) if visits > 0 else unvisited_value
-    low, high = np.inf, -np.inf
-    for action in range(out.size):
-        low, high = min(low, out[action]), max(high, out[action])
+        qvalue = tree.children_qvalues[edges + action] if visits > 0 else unvisited_value
+        low, high = min(low, qvalue), max(high, qvalue)
+        out[action] = qvalue
     if settings.qvalue_scope == TREE_SCOPE:
-        low, high = np.float64(tree.min_qvalue[row]), np.float64(tree.max_qvalue[row])
-    normalize(out, low, high, settings.min_qvalue_range)
-    scale = (settings.maxvisit_init + max_visits) * settings.value_scale
-    for action in range(out.size):
-        out[action] *= scale
+        low, high = tree.min_qvalue[row], tree.max_qvalue[row]
+    scale = ONE / max(high - low, np.float32(settings.min_qvalue_range))
+    visit_scale = np.float32((settings.maxvisit_init + max_visits) * settings.value_scale)
+    for action in range(num_actions):
+        out[action] = visit_scale * min(max((out[action] - low) * scale, ZERO), ONE)
 
 
-@kernel
-def qtransform_by_min_max(tree: Tree, settings: SearchSettings, row: int, node: int, out: np.ndarray) -> None:
-    """
-    Q in [0, 1] as in MuZero, Eq. 5, where unvisited actions get 0.
-
-    The bounds are those of the whole tree, or of the node's value and its visited actions.
-
-    :param out: receives the normalised Q values. Shape ``[A]``.
-    """
-    low, high = np.float64(tree.min_qvalue[row]), np.float64(tree.max_qvalue[row])
-    if settings.qvalue_scope == NODE_SCOPE:
-        low = high = np.float64(tree.node_values[row, node])
-    for action in range(out.size):
-        out[action] = -np.inf
-        if tree.children_visits[row, node, action] > 0:
-            out[action] = qvalue(tree, row, node, action)
-            if settings.qvalue_scope == NODE_SCOPE:
-                low, high = min(low, out[action]), max(high, out[action])
-    normalize(out, low, high, settings.min_qvalue_range)
-
-
-@kernel
-def masked_argmax(scores: np.ndarray, invalid: np.ndarray) -> int:
+@part
+def masked_argmax(scores: np.ndarray, num_actions: int, invalid: np.ndarray, first: int) -> int:
     """Lowest index of the highest score among valid actions, an action that exists whatever the scores are."""
     best = -1
-    for action in range(scores.size):
-        if not invalid[action] and (best < 0 or scores[action] > scores[best]):
+    for action in range(num_actions):
+        if not invalid[first + action] and (best < 0 or scores[action] > scores[best]):
             best = action
     return max(best, 0)
 
 
-@kernel
+@part
 def gumbel_root_action(
-    tree: Tree, root: RootActions, settings: SearchSettings, row: int, considered_visit: int, scores: np.ndarray
+    tree: Tree, roots: Roots, settings: SearchSettings, row: int, considered_visit: int, scores: np.ndarray
 ) -> int:
     """The best root action by g + logits + sigma(Q) among those with ``considered_visit`` visits (Algorithm 2, line 5)."""
-    qtransform_completed_by_mix_value(tree, settings, row, np.int64(ROOT_INDEX), scores)
-    logits = tree.children_prior_logits[row, ROOT_INDEX]
-    largest = maximum(logits)
-    for action in range(scores.size):
-        scores[action] = max(LOWEST_ROOT_SCORE, root.gumbel[row, action] + (logits[action] - largest) + scores[action])
-        if tree.children_visits[row, ROOT_INDEX, action] != considered_visit:
-            scores[action] = -np.inf
-    return masked_argmax(scores, root.invalid[row])
+    num_actions = settings.num_actions
+    node = row * settings.num_nodes + ROOT_INDEX
+    qtransform_completed_by_mix_value(tree, settings, row, node, scores)
+    edges, noises = node * num_actions, row * num_actions
+    largest = -INFINITY
+    for action in range(num_actions):
+        largest = max(largest, tree.children_prior_logits[edges + action])
+    for action in range(num_actions):
+        score = roots.gumbel[noises + action] + (tree.children_prior_logits[edges + action] - largest) + scores[action]
+        is_considered = tree.children_visits[edges + action] == considered_visit
+        scores[action] = max(LOWEST_ROOT_SCORE, score) if is_considered else -INFINITY
+    return masked_argmax(scores, num_actions, roots.invalid, noises)
 
 
-@kernel
-def improved_policy(tree: Tree, settings: SearchSettings, row: int, node: int, out: np.ndarray) -> None:
+@part
+def improved_policy(tree: Tree, settings: SearchSettings, row: int, node: int, out: np.ndarray) -> float:
     """
     pi' = softmax(logits + sigma(completed Q)), Gumbel MuZero, Eq. 11.
 
-    :param out: receives the policy. Shape ``[A]``.
+    :param out: receives the policy times a factor. Shape ``[padded A]``.
+    :return: the factor.
     """
+    num_actions = settings.num_actions
     qtransform_completed_by_mix_value(tree, settings, row, node, out)
-    for action in range(out.size):
-        out[action] += tree.children_prior_logits[row, node, action]
-    softmax_inplace(out)
+    edges = node * num_actions
+    largest = -INFINITY
+    for action in range(num_actions):
+        out[action] += tree.children_prior_logits[edges + action]
+        largest = max(largest, out[action])
+    return exponentiate(out, num_actions, largest)
 
 
-@kernel
+@part
 def gumbel_interior_action(tree: Tree, settings: SearchSettings, row: int, node: int, scores: np.ndarray) -> int:
     """The action whose visits lag most behind the improved policy, pi' - N / (1 + sum N), Gumbel MuZero, Eq. 14."""
-    improved_policy(tree, settings, row, node, scores)
-    sum_visits = 0
-    for action in range(scores.size):
-        sum_visits += tree.children_visits[row, node, action]
-    best = 0
-    for action in range(scores.size):
-        scores[action] -= tree.children_visits[row, node, action] / (1.0 + sum_visits)
-        if scores[action] > scores[best]:
-            best = action
+    factor = improved_policy(tree, settings, row, node, scores)
+    num_actions = settings.num_actions
+    edges = node * num_actions
+    sum_visits = np.int32(1)
+    for edge in range(edges, edges + num_actions):
+        sum_visits += tree.children_visits[edge]
+    # Both terms times both denominators
+    best, best_score = 0, -INFINITY
+    for action in range(num_actions):
+        visits = np.float32(tree.children_visits[edges + action])
+        score = scores[action] * np.float32(sum_visits) - visits * factor
+        if score > best_score:
+            best, best_score = action, score
     return best
 
 
-@kernel
-def puct_action(tree: Tree, root: RootActions, settings: SearchSettings, row: int, node: int, scores: np.ndarray) -> int:
-    """The action of the highest upper confidence bound, MuZero, Eq. 2, with the node's own evaluation among its visits."""
-    qtransform_by_min_max(tree, settings, row, node, scores)
-    visits = np.float64(tree.node_visits[row, node])
-    exploration = settings.pb_c_init + np.log((visits + settings.pb_c_base + 1.0) / settings.pb_c_base)
-    exploration *= np.sqrt(visits)
-    best = -1
-    for action in range(scores.size):
-        prob = np.float64(tree.children_prior_probs[row, node, action])
-        scores[action] += exploration * prob / (1.0 + tree.children_visits[row, node, action])
-        is_valid = node != ROOT_INDEX or not root.invalid[row, action]
-        if is_valid and (best < 0 or scores[action] > scores[best]):
-            best = action
+@part
+def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, node: int) -> int:
+    """
+    The action of the highest upper confidence bound, MuZero, Eq. 2, with the node's own evaluation among its visits.
+
+    Q values are normalised as in Eq. 5, over the whole tree or over the node's value and its visited actions;
+    unvisited actions get 0.
+    """
+    num_actions = settings.num_actions
+    edges = node * num_actions
+    low, high = tree.min_qvalue[row], tree.max_qvalue[row]
+    if settings.qvalue_scope == NODE_SCOPE:
+        low = high = tree.node_values[node]
+        for edge in range(edges, edges + num_actions):
+            if tree.children_visits[edge] > 0:
+                low, high = min(low, tree.children_qvalues[edge]), max(high, tree.children_qvalues[edge])
+    scale = ONE / max(high - low, np.float32(settings.min_qvalue_range))
+    node_visits = np.float64(tree.node_visits[node])
+    exploration = settings.pb_c_init + np.log((node_visits + settings.pb_c_base + 1.0) / settings.pb_c_base)
+    exploration = np.float32(exploration * np.sqrt(node_visits))
+    masks = row * num_actions
+    is_root = node == row * settings.num_nodes
+    best, best_score = -1, -INFINITY
+    for action in range(num_actions):
+        visits = tree.children_visits[edges + action]
+        score = exploration * tree.children_prior_probs[edges + action] / np.float32(visits + 1)
+        if visits > 0:
+            score += min(max((tree.children_qvalues[edges + action] - low) * scale, ZERO), ONE)
+        if (best < 0 or score > best_score) and not (is_root and roots.invalid[masks + action]):
+            best, best_score = action, score
     return max(best, 0)
 
 
-@kernel
+@part
 def select_action(
-    tree: Tree, root: RootActions, settings: SearchSettings, simulation: int, row: int, node: int, scores: np.ndarray
+    tree: Tree, roots: Roots, settings: SearchSettings, simulation: int, row: int, node: int, scores: np.ndarray
 ) -> int:
     """The action that simulation number ``simulation`` takes at ``node``."""
     if settings.rule == PUCT:
-        return puct_action(tree, root, settings, row, node, scores)
-    if node == ROOT_INDEX:
-        return gumbel_root_action(tree, root, settings, row, np.int64(root.considered_visits[row, simulation]), scores)
+        return puct_action(tree, roots, settings, row, node)
+    if node == row * settings.num_nodes:
+        considered_visit = roots.considered_visits[roots.num_considered[row] * (settings.num_nodes - 1) + simulation]
+        return gumbel_root_action(tree, roots, settings, row, np.int64(considered_visit), scores)
     return gumbel_interior_action(tree, settings, row, node, scores)
 
 
-@kernel
-def simulate(tree: Tree, root: RootActions, settings: SearchSettings, simulation: int, row: int, leaves: Leaves) -> None:
-    """Walk from the root to an unvisited action or the depth limit, and note in ``leaves`` where that is."""
-    node = np.int64(ROOT_INDEX)
-    depth = 0
-    while True:
-        action = select_action(tree, root, settings, simulation, row, node, leaves.scores[row])
-        child = np.int64(tree.children_index[row, node, action])
-        depth += 1
-        if child == UNVISITED or depth >= settings.max_depth:
-            break
-        node = child
-    leaves.parent[row] = node
-    leaves.action[row] = action
-    leaves.node[row] = simulation + 1 if child == UNVISITED else child
-
-
-@kernel
-def is_finite(leaves: Leaves, row: int) -> bool:
+@part
+def is_finite(leaves: Leaves, leaf: int) -> bool:
     """Whether the model's answer is one that a search can use."""
-    if not (np.isfinite(leaves.reward[row]) and np.isfinite(leaves.discount[row]) and np.isfinite(leaves.value[row])):
+    if not (np.isfinite(leaves.reward[leaf]) and np.isfinite(leaves.discount[leaf]) and np.isfinite(leaves.value[leaf])):
         return False
-    largest = -np.inf
-    for logit in leaves.prior_logits[row]:
+    largest = -INFINITY
+    for action in range(leaves.prior_logits.shape[1]):
+        logit = leaves.prior_logits[leaf, action]
         if np.isnan(logit):
             return False
         largest = max(largest, logit)
     return np.isfinite(largest)
 
 
-@kernel
-def expand(tree: Tree, row: int, leaves: Leaves) -> None:
-    """Write the model's answer into the node that the simulation reached."""
-    parent, action, node = leaves.parent[row], leaves.action[row], leaves.node[row]
-    tree.node_visits[row, node] += 1
-    tree.node_values[row, node] = leaves.value[row]
-    tree.raw_values[row, node] = leaves.value[row]
-    tree.node_depths[row, node] = tree.node_depths[row, parent] + 1
-    tree.parents[row, node] = parent
-    tree.action_from_parent[row, node] = action
-    probs = leaves.scores[row]
-    for child in range(probs.size):
-        tree.children_prior_logits[row, node, child] = leaves.prior_logits[row, child]
-        probs[child] = leaves.prior_logits[row, child]
-    softmax_inplace(probs)
-    for child in range(probs.size):
-        tree.children_prior_probs[row, node, child] = probs[child]
-    tree.children_index[row, parent, action] = node
-    tree.children_rewards[row, parent, action] = leaves.reward[row]
-    tree.children_discounts[row, parent, action] = leaves.discount[row]
-
-
-@kernel
-def backward(tree: Tree, row: int, leaf: int) -> None:
-    """Add the leaf's return to every node and edge on the way up, MuZero, Eqs. 3 and 4."""
-    node = np.int64(leaf)
-    leaf_return = np.float64(tree.node_values[row, leaf])
-    while node != ROOT_INDEX:
-        parent, action = np.int64(tree.parents[row, node]), np.int64(tree.action_from_parent[row, node])
-        tree.children_values[row, parent, action] = tree.node_values[row, node]
-        tree.children_visits[row, parent, action] += 1
-        edge_qvalue = np.float32(qvalue(tree, row, parent, action))
-        tree.min_qvalue[row] = min(tree.min_qvalue[row], edge_qvalue)
-        tree.max_qvalue[row] = max(tree.max_qvalue[row], edge_qvalue)
-        leaf_return = tree.children_rewards[row, parent, action] + tree.children_discounts[row, parent, action] * leaf_return
-        visits = tree.node_visits[row, parent]
-        tree.node_values[row, parent] = (tree.node_values[row, parent] * np.float64(visits) + leaf_return) / (visits + 1)
-        tree.node_visits[row, parent] = visits + 1
-        node = parent
-
-
-@kernel
-def select_leaves(tree: Tree, root: RootActions, settings: SearchSettings, simulation: int, leaves: Leaves) -> None:
-    """Simulate every root; ``leaves`` then says which steps the model has to evaluate."""
-    for row in range(leaves.node.size):
-        simulate(tree, root, settings, simulation, row, leaves)
-
-
-@kernel
-def grow(tree: Tree, leaves: Leaves) -> int:
+@part
+def write_node(tree: Tree, settings: SearchSettings, node: int, value: float, logits: np.ndarray) -> None:
     """
-    Expand and back up every root.
+    Write the model's view of a node.
 
-    :return: the first row in which the model's answer is not finite, -1 if there is none.
+    :param logits: of the policy; overwritten. Shape ``[padded A]``.
     """
-    for row in range(leaves.node.size):
-        if not is_finite(leaves, row):
+    edges = node * settings.num_actions
+    tree.node_values[node] = tree.raw_values[node] = value
+    largest = -INFINITY
+    for action in range(settings.num_actions):
+        tree.children_prior_logits[edges + action] = logits[action]
+        largest = max(largest, logits[action])
+    scale = ONE / exponentiate(logits, settings.num_actions, largest)
+    for action in range(settings.num_actions):
+        tree.children_prior_probs[edges + action] = logits[action] * scale
+
+
+@kernel
+def plant(tree: Tree, roots: Roots, settings: SearchSettings, first_row: int, num_rows: int, scores: np.ndarray) -> int:
+    """
+    Begin some trees: nothing but an expanded root in each.
+
+    :param scores: scratch. Shape ``[padded A]``, float32.
+    :return: the first row whose root has no value or policy to search with, -1 if there is none.
+    """
+    num_nodes, num_actions = settings.num_nodes, settings.num_actions
+    for row in range(first_row, first_row + num_rows):
+        for node in range(row * num_nodes, (row + 1) * num_nodes):
+            tree.node_visits[node] = tree.node_depths[node] = 0
+            tree.node_values[node] = tree.raw_values[node] = ZERO
+            tree.parents[node] = tree.action_from_parent[node] = NO_PARENT
+        for edge in range(row * num_nodes * num_actions, (row + 1) * num_nodes * num_actions):
+            tree.children_index[edge] = UNVISITED
+            tree.children_visits[edge] = 0
+            tree.children_prior_logits[edge] = tree.children_prior_probs[edge] = ZERO
+            tree.children_qvalues[edge] = tree.children_rewards[edge] = tree.children_discounts[edge] = ZERO
+        is_usable = np.isfinite(roots.value[row])
+        num_valid, largest = 0, -INFINITY
+        for action in range(num_actions):
+            logit = roots.prior_logits[row * num_actions + action]
+            is_usable = is_usable and not np.isnan(logit) and logit != INFINITY
+            if roots.invalid[row * num_actions + action]:
+                scores[action] = MASKED_LOGIT
+            else:
+                num_valid += 1
+                largest = max(largest, logit)
+                scores[action] = logit
+        if not is_usable or largest == -INFINITY:
             return row
-        expand(tree, row, leaves)
-        backward(tree, row, leaves.node[row])
+        roots.num_considered[row] = min(num_valid, settings.max_num_considered_actions)
+        node = row * num_nodes + ROOT_INDEX
+        write_node(tree, settings, node, roots.value[row], scores)
+        tree.node_visits[node] = 1
+        tree.min_qvalue[row] = tree.max_qvalue[row] = roots.value[row]
+    return -1
+
+
+@part
+def expand(tree: Tree, settings: SearchSettings, row: int, leaves: Leaves, leaf: int) -> None:
+    """Write the model's answer into the node that the simulation reached."""
+    first = row * settings.num_nodes
+    parent, node = first + leaves.parent[leaf], first + leaves.node[leaf]
+    tree.node_visits[node] += 1
+    tree.node_depths[node] = tree.node_depths[parent] + 1
+    tree.parents[node] = leaves.parent[leaf]
+    tree.action_from_parent[node] = leaves.action[leaf]
+    scores = leaves.scores[leaf]
+    for action in range(settings.num_actions):
+        scores[action] = leaves.prior_logits[leaf, action]
+    write_node(tree, settings, node, leaves.value[leaf], scores)
+    edge = parent * settings.num_actions + leaves.action[leaf]
+    tree.children_index[edge] = leaves.node[leaf]
+    tree.children_rewards[edge] = leaves.reward[leaf]
+    tree.children_discounts[edge] = leaves.discount[leaf]
+
+
+@part
+def backward(tree: Tree, settings: SearchSettings, row: int, leaf_node: int) -> None:
+    """Add the leaf's return to every node and edge on the way up, MuZero, Eqs. 3 and 4."""
+    first = row * settings.num_nodes
+    node = first + leaf_node
+    value = leaf_return = np.float64(tree.node_values[node])
+    low, high = tree.min_qvalue[row], tree.max_qvalue[row]
+    while node != first:
+        parent = first + tree.parents[node]
+        edge = parent * settings.num_actions + tree.action_from_parent[node]
+        reward, discount = np.float64(tree.children_rewards[edge]), np.float64(tree.children_discounts[edge])
+        qvalue = np.float32(reward + discount * value)
+        tree.children_visits[edge] += 1
+        tree.children_qvalues[edge] = qvalue
+        low, high = min(low, qvalue), max(high, qvalue)
+        leaf_return = reward + discount * leaf_return
+        visits = np.float64(tree.node_visits[parent])
+        value = (np.float64(tree.node_values[parent]) * visits + leaf_return) / (visits + 1.0)
+        tree.node_values[parent] = value
+        tree.node_visits[parent] += 1
+        node = parent
+    tree.min_qvalue[row], tree.max_qvalue[row] = low, high
+
+
+@kernel
+def select_leaves(
+    tree: Tree, roots: Roots, settings: SearchSettings, simulation: int, first_row: int, num_rows: int, leaves: Leaves
+) -> None:
+    """
+    Walk from some roots to an unvisited action or the depth limit; ``leaves`` then says which steps the model has to evaluate.
+
+    All walks take a step in turn: each waits for its own last one only, so that the processor works on several at once.
+    """
+    for leaf in range(num_rows):
+        leaves.parent[leaf] = ROOT_INDEX
+        leaves.walking[leaf] = leaf
+    num_walking, depth = num_rows, 0
+    while num_walking > 0:
+        depth += 1
+        still_walking = 0
+        for index in range(num_walking):
+            leaf = leaves.walking[index]
+            row = first_row + leaf
+            node = row * settings.num_nodes + leaves.parent[leaf]
+            action = select_action(tree, roots, settings, simulation, row, node, leaves.scores[leaf])
+            child = np.int64(tree.children_index[node * settings.num_actions + action])
+            leaves.action[leaf] = action
+            leaves.node[leaf] = simulation + 1 if child == UNVISITED else child
+            goes_on = child != UNVISITED and depth < settings.max_depth
+            leaves.parent[leaf] = child if goes_on else leaves.parent[leaf]
+            leaves.walking[still_walking] = leaf
+            still_walking += 1 if goes_on else 0
+        num_walking = still_walking
+
+
+@kernel
+def grow(tree: Tree, settings: SearchSettings, first_row: int, num_rows: int, leaves: Leaves) -> int:
+    """
+    Expand and back up some roots.
+
+    :return: the first leaf in which the model's answer is not finite, -1 if there is none.
+    """
+    for leaf in range(num_rows):
+        if not is_finite(leaves, leaf):
+            return leaf
+        expand(tree, settings, first_row + leaf, leaves, leaf)
+        backward(tree, settings, first_row + leaf, leaves.node[leaf])
     return -1
 
 
 @kernel
-def gumbel_policy(
-    tree: Tree, root: RootActions, settings: SearchSettings, scores: np.ndarray, action: np.ndarray, action_weights: np.ndarray
-) -> None:
+def conclude(tree: Tree, roots: Roots, settings: SearchSettings, first_row: int, num_rows: int, scores: np.ndarray) -> None:
     """
-    The action to play and the policy target of every root, after the last simulation.
+    After the last simulation: the policy target of some roots, and the best of the most visited actions to play.
 
-    :param action: receives the best of the most visited actions. Shape ``[B]``, int64.
-    :param action_weights: receives the improved policy. Shape ``[B, A]``, float32.
+    :param scores: scratch. Shape ``[padded A]``, float32.
     """
-    for row in range(action.size):
-        most_visits = np.int64(maximum(tree.children_visits[row, ROOT_INDEX]))
-        action[row] = gumbel_root_action(tree, root, settings, row, most_visits, scores[row])
-        improved_policy(tree, settings, row, np.int64(ROOT_INDEX), scores[row])
-        for index in range(action_weights.shape[1]):
-            action_weights[row, index] = scores[row, index]
+    num_actions = settings.num_actions
+    for row in range(first_row, first_row + num_rows):
+        node = row * settings.num_nodes + ROOT_INDEX
+        edges, weights = node * num_actions, row * num_actions
+        if settings.rule == PUCT:
+            scale = ONE / np.float32(settings.num_nodes - 1)
+            for action in range(num_actions):
+                roots.action_weights[weights + action] = np.float32(tree.children_visits[edges + action]) * scale
+            continue
+        most_visits = np.int64(0)
+        for edge in range(edges, edges + num_actions):
+            most_visits = max(most_visits, np.int64(tree.children_visits[edge]))
+        roots.action[row] = gumbel_root_action(tree, roots, settings, row, most_visits, scores)
+        factor = improved_policy(tree, settings, row, node, scores)
+        for action in range(num_actions):
+            roots.action_weights[weights + action] = scores[action] / factor

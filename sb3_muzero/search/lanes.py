@@ -93,6 +93,16 @@ multiply_add = _llvm("llvm.fmuladd", 3)
 power_of_two = _elementwise(1, _power_of_two)
 
 
+def _shuffle(first: int) -> Any:
+    order = ir.Constant(INT_VECTOR, [lane for i in range(first, first + LANES // 2) for lane in (i, LANES + i)])
+    return _elementwise(2, lambda builder, a, b: builder.shuffle_vector(a, b, order))
+
+
+# The lower and the upper half of a's and b's lanes in turn: a0 b0 a1 b1 ...
+interleave_low = _shuffle(0)
+interleave_high = _shuffle(LANES // 2)
+
+
 def _overload_operator(function: Any, instruction: str) -> None:
     operation = _elementwise(2, lambda builder, a, b: getattr(builder, instruction)(a, b))
 
@@ -156,6 +166,45 @@ def store(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, lanes), codegen
 
 
+@compiled
+def load_number(typing: Any, address: Any) -> Any:
+    """The float32 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], FLOAT.as_pointer()), align=4)
+
+    return types.float32(types.int64), codegen
+
+
+@compiled
+def store_number(typing: Any, address: Any, value: Any) -> Any:
+    """Write a float32 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], FLOAT.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), codegen
+
+
+@compiled
+def total(typing: Any, value: Any) -> Any:
+    """The sum over the lanes, halves first."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, size = args[0], LANES
+        while size > 1:
+            size //= 2
+            low, high = (
+                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(INT32, size), list(range(first, first + size))))
+                for first in (0, size)
+            )
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, INT32(0))
+
+    return types.float32(lanes), codegen
+
+
 LOG2_E = np.float32(1.44269504)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 EXP_LOW, EXP_HIGH = np.float32(-87.0), np.float32(88.0)
@@ -169,7 +218,7 @@ def exponential(x: Any) -> Any:
     """e ** x to a relative error of 2e-7; x is clamped to [-87, 88], NaN stays NaN. Cephes' range reduction and polynomial."""
     x = minimum(splat(EXP_HIGH), maximum(splat(EXP_LOW), x))
     exponent = rint(x * splat(LOG2_E))
-    rest = (x - exponent * splat(LN2_HIGH)) - exponent * splat(LN2_LOW)
+    rest = multiply_add(exponent, splat(-LN2_LOW), multiply_add(exponent, splat(-LN2_HIGH), x))
     result = multiply_add(splat(E0), rest, splat(E1))
     result = multiply_add(result, rest, splat(E2))
     result = multiply_add(result, rest, splat(E3))

@@ -2,8 +2,9 @@
 The layers of an MLP in compiled code, and the interpreter that runs a table of them.
 
 Activations of ``LANES`` rows lie together, ``[width, LANES]``, and each row keeps to its lane: every loop is vectorised over
-rows whatever the widths, no sum runs across lanes, and a weight once read serves all of them. Parameters are read in place
-from PyTorch's memory. One signature fits every architecture, so the disk cache serves all models.
+rows whatever the widths, no sum runs across lanes, and a weight once read serves all of them. Matrix products, where the time
+goes, have two more forms: two groups of rows share each weight, and a row on its own is vectorised over its inputs. Parameters
+are read in place from PyTorch's memory. One signature fits every architecture, so the disk cache serves all models.
 """
 
 from typing import Any, NamedTuple
@@ -13,11 +14,15 @@ from numba import njit
 
 from sb3_muzero.search.kernels import OPTIONS
 from sb3_muzero.search.lanes import (
+    LANES,
     LANES_BYTES,
     absolute,
     exponential,
     inlined,
+    interleave_high,
+    interleave_low,
     load,
+    load_number,
     load_splat,
     maximum,
     minimum,
@@ -25,6 +30,8 @@ from sb3_muzero.search.lanes import (
     splat,
     square_root,
     store,
+    store_number,
+    total,
     where_positive,
 )
 
@@ -37,6 +44,10 @@ CODE, WIDTH, WEIGHT, BIAS = range(4)
 
 FLOAT_BYTES = 4
 
+GROUPS = 2
+BLOCK = GROUPS * LANES
+"""Rows that a program runs on at once, at most."""
+
 layer: Any = njit(**OPTIONS)
 
 
@@ -48,7 +59,8 @@ class Program(NamedTuple):
         Shape ``[num_layers, 4]``, int64.
     :param constants: the one constant that a layer may have. Shape ``[num_layers]``, float32.
     :param sections: the first layer of each of the model's functions, and the end. Shape ``[num_sections + 1]``, int64.
-    :param rooms: where activations are kept while the program runs. Shape ``[num_rooms, max_width, LANES]``, float32.
+    :param rooms: where activations are kept while the program runs; row ``r`` of a block is lane ``r % LANES`` of group
+        ``r // LANES``. Shape ``[num_rooms, GROUPS, max_width, LANES]``, float32.
     """
 
     layers: np.ndarray
@@ -166,6 +178,115 @@ def linear(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int) ->
 
 
 @layer
+def linear_of_two_groups(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int, group_bytes: int) -> None:
+    """
+    The same for two groups of rows, six outputs at a time: a weight once loaded is used twice, so that the multiplications
+    and no longer the loads are what takes the time.
+
+    :param group_bytes: distance from the first group to the second.
+    """
+    stride = inputs * FLOAT_BYTES
+    last = outputs - 1
+    for first in range(0, outputs, 6):
+        o1, o2, o3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+        o4, o5 = min(first + 4, last), min(first + 5, last)
+        w0, w1, w2 = weight + first * stride, weight + o1 * stride, weight + o2 * stride
+        w3, w4, w5 = weight + o3 * stride, weight + o4 * stride, weight + o5 * stride
+        y0 = y1 = y2 = y3 = y4 = y5 = splat(ZERO)
+        if bias != 0:
+            y0, y1 = load_splat(bias + first * FLOAT_BYTES), load_splat(bias + o1 * FLOAT_BYTES)
+            y2, y3 = load_splat(bias + o2 * FLOAT_BYTES), load_splat(bias + o3 * FLOAT_BYTES)
+            y4, y5 = load_splat(bias + o4 * FLOAT_BYTES), load_splat(bias + o5 * FLOAT_BYTES)
+        z0, z1, z2, z3, z4, z5 = y0, y1, y2, y3, y4, y5
+        for i in range(inputs):
+            offset = i * FLOAT_BYTES
+            unit, other = load(x + i * LANES_BYTES), load(x + group_bytes + i * LANES_BYTES)
+            factor = load_splat(w0 + offset)
+            y0, z0 = multiply_add(factor, unit, y0), multiply_add(factor, other, z0)
+            factor = load_splat(w1 + offset)
+            y1, z1 = multiply_add(factor, unit, y1), multiply_add(factor, other, z1)
+            factor = load_splat(w2 + offset)
+            y2, z2 = multiply_add(factor, unit, y2), multiply_add(factor, other, z2)
+            factor = load_splat(w3 + offset)
+            y3, z3 = multiply_add(factor, unit, y3), multiply_add(factor, other, z3)
+            factor = load_splat(w4 + offset)
+            y4, z4 = multiply_add(factor, unit, y4), multiply_add(factor, other, z4)
+            factor = load_splat(w5 + offset)
+            y5, z5 = multiply_add(factor, unit, y5), multiply_add(factor, other, z5)
+        store(y + first * LANES_BYTES, y0)
+        store(y + group_bytes + first * LANES_BYTES, z0)
+        store(y + o1 * LANES_BYTES, y1)
+        store(y + group_bytes + o1 * LANES_BYTES, z1)
+        store(y + o2 * LANES_BYTES, y2)
+        store(y + group_bytes + o2 * LANES_BYTES, z2)
+        store(y + o3 * LANES_BYTES, y3)
+        store(y + group_bytes + o3 * LANES_BYTES, z3)
+        store(y + o4 * LANES_BYTES, y4)
+        store(y + group_bytes + o4 * LANES_BYTES, z4)
+        store(y + o5 * LANES_BYTES, y5)
+        store(y + group_bytes + o5 * LANES_BYTES, z5)
+
+
+@layer
+def linear_of_one_row(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int, packed: int) -> None:
+    """
+    The same for the row in the first lane, as dot products along the inputs. Its results fill all lanes.
+
+    :param packed: address of room for the inputs of that row.
+    """
+    for i in range(inputs):
+        store_number(packed + i * FLOAT_BYTES, load_number(x + i * LANES_BYTES))
+    stride = inputs * FLOAT_BYTES
+    whole = inputs // LANES * LANES_BYTES
+    last = outputs - 1
+    for first in range(0, outputs, 4):
+        o1, o2, o3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+        w0, w1, w2, w3 = weight + first * stride, weight + o1 * stride, weight + o2 * stride, weight + o3 * stride
+        y0 = y1 = y2 = y3 = splat(ZERO)
+        for offset in range(0, whole, LANES_BYTES):
+            units = load(packed + offset)
+            y0 = multiply_add(load(w0 + offset), units, y0)
+            y1 = multiply_add(load(w1 + offset), units, y1)
+            y2 = multiply_add(load(w2 + offset), units, y2)
+            y3 = multiply_add(load(w3 + offset), units, y3)
+        t0, t1, t2, t3 = total(y0), total(y1), total(y2), total(y3)
+        for offset in range(whole, stride, FLOAT_BYTES):
+            unit = load_number(packed + offset)
+            t0 += load_number(w0 + offset) * unit
+            t1 += load_number(w1 + offset) * unit
+            t2 += load_number(w2 + offset) * unit
+            t3 += load_number(w3 + offset) * unit
+        if bias != 0:
+            t0 += load_number(bias + first * FLOAT_BYTES)
+            t1 += load_number(bias + o1 * FLOAT_BYTES)
+            t2 += load_number(bias + o2 * FLOAT_BYTES)
+            t3 += load_number(bias + o3 * FLOAT_BYTES)
+        store(y + first * LANES_BYTES, splat(t0))
+        store(y + o1 * LANES_BYTES, splat(t1))
+        store(y + o2 * LANES_BYTES, splat(t2))
+        store(y + o3 * LANES_BYTES, splat(t3))
+
+
+@inlined
+def moment(x: int, end: int, centre: Any, is_second: bool) -> Any:
+    """
+    Sum of the distances from ``centre``, or of their squares, of each row's units. Four partial sums, since each addition
+    waits for the one before.
+    """
+    sum0 = sum1 = sum2 = sum3 = splat(ZERO)
+    whole_end = end - (end - x) % (4 * LANES_BYTES)
+    for address in range(x, whole_end, 4 * LANES_BYTES):
+        unit0, unit1 = load(address) - centre, load(address + LANES_BYTES) - centre
+        unit2, unit3 = load(address + 2 * LANES_BYTES) - centre, load(address + 3 * LANES_BYTES) - centre
+        sum0, sum1 = sum0 + (unit0 * unit0 if is_second else unit0), sum1 + (unit1 * unit1 if is_second else unit1)
+        sum2, sum3 = sum2 + (unit2 * unit2 if is_second else unit2), sum3 + (unit3 * unit3 if is_second else unit3)
+    for address in range(whole_end, end, LANES_BYTES):
+        unit0 = load(address) - centre
+        sum0 = sum0 + (unit0 * unit0 if is_second else unit0)
+    return (sum0 + sum1) + (sum2 + sum3)
+
+
+@layer
 def layer_norm(width: int, weight: int, bias: int, epsilon: float, x: int, y: int) -> None:
     """
     Scale each row to mean 0 and variance 1.
@@ -173,16 +294,10 @@ def layer_norm(width: int, weight: int, bias: int, epsilon: float, x: int, y: in
     :param weight: address of the factors to multiply by afterwards, or 0.
     :param bias: address of the terms to add afterwards, or 0.
     """
-    end = width * LANES_BYTES
+    end = x + width * LANES_BYTES
     inverse_width = splat(ONE / np.float32(width))
-    total = splat(ZERO)
-    for offset in range(0, end, LANES_BYTES):
-        total = total + load(x + offset)
-    mean = total * inverse_width
-    squares = splat(ZERO)
-    for offset in range(0, end, LANES_BYTES):
-        centred = load(x + offset) - mean
-        squares = multiply_add(centred, centred, squares)
+    mean = moment(x, end, splat(ZERO), False) * inverse_width
+    squares = moment(x, end, mean, True)
     scale = splat(ONE) / square_root(multiply_add(squares, inverse_width, splat(epsilon)))
     for unit in range(width):
         normal = (load(x + unit * LANES_BYTES) - mean) * scale
@@ -195,11 +310,15 @@ def layer_norm(width: int, weight: int, bias: int, epsilon: float, x: int, y: in
 
 @inlined
 def largest(x: int, end: int) -> Any:
-    """The largest unit of each row, from the address ``x`` to the address ``end``."""
-    result = load(x)
-    for address in range(x + LANES_BYTES, end, LANES_BYTES):
-        result = maximum(load(address), result)
-    return result
+    """The largest unit of each row, from the address ``x`` to the address ``end``; four at a time for the same reason."""
+    high0 = high1 = high2 = high3 = load(x)
+    whole_end = end - (end - x) % (4 * LANES_BYTES)
+    for address in range(x, whole_end, 4 * LANES_BYTES):
+        high0, high1 = maximum(load(address), high0), maximum(load(address + LANES_BYTES), high1)
+        high2, high3 = maximum(load(address + 2 * LANES_BYTES), high2), maximum(load(address + 3 * LANES_BYTES), high3)
+    for address in range(whole_end, end, LANES_BYTES):
+        high0 = maximum(load(address), high0)
+    return maximum(maximum(high0, high1), maximum(high2, high3))
 
 
 @layer
@@ -264,38 +383,125 @@ def standardize(width: int, mean: int, variance: int, clip: float, x: int, y: in
         store(y + unit * LANES_BYTES, minimum(splat(clip), maximum(splat(-clip), normal)))
 
 
+@inlined
+def transpose(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """The square of numbers whose rows are given, by its columns."""
+    for _ in range(3):  # LANES is 2 ** 3, and each round moves one bit of a row's number to that of a column
+        a, b, c, d, e, f, g, h = (
+            interleave_low(a, e),
+            interleave_high(a, e),
+            interleave_low(b, f),
+            interleave_high(b, f),
+            interleave_low(c, g),
+            interleave_high(c, g),
+            interleave_low(d, h),
+            interleave_high(d, h),
+        )
+    return a, b, c, d, e, f, g, h
+
+
 @layer
-def apply(program: Program, section: int, width: int, source: int, target: int) -> int:
+def rows_to_lanes(rows: np.ndarray, first: int, width: int, x: int) -> None:
     """
-    Run one section of the program on ``LANES`` rows.
+    Read a group of rows that lie anywhere.
+
+    :param rows: their addresses. Shape ``[BLOCK]``, int64.
+    :param first: index of the group's first row.
+    :param width: units of each row; a whole number of ``LANES`` are read.
+    :param x: address of the group. Shape ``[width, LANES]``.
+    """
+    r0, r1, r2, r3 = rows[first], rows[first + 1], rows[first + 2], rows[first + 3]
+    r4, r5, r6, r7 = rows[first + 4], rows[first + 5], rows[first + 6], rows[first + 7]
+    for unit in range(0, width, LANES):
+        i = unit * FLOAT_BYTES
+        a, b, c, d = load(r0 + i), load(r1 + i), load(r2 + i), load(r3 + i)
+        e, f, g, h = load(r4 + i), load(r5 + i), load(r6 + i), load(r7 + i)
+        a, b, c, d, e, f, g, h = transpose(a, b, c, d, e, f, g, h)
+        start = x + unit * LANES_BYTES
+        store(start, a)
+        store(start + LANES_BYTES, b)
+        store(start + 2 * LANES_BYTES, c)
+        store(start + 3 * LANES_BYTES, d)
+        store(start + 4 * LANES_BYTES, e)
+        store(start + 5 * LANES_BYTES, f)
+        store(start + 6 * LANES_BYTES, g)
+        store(start + 7 * LANES_BYTES, h)
+
+
+@layer
+def lanes_to_rows(x: int, width: int, rows: int, row_bytes: int) -> None:
+    """
+    Write a group of rows that lie one after the other.
+
+    :param x: address of the group. Shape ``[width, LANES]``.
+    :param width: units of each row; a whole number of ``LANES`` are written.
+    :param rows: address of the first row.
+    :param row_bytes: distance from one row to the next.
+    """
+    for unit in range(0, width, LANES):
+        start = x + unit * LANES_BYTES
+        a, b, c, d = load(start), load(start + LANES_BYTES), load(start + 2 * LANES_BYTES), load(start + 3 * LANES_BYTES)
+        start += 4 * LANES_BYTES
+        e, f, g, h = load(start), load(start + LANES_BYTES), load(start + 2 * LANES_BYTES), load(start + 3 * LANES_BYTES)
+        a, b, c, d, e, f, g, h = transpose(a, b, c, d, e, f, g, h)
+        y = rows + unit * FLOAT_BYTES
+        store(y, a)
+        store(y + row_bytes, b)
+        store(y + 2 * row_bytes, c)
+        store(y + 3 * row_bytes, d)
+        store(y + 4 * row_bytes, e)
+        store(y + 5 * row_bytes, f)
+        store(y + 6 * row_bytes, g)
+        store(y + 7 * row_bytes, h)
+
+
+@layer
+def apply_to_group(code: int, constant: float, width: int, outputs: int, weight: int, bias: int, x: int, y: int) -> None:
+    """Run one layer on one group of rows."""
+    if code == LINEAR:
+        linear(width, outputs, weight, bias, x, y)
+    elif code == LAYER_NORM:
+        layer_norm(width, weight, bias, constant, x, y)
+    elif code == GROUP_SOFTMAX:
+        group_softmax(width, np.int64(constant), x, y)
+    elif code == MINMAX:
+        min_max(width, constant, x, y)
+    elif code == EXPECTATION:
+        expectation(width, weight, bias, x, y)
+    elif code == STANDARDIZE:
+        standardize(width, weight, bias, constant, x, y)
+    else:
+        activate(code, constant, width, x, y)
+
+
+@layer
+def apply(program: Program, section: int, num_rows: int, width: int, source: int, target: int) -> int:
+    """
+    Run one section of the program on a block of rows.
 
     :param section: number of the section.
+    :param num_rows: number of rows, at most ``BLOCK``.
     :param width: number of inputs.
     :param source: number of the room with the inputs, which stay as they are.
     :param target: number of the first of two rooms to work in.
     :return: number of the room with the outputs.
     """
     start = program.rooms.ctypes.data
-    room_bytes = program.rooms.shape[1] * LANES_BYTES
+    group_bytes = program.rooms.shape[2] * LANES_BYTES
+    room_bytes = GROUPS * group_bytes
+    packed = start + (program.rooms.shape[0] - 1) * room_bytes
     for index in range(program.sections[section], program.sections[section + 1]):
         code, outputs = program.layers[index, CODE], program.layers[index, WIDTH]
         weight, bias = program.layers[index, WEIGHT], program.layers[index, BIAS]
         constant = program.constants[index]
         room = target + 1 if source == target else target
         x, y = start + source * room_bytes, start + room * room_bytes
-        if code == LINEAR:
-            linear(width, outputs, weight, bias, x, y)
-        elif code == LAYER_NORM:
-            layer_norm(width, weight, bias, constant, x, y)
-        elif code == GROUP_SOFTMAX:
-            group_softmax(width, np.int64(constant), x, y)
-        elif code == MINMAX:
-            min_max(width, constant, x, y)
-        elif code == EXPECTATION:
-            expectation(width, weight, bias, x, y)
-        elif code == STANDARDIZE:
-            standardize(width, weight, bias, constant, x, y)
+        if code == LINEAR and num_rows == 1:
+            linear_of_one_row(width, outputs, weight, bias, x, y, packed)
+        elif code == LINEAR and num_rows > LANES:
+            linear_of_two_groups(width, outputs, weight, bias, x, y, group_bytes)
         else:
-            activate(code, constant, width, x, y)
+            for offset in range(0, group_bytes * (1 + (num_rows - 1) // LANES), group_bytes):
+                apply_to_group(code, constant, width, outputs, weight, bias, x + offset, y + offset)
         source, width = room, outputs
     return source

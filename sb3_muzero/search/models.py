@@ -7,7 +7,7 @@ import torch
 
 from sb3_muzero.search.base import RecurrentFn, RecurrentOutput
 from sb3_muzero.search.checks import check_finite, check_prior_logits, check_shape, to_numpy
-from sb3_muzero.search.kernels import Leaves
+from sb3_muzero.search.kernels import Leaves, Roots, SearchSettings
 
 
 class LatentModel:
@@ -101,13 +101,27 @@ def make_latent_model(recurrent_fn: RecurrentFn, root_latent: Any, num_simulatio
     return kind(recurrent_fn, root_latent, num_simulations)
 
 
-def check_answer(leaves: Leaves) -> None:
+def check_roots(roots: Roots, settings: SearchSettings) -> None:
+    """
+    Say what in the model's view of the roots cannot be used.
+
+    :param roots: the roots.
+    :param settings: the sizes.
+    :raises ValueError: naming the field and the row.
+    """
+    shape = (-1, settings.num_actions)
+    check_prior_logits("root's prior_logits", roots.prior_logits.reshape(shape), roots.invalid.reshape(shape))
+    check_finite("root's value", roots.value)
+
+
+def check_answer(leaves: Leaves, first_row: int = 0) -> None:
     """
     Say what in the model's answer cannot be used.
 
     :param leaves: the answer to one simulation.
+    :param first_row: the root that the first of the leaves belongs to.
     :raises ValueError: naming the field and the row.
     """
     for name in ("reward", "discount", "value"):
-        check_finite(f"recurrent_fn's {name}", getattr(leaves, name))
-    check_prior_logits("recurrent_fn's prior_logits", leaves.prior_logits)
+        check_finite(f"recurrent_fn's {name}", getattr(leaves, name), first_row)
+    check_prior_logits("recurrent_fn's prior_logits", leaves.prior_logits, first_row=first_row)

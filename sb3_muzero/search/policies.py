@@ -21,20 +21,21 @@ from sb3_muzero.search.kernels import (
     PUCT,
     TINY,
     TREE_SCOPE,
-    RootActions,
+    Roots,
     SearchSettings,
+    conclude,
     grow,
-    gumbel_policy,
     instantiate_leaves,
+    instantiate_roots,
+    plant,
     select_leaves,
 )
 from sb3_muzero.search.mlp import CompiledModel
-from sb3_muzero.search.models import check_answer, make_latent_model
+from sb3_muzero.search.models import check_answer, check_roots, make_latent_model
 from sb3_muzero.search.sequential_halving import considered_visits_table
-from sb3_muzero.search.tree import ROOT_INDEX, Tree, instantiate_tree, softmax
+from sb3_muzero.search.tree import ROOT_INDEX, Tree, flatten, instantiate_tree
 
 QVALUE_SCOPES = {"node": NODE_SCOPE, "tree": TREE_SCOPE}
-MASKED_LOGIT = np.finfo(np.float32).min
 
 
 def gumbel_muzero_search(
@@ -76,18 +77,20 @@ def gumbel_muzero_search(
     :raises ValueError: if an argument or an answer of the model cannot be used; says which and why.
     """
     num_simulations = check_count("num_simulations", num_simulations)
+    prior_logits, value, invalid = _to_host(root, invalid_actions)
     settings = SearchSettings(
+        num_nodes=num_simulations + 1,
+        num_actions=prior_logits.shape[1],
         rule=GUMBEL,
         qvalue_scope=_check_qvalue_scope(qvalue_scope),
         max_depth=num_simulations if max_depth is None else check_count("max_depth", max_depth),
         min_qvalue_range=check_real("min_qvalue_range", min_qvalue_range, 0.0, above_low=True),
+        max_num_considered_actions=check_count("max_num_considered_actions", max_num_considered_actions),
         value_scale=check_real("value_scale", value_scale, 0.0),
         maxvisit_init=check_real("maxvisit_init", maxvisit_init, 0.0),
     )
-    max_num_considered_actions = check_count("max_num_considered_actions", max_num_considered_actions)
     gumbel_scale = check_real("gumbel_scale", gumbel_scale, 0.0)
     random = check_generator(generator)
-    prior_logits, value, invalid = _check_root(root, invalid_actions)
 
     if root_gumbel is not None:
         gumbel = to_float32("root_gumbel", root_gumbel, prior_logits.shape)
@@ -96,17 +99,11 @@ def gumbel_muzero_search(
         gumbel = (gumbel_scale * random.gumbel(size=prior_logits.shape)).astype(np.float32)
     else:
         gumbel = np.zeros_like(prior_logits)
-    num_valid = prior_logits.shape[1] - invalid.sum(axis=1)
-    num_considered = np.minimum(num_valid, max_num_considered_actions)
-    considered_visits = considered_visits_table(int(num_considered.max()), num_simulations)[num_considered]
-    root_actions = RootActions(invalid, gumbel, considered_visits)
-
-    tree = instantiate_tree(np.where(invalid, MASKED_LOGIT, prior_logits), value, num_simulations)
-    _run_simulations(tree, root_actions, settings, recurrent_fn, root.latent)
-    action = np.empty(value.shape, np.int64)
-    action_weights = np.empty_like(prior_logits)
-    gumbel_policy(tree, root_actions, settings, np.empty(prior_logits.shape), action, action_weights)
-    return _summarize(tree, action, action_weights)
+    max_num_considered = min(settings.num_actions, settings.max_num_considered_actions)
+    considered_visits = considered_visits_table(max_num_considered, num_simulations)
+    roots = instantiate_roots(prior_logits, value, invalid, gumbel, considered_visits)
+    tree = _search(roots, settings, recurrent_fn, root.latent)
+    return _summarize(tree, roots.action, roots.action_weights)
 
 
 def muzero_search(
@@ -149,7 +146,10 @@ def muzero_search(
     :raises ValueError: if an argument or an answer of the model cannot be used; says which and why.
     """
     num_simulations = check_count("num_simulations", num_simulations)
+    prior_logits, value, invalid = _to_host(root, invalid_actions)
     settings = SearchSettings(
+        num_nodes=num_simulations + 1,
+        num_actions=prior_logits.shape[1],
         rule=PUCT,
         qvalue_scope=_check_qvalue_scope(qvalue_scope),
         max_depth=num_simulations if max_depth is None else check_count("max_depth", max_depth),
@@ -161,21 +161,18 @@ def muzero_search(
     dirichlet_alpha = check_real("dirichlet_alpha", dirichlet_alpha, 0.0, above_low=True)
     temperature = check_real("temperature", temperature, 0.0)
     random = check_generator(generator)
-    prior_logits, value, invalid = _check_root(root, invalid_actions)
 
-    prior_logits = np.where(invalid, MASKED_LOGIT, prior_logits)
     if dirichlet_fraction > 0.0:
+        check_prior_logits("root's prior_logits", prior_logits, invalid)
+        probs = softmax(np.where(invalid, -np.inf, prior_logits))
         noise = _sample_dirichlet(random, dirichlet_alpha, invalid)
-        noisy_probs = (1.0 - dirichlet_fraction) * softmax(prior_logits) + dirichlet_fraction * noise
-        prior_logits = np.where(invalid, MASKED_LOGIT, np.log(np.maximum(noisy_probs, TINY))).astype(np.float32)
-    unused = np.empty((0, 0), np.int32)
-    root_actions = RootActions(invalid, np.empty((0, 0), np.float32), unused)
-
-    tree = instantiate_tree(prior_logits, value, num_simulations)
-    _run_simulations(tree, root_actions, settings, recurrent_fn, root.latent)
+        noisy_probs = (1.0 - dirichlet_fraction) * probs + dirichlet_fraction * noise
+        prior_logits = np.log(np.maximum(noisy_probs, TINY)).astype(np.float32)
+    roots = instantiate_roots(prior_logits, value, invalid, np.empty(0, np.float32), np.empty(0, np.int32))
+    tree = _search(roots, settings, recurrent_fn, root.latent)
     visits = tree.children_visits[:, ROOT_INDEX]
-    action = _sample_by_visits(random, visits, prior_logits, temperature)
-    return _summarize(tree, action, (visits / num_simulations).astype(np.float32))
+    action = _sample_by_visits(random, visits, tree.children_prior_logits[:, ROOT_INDEX], temperature)
+    return _summarize(tree, action, roots.action_weights)
 
 
 def _check_qvalue_scope(qvalue_scope: str) -> int:
@@ -184,9 +181,10 @@ def _check_qvalue_scope(qvalue_scope: str) -> int:
     return QVALUE_SCOPES[qvalue_scope]
 
 
-def _check_root(root: RootOutput, invalid_actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _to_host(root: RootOutput, invalid_actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     :return: prior logits ``[B, A]`` and values ``[B]`` as float32 and the mask ``[B, A]`` of invalid actions, on the host.
+        Whether the numbers can be used the search finds out.
     """
     if not isinstance(root, RootOutput):
         raise ValueError(f"root must be a RootOutput, got a {type(root).__name__}")
@@ -198,29 +196,38 @@ def _check_root(root: RootOutput, invalid_actions: Any) -> tuple[np.ndarray, np.
         raise ValueError(f"root's latent must be an array or tensor of shape [{shape[0]}, ...], got {given}")
     prior_logits = to_float32("root's prior_logits", root.prior_logits, shape)
     value = to_float32("root's value", root.value, shape[:1])
-    invalid = check_invalid_actions(invalid_actions, (shape[0], shape[1]))
-    check_prior_logits("root's prior_logits", prior_logits, invalid)
-    check_finite("root's value", value)
-    return prior_logits, value, invalid
+    return prior_logits, value, check_invalid_actions(invalid_actions, (shape[0], shape[1]))
 
 
-def _run_simulations(
-    tree: Tree, root_actions: RootActions, settings: SearchSettings, recurrent_fn: RecurrentFn, latent: Any
-) -> None:
-    """Grow the trees by one simulation after the other."""
-    num_simulations = tree.node_visits.shape[1] - 1
-    leaves = instantiate_leaves(*root_actions.invalid.shape)
+def _search(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentFn, latent: Any) -> Tree:
+    """Grow a tree from each root by all simulations, and conclude what to do there."""
+    num_rows = roots.value.size
+    trees = instantiate_tree(num_rows, settings.num_nodes, settings.num_actions)
+    tree = flatten(trees)
     if isinstance(recurrent_fn, CompiledModel):
-        if recurrent_fn.run_simulations(tree, root_actions, settings, latent, leaves) >= 0:
-            check_answer(leaves)
-        return
+        recurrent_fn.search(tree, roots, settings, latent)
+        return trees
+    leaves = instantiate_leaves(num_rows, settings.num_actions)
+    if plant(tree, roots, settings, 0, num_rows, leaves.scores[0]) >= 0:
+        check_roots(roots, settings)
     with torch.inference_mode():
-        model = make_latent_model(recurrent_fn, latent, num_simulations)
-        for simulation in range(num_simulations):
-            select_leaves(tree, root_actions, settings, simulation, leaves)
+        model = make_latent_model(recurrent_fn, latent, settings.num_nodes - 1)
+        for simulation in range(settings.num_nodes - 1):
+            select_leaves(tree, roots, settings, simulation, 0, num_rows, leaves)
             model.evaluate(simulation, leaves)
-            if grow(tree, leaves) >= 0:
+            if grow(tree, settings, 0, num_rows, leaves) >= 0:
                 check_answer(leaves)
+    conclude(tree, roots, settings, 0, num_rows, leaves.scores[0])
+    return trees
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """
+    :param logits: at least one finite per row. Shape ``[B, A]``.
+    :return: probabilities. Shape ``[B, A]``.
+    """
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def _sample_dirichlet(random: Any, alpha: float, invalid: np.ndarray) -> np.ndarray:
@@ -249,9 +256,9 @@ def _sample_by_visits(random: Any, visits: np.ndarray, prior_logits: np.ndarray,
 def _summarize(tree: Tree, action: np.ndarray, action_weights: np.ndarray) -> SearchOutput:
     return SearchOutput(
         action=action,
-        action_weights=action_weights,
+        action_weights=action_weights.reshape(len(action), -1),
         visit_counts=tree.children_visits[:, ROOT_INDEX],
-        qvalues=tree.root_qvalues(),
+        qvalues=tree.children_qvalues[:, ROOT_INDEX],
         value=tree.node_values[:, ROOT_INDEX],
         tree=tree,
     )

@@ -1,4 +1,4 @@
-"""The search loop over a compiled model: all simulations of all roots in one call."""
+"""The search over a compiled model: all simulations of all roots in one call."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -6,16 +6,37 @@ from typing import Any
 
 import numpy as np
 
-from sb3_muzero.search.kernels import Leaves, RootActions, SearchSettings, grow, kernel, select_leaves
-from sb3_muzero.search.lanes import LANES
-from sb3_muzero.search.layers import Program, apply
-from sb3_muzero.search.tree import Tree
+from sb3_muzero.search.kernels import (
+    Leaves,
+    Roots,
+    SearchSettings,
+    conclude,
+    grow,
+    kernel,
+    plant,
+    select_leaves,
+)
+from sb3_muzero.search.lanes import LANES, LANES_BYTES
+from sb3_muzero.search.layers import (
+    BLOCK,
+    FLOAT_BYTES,
+    GROUPS,
+    WIDTH,
+    Program,
+    apply,
+    lanes_to_rows,
+    layer,
+    rows_to_lanes,
+)
+from sb3_muzero.search.tree import ROOT_INDEX, Tree
 
 # The sections of a program
 REPRESENTATION, DYNAMICS, TRUNK, POLICY, VALUE, REWARD = range(6)
 
-NUM_ROOMS = 7
-"""One for the inputs, and two for each of three functions of which one works on the other's outputs."""
+NUM_ROOMS = 8
+"""
+One for the inputs, two for each of three functions of which one works on the other's outputs, one for a packed row.
+"""
 
 
 def _digest(*names: str) -> int:
@@ -28,11 +49,49 @@ def _digest(*names: str) -> int:
 SOURCES = _digest("kernels.py", "lanes.py", "layers.py", "tree.py")
 
 
+@layer
+def forward(program: Program, section: int, num_rows: int, num_inputs: int, latent_dim: int, leaves: Leaves, leaf: int) -> int:
+    """
+    Compute the latents of a block of rows, and what the prediction function says of them.
+
+    :param program: the model, with the inputs in its first room.
+    :param section: what computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
+    :param num_rows: number of rows, at most ``BLOCK``.
+    :param num_inputs: number of inputs.
+    :param latent_dim: number of units of the latents.
+    :param leaves: receives prior logits, value and reward.
+    :param leaf: where the first row's go.
+    :return: number of the room with the latents.
+    """
+    rooms = program.rooms
+    latent = hidden = 0
+    width = num_inputs
+    for step in range(5):  # in a loop because each call of `apply` would be compiled on its own
+        number = section if step == 0 else TRUNK + step - 1
+        room = apply(program, number, num_rows, width, hidden, min(1 + 2 * step, 5))
+        if step == 0:
+            latent = hidden = room
+            width = latent_dim
+        elif number == TRUNK:
+            hidden = room
+            width = program.layers[program.sections[TRUNK + 1] - 1, WIDTH]
+        for row in range(num_rows):
+            group, lane = row // LANES, row % LANES
+            if number == POLICY:
+                for action in range(leaves.prior_logits.shape[1]):
+                    leaves.prior_logits[leaf + row, action] = rooms[room, group, action, lane]
+            elif number == VALUE:
+                leaves.value[leaf + row] = rooms[room, group, 0, lane]
+            elif number == REWARD:
+                leaves.reward[leaf + row] = rooms[room, group, 0, lane]
+    return latent
+
+
 def _compile_evaluate(sources: int) -> Any:
     @kernel
     def evaluate(program: Program, section: int, inputs: np.ndarray, latents: np.ndarray, leaves: Leaves) -> int:
         """
-        Compute latents, and what the prediction function says of them.
+        Run the model on any number of rows.
 
         :param program: the model.
         :param section: what computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
@@ -43,28 +102,15 @@ def _compile_evaluate(sources: int) -> Any:
         """
         rooms = program.rooms
         batch_size, latent_dim = latents.shape
-        num_actions = leaves.prior_logits.shape[1]
-        for first in range(0, batch_size, LANES):
-            num_rows = min(LANES, batch_size - first)
-            for lane in range(num_rows):
+        for first in range(0, batch_size, BLOCK):
+            num_rows = min(BLOCK, batch_size - first)
+            for row in range(num_rows):
                 for unit in range(inputs.shape[1]):
-                    rooms[0, unit, lane] = inputs[first + lane, unit]
-            latent = apply(program, section, inputs.shape[1], 0, 1)
-            hidden = apply(program, TRUNK, latent_dim, latent, 3)
-            width = program.layers[program.sections[TRUNK + 1] - 1, 1]
-            for lane in range(num_rows):
+                    rooms[0, row // LANES, unit, row % LANES] = inputs[first + row, unit]
+            latent = forward(program, section, num_rows, inputs.shape[1], latent_dim, leaves, first)
+            for row in range(num_rows):
                 for unit in range(latent_dim):
-                    latents[first + lane, unit] = rooms[latent, unit, lane]
-            policy = apply(program, POLICY, width, hidden, 5)
-            for lane in range(num_rows):
-                for action in range(num_actions):
-                    leaves.prior_logits[first + lane, action] = rooms[policy, action, lane]
-            value = apply(program, VALUE, width, hidden, 5)
-            for lane in range(num_rows):
-                leaves.value[first + lane] = rooms[value, 0, lane]
-            reward = apply(program, REWARD, width, hidden, 5)
-            for lane in range(num_rows):
-                leaves.reward[first + lane] = rooms[reward, 0, lane]
+                    latents[first + row, unit] = rooms[latent, row // LANES, unit, row % LANES]
         return sources
 
     return evaluate
@@ -74,35 +120,60 @@ def _compile_run_simulations(sources: int) -> Any:
     @kernel
     def run_simulations(
         tree: Tree,
-        root: RootActions,
+        roots: Roots,
         settings: SearchSettings,
+        root_latents: np.ndarray,
         program: Program,
-        slots: np.ndarray,
-        inputs: np.ndarray,
+        latents: np.ndarray,
+        parents: np.ndarray,
         leaves: Leaves,
+        first_row: int,
+        end_row: int,
     ) -> int:
         """
-        Grow the trees by one simulation after the other.
+        The whole search from some of the roots, block by block, so that what a block works on stays in the cache.
 
+        :param root_latents: latents of the roots. Shape ``[B, latent_dim]``.
         :param program: the model.
-        :param slots: latents of all nodes, the roots' filled in. Shape ``[N + 1, B, latent_dim]``.
-        :param inputs: room for inputs of the dynamics function. Shape ``[B, latent_dim + A]``.
-        :param leaves: room for one simulation; the discount is given.
-        :return: the first row in which the model's answer was not finite, which ends the search, or -1.
+        :param latents: room for those of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
+        :param parents: room for addresses. Shape ``[BLOCK]``, int64.
+        :param leaves: room for one simulation of ``BLOCK`` trees; the discount is given.
+        :param first_row: the first root of those to search from.
+        :param end_row: the root after the last.
+        :return: the first row whose root, or an answer of the model to it, was not finite, which ends the search, or -1.
         """
-        latent_dim = slots.shape[2]
-        for simulation in range(slots.shape[0] - 1):
-            select_leaves(tree, root, settings, simulation, leaves)
-            for row in range(inputs.shape[0]):
-                parent, action = leaves.parent[row], leaves.action[row]
-                for unit in range(latent_dim):
-                    inputs[row, unit] = slots[parent, row, unit]
-                for unit in range(latent_dim, inputs.shape[1]):
-                    inputs[row, unit] = np.float32(unit - latent_dim == action)
-            evaluate(program, np.int64(DYNAMICS), inputs, slots[simulation + 1], leaves)
-            failed = grow(tree, leaves)
+        rooms = program.rooms
+        latent_dim = root_latents.shape[1]
+        num_inputs = latent_dim + settings.num_actions
+        latents_start, row_bytes = latents.ctypes.data, latents.shape[2] * FLOAT_BYTES
+        group_bytes = rooms.shape[2] * LANES_BYTES
+        for first in range(first_row, end_row, BLOCK):
+            num_rows = min(BLOCK, end_row - first)
+            failed = plant(tree, roots, settings, first, num_rows, leaves.scores[0])
             if failed >= 0:
                 return failed
+            for row in range(num_rows):
+                for unit in range(latent_dim):
+                    latents[ROOT_INDEX, row, unit] = root_latents[first + row, unit]
+            for simulation in range(settings.num_nodes - 1):
+                select_leaves(tree, roots, settings, simulation, first, num_rows, leaves)
+                for row in range(BLOCK):
+                    parents[row] = latents_start + (leaves.parent[row] * BLOCK + row) * row_bytes
+                for row in range(0, num_rows, LANES):
+                    rows_to_lanes(parents, row, latent_dim, rooms.ctypes.data + row // LANES * group_bytes)
+                for row in range(num_rows):
+                    for action in range(settings.num_actions):
+                        is_taken = np.float32(action == leaves.action[row])
+                        rooms[0, row // LANES, latent_dim + action, row % LANES] = is_taken
+                room = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, leaves, np.int64(0))
+                x = rooms.ctypes.data + room * GROUPS * group_bytes
+                y = latents_start + (simulation + 1) * BLOCK * row_bytes
+                for row in range(0, num_rows, LANES):
+                    lanes_to_rows(x + row // LANES * group_bytes, latent_dim, y + row * row_bytes, row_bytes)
+                failed = grow(tree, settings, first, num_rows, leaves)
+                if failed >= 0:
+                    return first + failed
+            conclude(tree, roots, settings, first, num_rows, leaves.scores[0])
         return min(sources, -1)
 
     return run_simulations

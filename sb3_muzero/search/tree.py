@@ -27,7 +27,8 @@ class Tree(NamedTuple):
         Shape ``[B, N + 1, A]``.
     :param children_prior_probs: their softmax. Shape ``[B, N + 1, A]``.
     :param children_visits: visits of the edge. Shape ``[B, N + 1, A]``, int32.
-    :param children_values: value of the child. Shape ``[B, N + 1, A]``.
+    :param children_qvalues: Q value of the edge, reward + discount * value of the child, 0 where unvisited.
+        Shape ``[B, N + 1, A]``.
     :param children_rewards: reward of the edge. Shape ``[B, N + 1, A]``.
     :param children_discounts: discount of the edge. Shape ``[B, N + 1, A]``.
     :param min_qvalue: the least of the root's own value and all Q values seen in backups. Shape ``[B]``.
@@ -44,62 +45,44 @@ class Tree(NamedTuple):
     children_prior_logits: np.ndarray
     children_prior_probs: np.ndarray
     children_visits: np.ndarray
-    children_values: np.ndarray
+    children_qvalues: np.ndarray
     children_rewards: np.ndarray
     children_discounts: np.ndarray
     min_qvalue: np.ndarray
     max_qvalue: np.ndarray
 
-    def root_qvalues(self) -> np.ndarray:
-        """
-        :return: Q values of the root's actions, 0 where unvisited. Shape ``[B, A]``.
-        """
-        return (
-            self.children_rewards[:, ROOT_INDEX] + self.children_discounts[:, ROOT_INDEX] * self.children_values[:, ROOT_INDEX]
-        )
 
-
-def instantiate_tree(prior_logits: np.ndarray, value: np.ndarray, num_simulations: int) -> Tree:
+def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
     """
-    Allocate trees in which only the roots are expanded.
-
-    :param prior_logits: policy logits at the roots, masked. Shape ``[B, A]``.
-    :param value: values of the roots. Shape ``[B]``.
-    :param num_simulations: number of nodes to make room for besides the root.
-    :return: the trees.
+    :param batch_size: number of roots ``B``.
+    :param num_nodes: nodes of each tree ``N + 1``.
+    :param num_actions: number of actions ``A``.
+    :return: room for the trees, whose contents mean nothing yet.
     """
-    batch_size, num_actions = prior_logits.shape
-    nodes = (batch_size, num_simulations + 1)
-    edges = (*nodes, num_actions)
-    tree = Tree(
-        node_visits=np.zeros(nodes, np.int32),
-        node_values=np.zeros(nodes, np.float32),
-        raw_values=np.zeros(nodes, np.float32),
-        node_depths=np.zeros(nodes, np.int32),
-        parents=np.full(nodes, NO_PARENT, np.int32),
-        action_from_parent=np.full(nodes, NO_PARENT, np.int32),
-        children_index=np.full(edges, UNVISITED, np.int32),
-        children_prior_logits=np.zeros(edges, np.float32),
-        children_prior_probs=np.zeros(edges, np.float32),
-        children_visits=np.zeros(edges, np.int32),
-        children_values=np.zeros(edges, np.float32),
-        children_rewards=np.zeros(edges, np.float32),
-        children_discounts=np.zeros(edges, np.float32),
-        min_qvalue=value.astype(np.float32),
-        max_qvalue=value.astype(np.float32),
+    nodes = (batch_size, num_nodes)
+    edges = (batch_size, num_nodes, num_actions)
+    return Tree(
+        node_visits=np.empty(nodes, np.int32),
+        node_values=np.empty(nodes, np.float32),
+        raw_values=np.empty(nodes, np.float32),
+        node_depths=np.empty(nodes, np.int32),
+        parents=np.empty(nodes, np.int32),
+        action_from_parent=np.empty(nodes, np.int32),
+        children_index=np.empty(edges, np.int32),
+        children_prior_logits=np.empty(edges, np.float32),
+        children_prior_probs=np.empty(edges, np.float32),
+        children_visits=np.empty(edges, np.int32),
+        children_qvalues=np.empty(edges, np.float32),
+        children_rewards=np.empty(edges, np.float32),
+        children_discounts=np.empty(edges, np.float32),
+        min_qvalue=np.empty(batch_size, np.float32),
+        max_qvalue=np.empty(batch_size, np.float32),
     )
-    tree.node_visits[:, ROOT_INDEX] = 1
-    tree.node_values[:, ROOT_INDEX] = value
-    tree.raw_values[:, ROOT_INDEX] = value
-    tree.children_prior_logits[:, ROOT_INDEX] = prior_logits
-    tree.children_prior_probs[:, ROOT_INDEX] = softmax(prior_logits)
-    return tree
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def flatten(tree: Tree) -> Tree:
     """
-    :param logits: at least one finite per row. Shape ``[B, A]``.
-    :return: probabilities. Shape ``[B, A]``.
+    :param tree: trees.
+    :return: the same memory as one-dimensional arrays.
     """
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
-    return weights / weights.sum(axis=-1, keepdims=True)
+    return Tree(*(array.reshape(-1) for array in tree))

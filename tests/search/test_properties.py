@@ -10,7 +10,7 @@ from tabular import TabularModel, bandit, random_model
 
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search, muzero_search
 from sb3_muzero.search.kernels import mixed_value
-from sb3_muzero.search.tree import UNVISITED, instantiate_tree
+from sb3_muzero.search.tree import UNVISITED, flatten, instantiate_tree
 
 DETERMINISTIC = {
     gumbel_muzero_search: {"gumbel_scale": 0.0},
@@ -59,7 +59,7 @@ def assert_same_as_reference(output, row, reference):
             assert tree.parents[row, child.index] == node.index
             assert tree.action_from_parent[row, child.index] == action
             assert tree.node_depths[row, child.index] == tree.node_depths[row, node.index] + 1
-            assert tree.children_values[row, node.index, action] == pytest.approx(child.value, abs=1e-4)
+            assert tree.children_qvalues[row, node.index, action] == pytest.approx(node.q(action), abs=1e-4)
     assert set(np.flatnonzero(tree.node_visits[row])) == seen
     assert output.action[row] == reference.action
     tolerance = 1e-4 + reference.tolerance
@@ -268,13 +268,11 @@ def test_interior_visits_converge_to_the_improved_policy(scope):
 
 def test_mixed_value_oracles():
     """v_mix is the raw value without visits, and (v + N Q) / (1 + N) with one visited action."""
-    tree = instantiate_tree(np.array([[0.3, -1.0]], np.float32), np.array([0.5], np.float32), 1)
-    assert mixed_value(tree, 0, 0) == 0.5
-    tree.children_visits[0, 0, 1] = 3
-    tree.children_rewards[0, 0, 1] = 1.0
-    tree.children_discounts[0, 0, 1] = 0.5
-    tree.children_values[0, 0, 1] = 4.0
-    assert mixed_value(tree, 0, 0) == pytest.approx((0.5 + 3 * 3.0) / 4)
+    tree = flatten(instantiate_tree(1, 2, 2))
+    tree.children_visits[:2], tree.children_prior_probs[:2], tree.raw_values[0] = 0, [0.8, 0.2], 0.5
+    assert mixed_value(tree, 2, 0) == 0.5
+    tree.children_visits[1], tree.children_qvalues[1] = 3, 3.0
+    assert mixed_value(tree, 2, 0) == pytest.approx((0.5 + 3 * 3.0) / 4)
 
 
 def layered_mdp():

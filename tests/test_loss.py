@@ -1,0 +1,70 @@
+"""Where the update composes by hand what PyTorch has: the same values and gradients."""
+
+import pytest
+import torch as th
+from torch.nn import functional as F
+
+from sb3_muzero.loss import cosine_similarity, scale_gradient
+from sb3_muzero.networks import Dynamics, RunningNorm, SimNorm
+
+
+def assert_same(ours, theirs, *inputs):
+    """The same values, and the same gradients under random weights."""
+    a, b = ours(*inputs), theirs(*inputs)
+    th.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    weights = th.randn(a.shape, generator=th.Generator().manual_seed(0))
+    for one, other in zip(th.autograd.grad(a, inputs, weights), th.autograd.grad(b, inputs, weights), strict=True):
+        th.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_cosine_similarity(scale):
+    th.manual_seed(0)
+    a, b = th.randn(2, 3, 5, 16)
+    assert_same(
+        cosine_similarity, lambda a, b: F.cosine_similarity(a, b, dim=-1), (a * scale).requires_grad_(), b.requires_grad_()
+    )
+
+
+def test_cosine_similarity_of_nothing_is_zero():
+    a, b = th.zeros(2, 8, requires_grad=True), th.ones(2, 8)
+    similarity = cosine_similarity(a, b)
+    similarity.sum().backward()
+    assert similarity.tolist() == [0.0, 0.0] and a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("width", [8, 64, 512])
+def test_simnorm_is_a_softmax_over_groups(width):
+    def composed(latent: th.Tensor) -> th.Tensor:
+        return F.softmax(F.layer_norm(latent, (width,)).unflatten(-1, (-1, 8)), dim=-1).flatten(-2)
+
+    th.manual_seed(0)
+    assert_same(SimNorm(8), composed, th.randn(3, 5, width, requires_grad=True))
+    peak = 1e6 * F.one_hot(th.tensor([0, width - 1]), width).float()  # the farthest that layer normalisation lets a unit go
+    th.testing.assert_close(SimNorm(8)(peak), composed(peak))
+
+
+def test_scale_gradient_scales_the_gradient_alone():
+    x = th.randn(4, requires_grad=True)
+    y = scale_gradient(x, 0.25)
+    y.sum().backward()
+    assert th.equal(x, y) and x.grad.tolist() == [0.25] * 4
+
+
+def test_dynamics_reads_the_latent_followed_by_the_one_hot_action():
+    dynamics = Dynamics(8, 3, [16], th.nn.ReLU, "simnorm")
+    latent, action = th.randn(5, 8), th.tensor([0, 2, 1, 1, 0])
+    inputs = th.cat([latent, F.one_hot(action, 3)], dim=-1)
+    assert th.equal(dynamics(latent, action), th.nn.Sequential.forward(dynamics, inputs))
+    assert not any("one_hot" in name for name in dynamics.state_dict())
+
+
+def test_running_norm_has_the_statistics_of_all_that_it_saw():
+    th.manual_seed(0)
+    norm, batches = RunningNorm(3), [th.randn(10 + i, 3) * (i + 1) + 5 * i for i in range(6)]
+    for batch in batches:
+        norm.observe(batch)
+    seen = th.cat(batches)
+    assert norm.count == len(seen)
+    th.testing.assert_close(norm.mean, seen.mean(0), rtol=1e-5, atol=1e-5)
+    th.testing.assert_close(norm.var, seen.var(0, correction=0), rtol=1e-4, atol=1e-5)
