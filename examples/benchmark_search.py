@@ -46,8 +46,10 @@ from torch import nn
 from sb3_muzero import MuZero
 from sb3_muzero.networks import Prediction, RunningNorm, SimNorm
 from sb3_muzero.policies import SEARCHES, MuZeroPolicy
-from sb3_muzero.search.kernels import OPTIONS, instantiate_leaves
+from sb3_muzero.search.lanes import OPTIONS
+from sb3_muzero.search.layers import BLOCK
 from sb3_muzero.search.simulations import DYNAMICS, REPRESENTATION, evaluate
+from sb3_muzero.search.state import instantiate_leaves
 from sb3_muzero.value_support import CategoricalSupport
 
 ROUNDS = 7
@@ -180,10 +182,10 @@ def compiled_inferences() -> Any:
     """:return: a compiled function that runs the inferences of a search, so that no call from Python is between them"""
 
     @numba.njit(**OPTIONS)
-    def inferences(program, features, step_inputs, latents, leaves, num_simulations):  # type: ignore[no-untyped-def]
-        evaluate(program, np.int64(REPRESENTATION), features, latents, leaves)
+    def inferences(program, leaves, features, step_inputs, outputs, num_simulations):  # type: ignore[no-untyped-def]
+        evaluate(program, leaves, np.int64(REPRESENTATION), features, *outputs)
         for _ in range(num_simulations):
-            evaluate(program, np.int64(DYNAMICS), step_inputs, latents, leaves)
+            evaluate(program, leaves, np.int64(DYNAMICS), step_inputs, *outputs)
 
     return inferences
 
@@ -192,11 +194,12 @@ def compiled_network(policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: i
     """This function and the one above are the only ones here that know the inside of ``sb3_muzero.search``."""
     model = policy.compiled_model()
     features = obs.numpy().astype(np.float32)
-    latents = np.ascontiguousarray(model.initial_inference(features).latent)
+    root = model.initial_inference(features)
     one_hot = np.eye(model.num_actions, dtype=np.float32)[np.arange(len(obs)) % model.num_actions]
-    step_inputs = np.concatenate((latents, one_hot), axis=1)
-    leaves = instantiate_leaves(len(obs), model.num_actions)
-    return lambda: compiled_inferences()(model._program, features, step_inputs, latents, leaves, num_simulations)
+    step_inputs = np.concatenate((root.latent, one_hot), axis=1)
+    outputs = np.array(root.latent), np.array(root.prior_logits), np.zeros((2, len(obs)), np.float32)
+    leaves = instantiate_leaves(BLOCK, model.num_actions)
+    return lambda: compiled_inferences()(model._program, leaves, features, step_inputs, outputs, num_simulations)
 
 
 def eager_network(policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: int) -> Callable[[], Any]:

@@ -16,6 +16,7 @@ from torch import nn
 from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
 from sb3_muzero.search import (
     CompiledModel,
+    CudaGraphs,
     NotCompilable,
     RecurrentFn,
     RecurrentOutput,
@@ -159,6 +160,7 @@ class MuZeroPolicy(BasePolicy):
         self.search = search
         self.search_kwargs = search_kwargs or {}
         self._compiled_model: CompiledModel | None = None
+        self._cuda_graphs = CudaGraphs()
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -319,7 +321,10 @@ class MuZeroPolicy(BasePolicy):
             latent = self.represent(obs)
             predicted = model.prediction(latent)
             value = model.value_support.expectation(predicted.value_logits)
-            return RootOutput(predicted.policy_logits, value, latent), self._recurrent_inference
+            recurrent_fn: RecurrentFn = self._recurrent_inference
+            if latent.is_cuda and type(self)._recurrent_inference is MuZeroPolicy._recurrent_inference:
+                recurrent_fn = self._cuda_graphs.get(recurrent_fn, latent, model, self.gamma, model.training)
+            return RootOutput(predicted.policy_logits, value, latent), recurrent_fn
         return compiled.initial_inference(model.features_extractor(self._preprocess(obs))), compiled
 
     def _recurrent_inference(self, latent: th.Tensor, action: th.Tensor) -> RecurrentOutput:
@@ -351,6 +356,9 @@ class MuZeroPolicy(BasePolicy):
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"Observations must be finite, got {array[~np.isfinite(array)][0]} in {array.shape}")
         return super().obs_to_tensor(observation)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compiled_model": None, "_cuda_graphs": CudaGraphs()}  # they belong to this process's memory
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

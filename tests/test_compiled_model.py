@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_architectures(latent_norm, net_arch, search):
     assert_same_plan(policy)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8, 33])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 9, 16, 33])
 @pytest.mark.parametrize("num_actions", [2, 18])
 @pytest.mark.parametrize("search", ["gumbel", "puct"])
 def test_batches(batch_size, num_actions, search):
@@ -194,12 +195,93 @@ UNCOMPILED = {
 
 
 @pytest.mark.parametrize("change", UNCOMPILED.values(), ids=UNCOMPILED)
-def test_what_is_not_compiled(change):
+@pytest.mark.parametrize("has_planned", [False, True])
+def test_what_is_not_compiled(change, has_planned):
     policy = make_policy(**BOUNDS)
+    if has_planned:
+        policy.plan(observations(2))
     change(policy)
     with pytest.raises(NotCompilable):
         policy.compiled_model()
     assert policy.uncompiled_reason
+
+
+def new_parameter(policy):
+    layer = policy.latent_model.dynamics[0]
+    layer.weight = nn.Parameter(1.5 * layer.weight)
+
+
+CHANGES = {
+    "new parameter": new_parameter,
+    "no bias": lambda p: setattr(p.latent_model.prediction.policy_head, "bias", None),
+    "constant": lambda p: setattr(p.latent_model.input_norm, "clip", 0.1),
+    "layer of a sequence": replace("latent_model.representation.2", nn.Tanh()),
+    "one more layer": lambda p: p.latent_model.prediction.trunk.append(nn.Tanh()),
+    "whole network": replace("latent_model.dynamics", Dynamics(16, 3, [8], nn.Tanh, "minmax")),
+    "discount": lambda p: setattr(p, "gamma", 0.5),
+    "whole model": lambda p: setattr(p, "latent_model", make_policy(seed=5, **BOUNDS).latent_model),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changes_after_a_plan_are_noticed(change):
+    policy = make_policy(**BOUNDS)
+    before = policy.plan(observations(9), deterministic=True)
+    change(policy)
+    assert_same_plan(policy)
+    assert np.abs(policy.plan(observations(9), deterministic=True).value - before.value).max() > 1e-3
+
+
+def test_a_model_that_did_not_change_is_translated_once():
+    policy = make_policy(**BOUNDS)
+    compiled = policy.compiled_model()
+    policy.latent_model.prediction(policy.represent(observations(4))).value_logits.mean().backward()
+    policy.optimizer.step()
+    assert policy.compiled_model() is compiled
+
+
+@pytest.mark.parametrize("search", ["gumbel", "puct"])
+def test_the_result_does_not_depend_on_threads(search):
+    policy, obs = make_policy(search=search, **BOUNDS), observations(73)
+    alone = policy.plan(obs, deterministic=True)
+    th.set_num_threads(3)
+    try:
+        together = policy.plan(obs, deterministic=True)
+    finally:
+        th.set_num_threads(1)
+    for name, array in alone.tree._asdict().items():
+        np.testing.assert_array_equal(getattr(together.tree, name), array, err_msg=name)
+    np.testing.assert_array_equal(together.action_weights, alone.action_weights)
+
+
+def test_threads_may_plan_with_one_policy_at_once():
+    policy = make_policy(num_simulations=50, **BOUNDS)
+    batches = [observations(40) * scale for scale in (0.2, 0.5, 1.0, 2.0)] * 5
+    expected = [policy.plan(obs, deterministic=True) for obs in batches]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda obs: policy.plan(obs, deterministic=True), batches))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.tree.children_visits, other.tree.children_visits)
+        np.testing.assert_array_equal(one.value, other.value)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failing_root_is_named(threads):
+    """Whichever block and thread it is in."""
+    policy, bad = make_policy(**BOUNDS), observations(40)
+    compiled = policy.compiled_model()
+    root = compiled.initial_inference(policy.latent_model.features_extractor(bad))
+    root.latent[37] = np.nan
+    th.set_num_threads(threads)
+    try:
+        with pytest.raises(ValueError, match=r"recurrent_fn's .* in row 37"):
+            gumbel_muzero_search(root, compiled, 4)
+        root.value[21] = np.inf
+        with pytest.raises(ValueError, match=r"root's value must be finite, got inf in row 21"):
+            gumbel_muzero_search(root, compiled, 4)
+    finally:
+        th.set_num_threads(1)
+    assert_same_plan(policy, 40)
 
 
 @pytest.mark.parametrize("dynamics_class", [ResidualDynamics, InheritedDynamics])

@@ -2,9 +2,8 @@
 The layers of an MLP in compiled code, and the interpreter that runs a table of them.
 
 Activations of ``LANES`` rows lie together, ``[width, LANES]``, and each row keeps to its lane: every loop is vectorised over
-rows whatever the widths, no sum runs across lanes, and a weight once read serves all of them. Matrix products, where the time
-goes, have two more forms: two groups of rows share each weight, and a row on its own is vectorised over its inputs. Parameters
-are read in place from PyTorch's memory. One signature fits every architecture, so the disk cache serves all models.
+rows whatever the widths, no sum runs across lanes, and a weight once read serves all of them. Parameters are read in place
+from PyTorch's memory. One signature fits every architecture, so the disk cache serves all models.
 """
 
 from typing import Any, NamedTuple
@@ -12,17 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from sb3_muzero.search.kernels import OPTIONS
 from sb3_muzero.search.lanes import (
+    FLOAT_BYTES,
     LANES,
     LANES_BYTES,
+    OPTIONS,
     absolute,
     exponential,
     inlined,
-    interleave_high,
-    interleave_low,
     load,
-    load_number,
     load_splat,
     maximum,
     minimum,
@@ -30,10 +27,9 @@ from sb3_muzero.search.lanes import (
     splat,
     square_root,
     store,
-    store_number,
-    total,
     where_positive,
 )
+from sb3_muzero.search.linear import linear, linear_of_one_row, linear_of_two_groups
 
 # Codes of the layers
 LINEAR, LAYER_NORM, GROUP_SOFTMAX, MINMAX, EXPECTATION, STANDARDIZE = range(6)
@@ -41,8 +37,6 @@ RELU, TANH, SILU, ELU, GELU, LEAKY_RELU, SIGMOID, MISH = range(6, 14)
 
 # Columns of ``Program.layers``
 CODE, WIDTH, WEIGHT, BIAS = range(4)
-
-FLOAT_BYTES = 4
 
 GROUPS = 2
 BLOCK = GROUPS * LANES
@@ -132,139 +126,6 @@ def activate(code: int, constant: float, width: int, x: int, y: int) -> None:
     """Apply an activation to each unit."""
     for offset in range(0, width * LANES_BYTES, LANES_BYTES):
         store(y + offset, activation(code, constant, load(x + offset)))
-
-
-@layer
-def linear(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int) -> None:
-    """
-    y = W x + b for eight outputs at a time, whose sums stay in registers.
-
-    :param weight: address of W. Shape ``[outputs, inputs]``.
-    :param bias: address of b, or 0.
-    """
-    stride = inputs * FLOAT_BYTES
-    last = outputs - 1
-    for first in range(0, outputs, 8):
-        # Beyond the last output the last one is computed again
-        o1, o2, o3, o4 = min(first + 1, last), min(first + 2, last), min(first + 3, last), min(first + 4, last)
-        o5, o6, o7 = min(first + 5, last), min(first + 6, last), min(first + 7, last)
-        w0, w1, w2, w3 = weight + first * stride, weight + o1 * stride, weight + o2 * stride, weight + o3 * stride
-        w4, w5, w6, w7 = weight + o4 * stride, weight + o5 * stride, weight + o6 * stride, weight + o7 * stride
-        y0 = y1 = y2 = y3 = y4 = y5 = y6 = y7 = splat(ZERO)
-        if bias != 0:
-            y0, y1 = load_splat(bias + first * FLOAT_BYTES), load_splat(bias + o1 * FLOAT_BYTES)
-            y2, y3 = load_splat(bias + o2 * FLOAT_BYTES), load_splat(bias + o3 * FLOAT_BYTES)
-            y4, y5 = load_splat(bias + o4 * FLOAT_BYTES), load_splat(bias + o5 * FLOAT_BYTES)
-            y6, y7 = load_splat(bias + o6 * FLOAT_BYTES), load_splat(bias + o7 * FLOAT_BYTES)
-        for i in range(inputs):
-            offset = i * FLOAT_BYTES
-            unit = load(x + i * LANES_BYTES)
-            y0 = multiply_add(load_splat(w0 + offset), unit, y0)
-            y1 = multiply_add(load_splat(w1 + offset), unit, y1)
-            y2 = multiply_add(load_splat(w2 + offset), unit, y2)
-            y3 = multiply_add(load_splat(w3 + offset), unit, y3)
-            y4 = multiply_add(load_splat(w4 + offset), unit, y4)
-            y5 = multiply_add(load_splat(w5 + offset), unit, y5)
-            y6 = multiply_add(load_splat(w6 + offset), unit, y6)
-            y7 = multiply_add(load_splat(w7 + offset), unit, y7)
-        store(y + first * LANES_BYTES, y0)
-        store(y + o1 * LANES_BYTES, y1)
-        store(y + o2 * LANES_BYTES, y2)
-        store(y + o3 * LANES_BYTES, y3)
-        store(y + o4 * LANES_BYTES, y4)
-        store(y + o5 * LANES_BYTES, y5)
-        store(y + o6 * LANES_BYTES, y6)
-        store(y + o7 * LANES_BYTES, y7)
-
-
-@layer
-def linear_of_two_groups(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int, group_bytes: int) -> None:
-    """
-    The same for two groups of rows, six outputs at a time: a weight once loaded is used twice, so that the multiplications
-    and no longer the loads are what takes the time.
-
-    :param group_bytes: distance from the first group to the second.
-    """
-    stride = inputs * FLOAT_BYTES
-    last = outputs - 1
-    for first in range(0, outputs, 6):
-        o1, o2, o3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
-        o4, o5 = min(first + 4, last), min(first + 5, last)
-        w0, w1, w2 = weight + first * stride, weight + o1 * stride, weight + o2 * stride
-        w3, w4, w5 = weight + o3 * stride, weight + o4 * stride, weight + o5 * stride
-        y0 = y1 = y2 = y3 = y4 = y5 = splat(ZERO)
-        if bias != 0:
-            y0, y1 = load_splat(bias + first * FLOAT_BYTES), load_splat(bias + o1 * FLOAT_BYTES)
-            y2, y3 = load_splat(bias + o2 * FLOAT_BYTES), load_splat(bias + o3 * FLOAT_BYTES)
-            y4, y5 = load_splat(bias + o4 * FLOAT_BYTES), load_splat(bias + o5 * FLOAT_BYTES)
-        z0, z1, z2, z3, z4, z5 = y0, y1, y2, y3, y4, y5
-        for i in range(inputs):
-            offset = i * FLOAT_BYTES
-            unit, other = load(x + i * LANES_BYTES), load(x + group_bytes + i * LANES_BYTES)
-            factor = load_splat(w0 + offset)
-            y0, z0 = multiply_add(factor, unit, y0), multiply_add(factor, other, z0)
-            factor = load_splat(w1 + offset)
-            y1, z1 = multiply_add(factor, unit, y1), multiply_add(factor, other, z1)
-            factor = load_splat(w2 + offset)
-            y2, z2 = multiply_add(factor, unit, y2), multiply_add(factor, other, z2)
-            factor = load_splat(w3 + offset)
-            y3, z3 = multiply_add(factor, unit, y3), multiply_add(factor, other, z3)
-            factor = load_splat(w4 + offset)
-            y4, z4 = multiply_add(factor, unit, y4), multiply_add(factor, other, z4)
-            factor = load_splat(w5 + offset)
-            y5, z5 = multiply_add(factor, unit, y5), multiply_add(factor, other, z5)
-        store(y + first * LANES_BYTES, y0)
-        store(y + group_bytes + first * LANES_BYTES, z0)
-        store(y + o1 * LANES_BYTES, y1)
-        store(y + group_bytes + o1 * LANES_BYTES, z1)
-        store(y + o2 * LANES_BYTES, y2)
-        store(y + group_bytes + o2 * LANES_BYTES, z2)
-        store(y + o3 * LANES_BYTES, y3)
-        store(y + group_bytes + o3 * LANES_BYTES, z3)
-        store(y + o4 * LANES_BYTES, y4)
-        store(y + group_bytes + o4 * LANES_BYTES, z4)
-        store(y + o5 * LANES_BYTES, y5)
-        store(y + group_bytes + o5 * LANES_BYTES, z5)
-
-
-@layer
-def linear_of_one_row(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int, packed: int) -> None:
-    """
-    The same for the row in the first lane, as dot products along the inputs. Its results fill all lanes.
-
-    :param packed: address of room for the inputs of that row.
-    """
-    for i in range(inputs):
-        store_number(packed + i * FLOAT_BYTES, load_number(x + i * LANES_BYTES))
-    stride = inputs * FLOAT_BYTES
-    whole = inputs // LANES * LANES_BYTES
-    last = outputs - 1
-    for first in range(0, outputs, 4):
-        o1, o2, o3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
-        w0, w1, w2, w3 = weight + first * stride, weight + o1 * stride, weight + o2 * stride, weight + o3 * stride
-        y0 = y1 = y2 = y3 = splat(ZERO)
-        for offset in range(0, whole, LANES_BYTES):
-            units = load(packed + offset)
-            y0 = multiply_add(load(w0 + offset), units, y0)
-            y1 = multiply_add(load(w1 + offset), units, y1)
-            y2 = multiply_add(load(w2 + offset), units, y2)
-            y3 = multiply_add(load(w3 + offset), units, y3)
-        t0, t1, t2, t3 = total(y0), total(y1), total(y2), total(y3)
-        for offset in range(whole, stride, FLOAT_BYTES):
-            unit = load_number(packed + offset)
-            t0 += load_number(w0 + offset) * unit
-            t1 += load_number(w1 + offset) * unit
-            t2 += load_number(w2 + offset) * unit
-            t3 += load_number(w3 + offset) * unit
-        if bias != 0:
-            t0 += load_number(bias + first * FLOAT_BYTES)
-            t1 += load_number(bias + o1 * FLOAT_BYTES)
-            t2 += load_number(bias + o2 * FLOAT_BYTES)
-            t3 += load_number(bias + o3 * FLOAT_BYTES)
-        store(y + first * LANES_BYTES, splat(t0))
-        store(y + o1 * LANES_BYTES, splat(t1))
-        store(y + o2 * LANES_BYTES, splat(t2))
-        store(y + o3 * LANES_BYTES, splat(t3))
 
 
 @inlined
@@ -381,78 +242,6 @@ def standardize(width: int, mean: int, variance: int, clip: float, x: int, y: in
         scale = splat(ONE) / square_root(load_splat(variance + unit * FLOAT_BYTES) + splat(VARIANCE_EPSILON))
         normal = (load(x + unit * LANES_BYTES) - load_splat(mean + unit * FLOAT_BYTES)) * scale
         store(y + unit * LANES_BYTES, minimum(splat(clip), maximum(splat(-clip), normal)))
-
-
-@inlined
-def transpose(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
-    """The square of numbers whose rows are given, by its columns."""
-    for _ in range(3):  # LANES is 2 ** 3, and each round moves one bit of a row's number to that of a column
-        a, b, c, d, e, f, g, h = (
-            interleave_low(a, e),
-            interleave_high(a, e),
-            interleave_low(b, f),
-            interleave_high(b, f),
-            interleave_low(c, g),
-            interleave_high(c, g),
-            interleave_low(d, h),
-            interleave_high(d, h),
-        )
-    return a, b, c, d, e, f, g, h
-
-
-@layer
-def rows_to_lanes(rows: np.ndarray, first: int, width: int, x: int) -> None:
-    """
-    Read a group of rows that lie anywhere.
-
-    :param rows: their addresses. Shape ``[BLOCK]``, int64.
-    :param first: index of the group's first row.
-    :param width: units of each row; a whole number of ``LANES`` are read.
-    :param x: address of the group. Shape ``[width, LANES]``.
-    """
-    r0, r1, r2, r3 = rows[first], rows[first + 1], rows[first + 2], rows[first + 3]
-    r4, r5, r6, r7 = rows[first + 4], rows[first + 5], rows[first + 6], rows[first + 7]
-    for unit in range(0, width, LANES):
-        i = unit * FLOAT_BYTES
-        a, b, c, d = load(r0 + i), load(r1 + i), load(r2 + i), load(r3 + i)
-        e, f, g, h = load(r4 + i), load(r5 + i), load(r6 + i), load(r7 + i)
-        a, b, c, d, e, f, g, h = transpose(a, b, c, d, e, f, g, h)
-        start = x + unit * LANES_BYTES
-        store(start, a)
-        store(start + LANES_BYTES, b)
-        store(start + 2 * LANES_BYTES, c)
-        store(start + 3 * LANES_BYTES, d)
-        store(start + 4 * LANES_BYTES, e)
-        store(start + 5 * LANES_BYTES, f)
-        store(start + 6 * LANES_BYTES, g)
-        store(start + 7 * LANES_BYTES, h)
-
-
-@layer
-def lanes_to_rows(x: int, width: int, rows: int, row_bytes: int) -> None:
-    """
-    Write a group of rows that lie one after the other.
-
-    :param x: address of the group. Shape ``[width, LANES]``.
-    :param width: units of each row; a whole number of ``LANES`` are written.
-    :param rows: address of the first row.
-    :param row_bytes: distance from one row to the next.
-    """
-    for unit in range(0, width, LANES):
-        start = x + unit * LANES_BYTES
-        a, b, c, d = load(start), load(start + LANES_BYTES), load(start + 2 * LANES_BYTES), load(start + 3 * LANES_BYTES)
-        start += 4 * LANES_BYTES
-        e, f, g, h = load(start), load(start + LANES_BYTES), load(start + 2 * LANES_BYTES), load(start + 3 * LANES_BYTES)
-        a, b, c, d, e, f, g, h = transpose(a, b, c, d, e, f, g, h)
-        y = rows + unit * FLOAT_BYTES
-        store(y, a)
-        store(y + row_bytes, b)
-        store(y + 2 * row_bytes, c)
-        store(y + 3 * row_bytes, d)
-        store(y + 4 * row_bytes, e)
-        store(y + 5 * row_bytes, f)
-        store(y + 6 * row_bytes, g)
-        store(y + 7 * row_bytes, h)
 
 
 @layer

@@ -1,28 +1,28 @@
 """A latent model of MLPs on the CPU as a ``recurrent_fn`` with which the whole search runs in compiled code."""
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
-from sb3_muzero.search import layers
 from sb3_muzero.search.base import Array, RecurrentOutput, RootOutput
 from sb3_muzero.search.checks import to_float32, to_numpy
-from sb3_muzero.search.kernels import Leaves, Roots, SearchSettings, instantiate_leaves
-from sb3_muzero.search.lanes import LANES
-from sb3_muzero.search.layers import BLOCK
+from sb3_muzero.search.layers import BLOCK, Program
 from sb3_muzero.search.models import check_answer, check_roots
-from sb3_muzero.search.simulations import DYNAMICS, NUM_ROOMS, REPRESENTATION, evaluate, run_simulations
+from sb3_muzero.search.simulations import DYNAMICS, REPRESENTATION, evaluate, run_simulations
+from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
+from sb3_muzero.search.translation import (
+    NotCompilable,
+    Snapshot,
+    assemble,
+    check_fits,
+    kernel_of,
+    num_inputs,
+    rounded_up,
+    translate,
+)
 from sb3_muzero.search.tree import Tree
-
-
-class NotCompilable(Exception):
-    """The model, or the state that it is in, has no equal in compiled code; says what is in the way."""
 
 
 class MLPModel(Protocol):
@@ -49,181 +49,6 @@ class MLPModel(Protocol):
     reward_support: Any
 
 
-class Layer(NamedTuple):
-    """
-    :param code: what it does.
-    :param width: number of outputs.
-    :param weight: first parameter, if any.
-    :param bias: second parameter, if any.
-    :param constant: its constant, if any.
-    """
-
-    code: int
-    width: int
-    weight: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
-    constant: float = 0.0
-
-
-def translate(module: nn.Module, width: int | None, visited: list[nn.Module]) -> list[Layer]:
-    """
-    :param module: a module.
-    :param width: number of its inputs, where known.
-    :param visited: receives the module and all that it consists of.
-    :return: the layers that compute the same.
-    :raises NotCompilable: if there are none.
-    """
-    kind, name = type(module), kernel_of(module)
-    visited.append(module)
-    if name == "sequential" or getattr(kind, "forward", None) is nn.Sequential.forward:
-        result: list[Layer] = []
-        for child in module._modules.values():  # `children` leaves out what comes a second time
-            result += translate(child, result[-1].width if result else width, visited)  # type: ignore[arg-type]
-        return result
-    translator = TRANSLATORS.get(kind if name is None else name)
-    if translator is None:
-        raise NotCompilable(f"a {kind.__qualname__} has no compiled equal")
-    return translator(module, width)
-
-
-def kernel_of(module: nn.Module) -> str | None:
-    """
-    :param module: a module.
-    :return: what its class, and not only one that it derives from, says that it computes.
-    :raises NotCompilable: if hooks or a ``forward`` of its own make it compute something else.
-    """
-    state = module.__dict__
-    if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
-        raise NotCompilable(f"the forward function of a {type(module).__qualname__} has hooks or was replaced")
-    return type(module).__dict__.get("kernel")
-
-
-class Snapshot:
-    """
-    What some modules consist of, to notice when they no longer do; a comparison takes a tenth of the time of a translation.
-
-    :param modules: the modules, none of which has hooks.
-    """
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self._states = [module.__dict__ for module in modules]
-        self._hooks = [state[name] for state in self._states for name in ("_forward_hooks", "_forward_pre_hooks")]
-        self._children = [state["_modules"] for state in self._states if state["_modules"]]
-        self._kept_children = [dict(children) for children in self._children]
-        tensors = [state[name] for state in self._states for name in ("_parameters", "_buffers")]
-        self._tensors = [(group, name) for group in tensors for name in group]
-        self._constants = [(state, name) for state in self._states for name in state if name[0] != "_" and name != "training"]
-        self._kept = self._read()
-
-    def _read(self) -> tuple[list[Any], ...]:
-        return (
-            [None if (tensor := group[name]) is None else tensor.data_ptr() for group, name in self._tensors],
-            [state[name] for state, name in self._constants],
-            ["forward" in state for state in self._states],
-        )
-
-    def holds(self) -> bool:
-        """
-        :return: whether nothing has changed but the numbers in the tensors.
-        """
-        if any(self._hooks) or self._children != self._kept_children:
-            return False
-        try:
-            return self._read() == self._kept
-        except KeyError:
-            return False
-
-
-def _linear(module: Any, width: int | None) -> list[Layer]:
-    weight = module.weight
-    outputs, inputs = weight.shape
-    _require(width is None or width == inputs, module, width)
-    return [Layer(layers.LINEAR, outputs, _checked(weight), _checked(module.bias))]
-
-
-def _layer_norm(module: Any, width: int | None) -> list[Layer]:
-    inputs = module.normalized_shape[-1]
-    _require(module.normalized_shape == (width or inputs,), module, width)
-    return [Layer(layers.LAYER_NORM, inputs, _checked(module.weight), _checked(module.bias), module.eps)]
-
-
-def _simnorm(module: Any, width: int | None) -> list[Layer]:
-    width = _known(module, width)
-    _require(width % module.group_size == 0, module, width)
-    softmax = Layer(layers.GROUP_SOFTMAX, width, constant=module.group_size)
-    return [Layer(layers.LAYER_NORM, width, constant=1e-5), softmax]
-
-
-def _minmax(module: Any, width: int | None) -> list[Layer]:
-    return [Layer(layers.MINMAX, _known(module, width), constant=module.epsilon)]
-
-
-def _standardize(module: Any, width: int | None) -> list[Layer]:
-    (inputs,) = module.mean.shape
-    _require(width is None or width == inputs, module, width)
-    return [Layer(layers.STANDARDIZE, inputs, _checked(module.mean), _checked(module.var), module.clip)]
-
-
-def _expectation(module: Any, width: int | None) -> list[Layer]:
-    _require(module.grid.shape == (width,), module, width)
-    return [Layer(layers.EXPECTATION, 1, _checked(module.grid), _checked(module.bounds))]
-
-
-def _gelu(module: Any, width: int | None) -> list[Layer]:
-    if module.approximate != "none":
-        raise NotCompilable("an approximate GELU has no compiled equal")
-    return [Layer(layers.GELU, _known(module, width))]
-
-
-def _activation(code: int, constant: str | None = None) -> Callable[[Any, int | None], list[Layer]]:
-    def translator(module: Any, width: int | None) -> list[Layer]:
-        return [Layer(code, _known(module, width), constant=0.0 if constant is None else getattr(module, constant))]
-
-    return translator
-
-
-TRANSLATORS: dict[type | str, Callable[[Any, int | None], list[Layer]]] = {
-    nn.Linear: _linear,
-    nn.LayerNorm: _layer_norm,
-    nn.Identity: lambda module, width: [],
-    nn.Flatten: lambda module, width: [],
-    nn.ReLU: _activation(layers.RELU),
-    nn.Tanh: _activation(layers.TANH),
-    nn.SiLU: _activation(layers.SILU),
-    nn.ELU: _activation(layers.ELU, "alpha"),
-    nn.GELU: _gelu,
-    nn.LeakyReLU: _activation(layers.LEAKY_RELU, "negative_slope"),
-    nn.Sigmoid: _activation(layers.SIGMOID),
-    nn.Mish: _activation(layers.MISH),
-    "simnorm": _simnorm,
-    "minmax": _minmax,
-    "standardize": _standardize,
-    "expectation": _expectation,
-}
-
-
-def _known(module: nn.Module, width: int | None) -> int:
-    _require(width is not None, module, width)
-    return width or 0
-
-
-def _require(fits: bool, module: nn.Module, width: int | None) -> None:
-    if not fits:
-        raise NotCompilable(f"{module} does not fit {width} inputs")
-
-
-def _checked(parameter: torch.Tensor | None) -> torch.Tensor | None:
-    """Compiled code reads a parameter's memory as it is."""
-    if parameter is not None:
-        is_plain = type(parameter) in PLAIN_TENSORS and parameter.is_contiguous()
-        if not (is_plain and parameter.is_cpu and parameter.dtype is torch.float32):
-            raise NotCompilable(f"parameters must be contiguous float32 on cpu, got {parameter.dtype} on {parameter.device}")
-    return parameter
-
-
-PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
-
-
 class Workspace(NamedTuple):
     """
     What a thread searches in.
@@ -234,13 +59,13 @@ class Workspace(NamedTuple):
     :param leaves: one simulation of a block.
     """
 
-    program: layers.Program
+    program: Program
     latents: np.ndarray
     parents: np.ndarray
     leaves: Leaves
 
 
-def instantiate_workspace(program: layers.Program, num_nodes: int, latent_dim: int, num_actions: int) -> Workspace:
+def instantiate_workspace(program: Program, num_nodes: int, latent_dim: int, num_actions: int) -> Workspace:
     """
     :param program: the model.
     :param num_nodes: nodes of a tree.
@@ -254,14 +79,6 @@ def instantiate_workspace(program: layers.Program, num_nodes: int, latent_dim: i
         np.zeros(BLOCK, np.int64),
         instantiate_leaves(BLOCK, num_actions),
     )
-
-
-def rounded_up(width: int) -> int:
-    """
-    :param width: a number of units.
-    :return: the least whole number of ``LANES`` that holds them.
-    """
-    return -(-width // LANES) * LANES
 
 
 class CompiledModel:
@@ -295,8 +112,8 @@ class CompiledModel:
         value += translate(model.value_support, value[-1].width, visited)
         reward += translate(model.reward_support, reward[-1].width, visited)
         self.num_features, self.num_actions = num_inputs(representation[0]), policy[-1].width
-        _require(dynamics[-1].width == self.latent_dim, model.dynamics, self.latent_dim)
-        _require(num_inputs(dynamics[0]) == self.latent_dim + self.num_actions, model.dynamics, self.latent_dim)
+        check_fits(dynamics[-1].width == self.latent_dim, model.dynamics, self.latent_dim)
+        check_fits(num_inputs(dynamics[0]) == self.latent_dim + self.num_actions, model.dynamics, self.latent_dim)
         self.model = model
         self.discount = discount
         parts = (representation, dynamics, trunk, policy, value, reward)
@@ -320,17 +137,18 @@ class CompiledModel:
         """
         latent = to_float32("latent", latent, (len(latent), self.latent_dim))
         one_hot = np.eye(self.num_actions, dtype=np.float32)[to_numpy(action)]
-        leaves, latents = self._evaluate(DYNAMICS, np.concatenate((latent, one_hot), axis=1))
-        leaves.discount[:] = self.discount
-        return RecurrentOutput(leaves.reward, leaves.discount, leaves.prior_logits, leaves.value, latents)
+        inputs = np.concatenate((latent, one_hot), axis=1)
+        latents, prior_logits, (value, reward) = self._evaluate(DYNAMICS, inputs)
+        return RecurrentOutput(reward, np.full_like(reward, self.discount), prior_logits, value, latents)
 
     def initial_inference(self, features: Array) -> RootOutput:
         """
         :param features: inputs of the representation function. Shape ``[B, num_features]``.
         :return: what the model says about the roots, as NumPy arrays.
         """
-        leaves, latents = self._evaluate(REPRESENTATION, to_float32("features", features, (len(features), self.num_features)))
-        return RootOutput(leaves.prior_logits, leaves.value, latents)
+        inputs = to_float32("features", features, (len(features), self.num_features))
+        latents, prior_logits, (value, _) = self._evaluate(REPRESENTATION, inputs)
+        return RootOutput(prior_logits, value, latents)
 
     def search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Array) -> None:
         """
@@ -349,11 +167,13 @@ class CompiledModel:
         root_latents = to_float32("root's latent", root_latent, (batch_size, self.latent_dim))
 
         def search(first_row: int, end_row: int) -> None:
-            with self._workspace(settings.num_nodes) as workspace:
-                row = run_simulations(tree, roots, settings, root_latents, *workspace, first_row, end_row)
-                if row >= 0:
-                    check_roots(roots, settings)
-                    check_answer(workspace.leaves, row - row % BLOCK)
+            workspace = self._take_workspace(settings.num_nodes)
+            workspace.leaves.discount[:] = self.discount
+            row = run_simulations(tree, roots, settings, root_latents, *workspace, first_row, end_row)
+            if row >= 0:
+                check_roots(roots, settings)
+                check_answer(workspace.leaves, row - row % BLOCK)
+            self._workspaces.append(workspace)
 
         num_blocks = -(-batch_size // BLOCK)
         num_threads = min(torch.get_num_threads(), num_blocks)
@@ -364,50 +184,23 @@ class CompiledModel:
         with ThreadPoolExecutor(num_threads) as threads:
             list(threads.map(search, [0, *ends[:-1]], ends))
 
-    def _evaluate(self, section: int, inputs: np.ndarray) -> tuple[Leaves, np.ndarray]:
-        leaves = instantiate_leaves(len(inputs), self.num_actions)
-        latents = np.empty((len(inputs), self.latent_dim), np.float32)
-        with self._workspace() as workspace:
-            evaluate(workspace.program, section, inputs, latents, leaves)
-        return leaves, latents
+    def _evaluate(self, section: int, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:return: latents ``[B, latent_dim]``, policy logits ``[B, A]``, values and rewards ``[2, B]``"""
+        batch_size = len(inputs)
+        latents = np.empty((batch_size, self.latent_dim), np.float32)
+        prior_logits = np.empty((batch_size, self.num_actions), np.float32)
+        values_and_rewards = np.empty((2, batch_size), np.float32)
+        workspace = self._take_workspace(0)
+        evaluate(workspace.program, workspace.leaves, section, inputs, latents, prior_logits, values_and_rewards)
+        self._workspaces.append(workspace)
+        return latents, prior_logits, values_and_rewards
 
-    @contextmanager
-    def _workspace(self, num_nodes: int = 0) -> Iterator[Workspace]:
-        """What a search of so many nodes works in, and no other thread meanwhile."""
+    def _take_workspace(self, num_nodes: int) -> Workspace:
+        """:return: what a search of so many nodes works in, and no other thread until it is put back"""
         try:
             workspace = self._workspaces.pop()
         except IndexError:
-            workspace = instantiate_workspace(self._program, 0, self.latent_dim, self.num_actions)
+            return instantiate_workspace(self._program, num_nodes, self.latent_dim, self.num_actions)
         if len(workspace.latents) < num_nodes:
-            workspace = instantiate_workspace(self._program, num_nodes, self.latent_dim, self.num_actions)
-        workspace.leaves.discount[:] = self.discount
-        yield workspace
-        self._workspaces.append(workspace)
-
-
-def num_inputs(layer: Layer) -> int:
-    """
-    :param layer: a layer.
-    :return: number of its inputs.
-    """
-    return layer.weight.shape[1] if layer.code == layers.LINEAR and layer.weight is not None else layer.width
-
-
-def assemble(sections: tuple[list[Layer], ...], max_width: int) -> layers.Program:
-    """
-    :param sections: the layers of each section.
-    :param max_width: the most inputs that a section has.
-    :return: the program.
-    """
-    every = [layer for section in sections for layer in section]
-    table = [
-        (layer.code, layer.width, *(0 if tensor is None else tensor.data_ptr() for tensor in (layer.weight, layer.bias)))
-        for layer in every
-    ]
-    ends = accumulate((len(section) for section in sections), initial=0)
-    return layers.Program(
-        np.array(table, np.int64),
-        np.array([layer.constant for layer in every], np.float32),
-        np.array(list(ends), np.int64),
-        np.zeros((NUM_ROOMS, layers.GROUPS, rounded_up(max(max_width, *(layer.width for layer in every))), LANES), np.float32),
-    )
+            return instantiate_workspace(self._program, num_nodes, self.latent_dim, self.num_actions)
+        return workspace

@@ -7,7 +7,7 @@ import torch
 
 from sb3_muzero.search.base import RecurrentFn, RecurrentOutput
 from sb3_muzero.search.checks import check_finite, check_prior_logits, check_shape, to_numpy
-from sb3_muzero.search.kernels import Leaves, Roots, SearchSettings
+from sb3_muzero.search.state import Leaves, Roots, SearchSettings
 
 
 class LatentModel:

@@ -15,24 +15,20 @@ from sb3_muzero.search.checks import (
     check_real,
     to_float32,
 )
-from sb3_muzero.search.kernels import (
-    GUMBEL,
-    NODE_SCOPE,
-    PUCT,
-    TINY,
-    TREE_SCOPE,
-    Roots,
-    SearchSettings,
-    conclude,
-    grow,
-    instantiate_leaves,
-    instantiate_roots,
-    plant,
-    select_leaves,
-)
+from sb3_muzero.search.kernels import TINY, conclude, grow, plant, select_leaves
 from sb3_muzero.search.mlp import CompiledModel
 from sb3_muzero.search.models import check_answer, check_roots, make_latent_model
 from sb3_muzero.search.sequential_halving import considered_visits_table
+from sb3_muzero.search.state import (
+    GUMBEL,
+    NODE_SCOPE,
+    PUCT,
+    TREE_SCOPE,
+    Roots,
+    SearchSettings,
+    instantiate_leaves,
+    instantiate_roots,
+)
 from sb3_muzero.search.tree import ROOT_INDEX, Tree, flatten, instantiate_tree
 
 QVALUE_SCOPES = {"node": NODE_SCOPE, "tree": TREE_SCOPE}

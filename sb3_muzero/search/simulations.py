@@ -6,28 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from sb3_muzero.search.kernels import (
-    Leaves,
-    Roots,
-    SearchSettings,
-    conclude,
-    grow,
-    kernel,
-    plant,
-    select_leaves,
-)
-from sb3_muzero.search.lanes import LANES, LANES_BYTES
-from sb3_muzero.search.layers import (
-    BLOCK,
-    FLOAT_BYTES,
-    GROUPS,
-    WIDTH,
-    Program,
-    apply,
-    lanes_to_rows,
-    layer,
-    rows_to_lanes,
-)
+from sb3_muzero.search.kernels import conclude, grow, kernel, plant, select_leaves
+from sb3_muzero.search.lanes import FLOAT_BYTES, LANES, LANES_BYTES, lanes_to_rows, rows_to_lanes
+from sb3_muzero.search.layers import BLOCK, GROUPS, WIDTH, Program, apply, layer
+from sb3_muzero.search.state import Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree
 
 # The sections of a program
@@ -46,11 +28,11 @@ def _digest(*names: str) -> int:
 
 # What the functions below are made from besides this file. Numba's disk cache notices changes of a function's own file only;
 # but what a function refers to of an enclosing function is part of its key, so both functions refer to this.
-SOURCES = _digest("kernels.py", "lanes.py", "layers.py", "tree.py")
+SOURCES = _digest("kernels.py", "lanes.py", "layers.py", "linear.py", "state.py", "tree.py")
 
 
 @layer
-def forward(program: Program, section: int, num_rows: int, num_inputs: int, latent_dim: int, leaves: Leaves, leaf: int) -> int:
+def forward(program: Program, section: int, num_rows: int, num_inputs: int, latent_dim: int, leaves: Leaves) -> int:
     """
     Compute the latents of a block of rows, and what the prediction function says of them.
 
@@ -60,7 +42,6 @@ def forward(program: Program, section: int, num_rows: int, num_inputs: int, late
     :param num_inputs: number of inputs.
     :param latent_dim: number of units of the latents.
     :param leaves: receives prior logits, value and reward.
-    :param leaf: where the first row's go.
     :return: number of the room with the latents.
     """
     rooms = program.rooms
@@ -79,25 +60,35 @@ def forward(program: Program, section: int, num_rows: int, num_inputs: int, late
             group, lane = row // LANES, row % LANES
             if number == POLICY:
                 for action in range(leaves.prior_logits.shape[1]):
-                    leaves.prior_logits[leaf + row, action] = rooms[room, group, action, lane]
+                    leaves.prior_logits[row, action] = rooms[room, group, action, lane]
             elif number == VALUE:
-                leaves.value[leaf + row] = rooms[room, group, 0, lane]
+                leaves.value[row] = rooms[room, group, 0, lane]
             elif number == REWARD:
-                leaves.reward[leaf + row] = rooms[room, group, 0, lane]
+                leaves.reward[row] = rooms[room, group, 0, lane]
     return latent
 
 
 def _compile_evaluate(sources: int) -> Any:
     @kernel
-    def evaluate(program: Program, section: int, inputs: np.ndarray, latents: np.ndarray, leaves: Leaves) -> int:
+    def evaluate(
+        program: Program,
+        leaves: Leaves,
+        section: int,
+        inputs: np.ndarray,
+        latents: np.ndarray,
+        prior_logits: np.ndarray,
+        values_and_rewards: np.ndarray,
+    ) -> int:
         """
         Run the model on any number of rows.
 
         :param program: the model.
+        :param leaves: room for a block.
         :param section: what computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
         :param inputs: its inputs. Shape ``[B, inputs]``.
         :param latents: receives the latents. Shape ``[B, latent_dim]``.
-        :param leaves: receives prior logits, value and reward.
+        :param prior_logits: receives the policy logits. Shape ``[B, A]``.
+        :param values_and_rewards: receives the values and the rewards. Shape ``[2, B]``.
         :return: of no meaning.
         """
         rooms = program.rooms
@@ -107,10 +98,14 @@ def _compile_evaluate(sources: int) -> Any:
             for row in range(num_rows):
                 for unit in range(inputs.shape[1]):
                     rooms[0, row // LANES, unit, row % LANES] = inputs[first + row, unit]
-            latent = forward(program, section, num_rows, inputs.shape[1], latent_dim, leaves, first)
+            room = forward(program, section, num_rows, inputs.shape[1], latent_dim, leaves)
             for row in range(num_rows):
                 for unit in range(latent_dim):
-                    latents[first + row, unit] = rooms[latent, row // LANES, unit, row % LANES]
+                    latents[first + row, unit] = rooms[room, row // LANES, unit, row % LANES]
+                for action in range(prior_logits.shape[1]):
+                    prior_logits[first + row, action] = leaves.prior_logits[row, action]
+                values_and_rewards[0, first + row] = leaves.value[row]
+                values_and_rewards[1, first + row] = leaves.reward[row]
         return sources
 
     return evaluate
@@ -165,7 +160,7 @@ def _compile_run_simulations(sources: int) -> Any:
                     for action in range(settings.num_actions):
                         is_taken = np.float32(action == leaves.action[row])
                         rooms[0, row // LANES, latent_dim + action, row % LANES] = is_taken
-                room = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, leaves, np.int64(0))
+                room = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, leaves)
                 x = rooms.ctypes.data + room * GROUPS * group_bytes
                 y = latents_start + (simulation + 1) * BLOCK * row_bytes
                 for row in range(0, num_rows, LANES):
