@@ -46,7 +46,7 @@ from torch import nn
 from sb3_muzero import MuZero
 from sb3_muzero.networks import Prediction, RunningNorm, SimNorm
 from sb3_muzero.policies import SEARCHES, MuZeroPolicy
-from sb3_muzero.search.lanes import OPTIONS
+from sb3_muzero.search.compiling import OPTIONS
 from sb3_muzero.search.layers import BLOCK
 from sb3_muzero.search.simulations import DYNAMICS, REPRESENTATION, evaluate
 from sb3_muzero.search.state import instantiate_leaves

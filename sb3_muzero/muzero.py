@@ -358,7 +358,7 @@ class MuZero(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         # Update learning rate according to schedule
         self._update_learning_rate(self.policy.optimizer)
-        parameters = self.policy.optimizer.param_groups[0]["params"]
+        parameters = [parameter for group in self.policy.optimizer.param_groups for parameter in group["params"]]
 
         logs = []
         for _ in range(gradient_steps):

@@ -24,7 +24,8 @@ class SimNorm(nn.Module):
         self.group_size = group_size
 
     def forward(self, latent: th.Tensor) -> th.Tensor:
-        # F.softmax takes ten times as long over so short an axis. Layer normalisation bounds what exp sees by sqrt(latent_dim)
+        # F.softmax takes ten times as long over so short an axis. Layer normalisation bounds what exp sees by
+        # sqrt(latent_dim), which overflows from 7800 units on
         groups = F.layer_norm(latent, latent.shape[-1:]).exp().unflatten(-1, (-1, self.group_size))
         return (groups * groups.sum(-1, keepdim=True).reciprocal()).flatten(-2)
 
@@ -151,6 +152,7 @@ class Dynamics(nn.Sequential):
         super().__init__(
             *hidden_layers(widths[0], net_arch, activation_fn), nn.Linear(widths[-1], latent_dim), LATENT_NORMS[latent_norm]()
         )
+        self.num_actions = num_actions
         self.register_buffer("one_hot", th.eye(num_actions), persistent=False)
 
     def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:  # type: ignore[override]

@@ -211,11 +211,20 @@ def new_parameter(policy):
     layer.weight = nn.Parameter(1.5 * layer.weight)
 
 
+def fewer_bins(policy):
+    """In the memory where the others were."""
+    model = policy.latent_model
+    head, support = model.prediction.value_head, model.value_support
+    head.weight.data, head.bias.data, support.grid = head.weight.data[:11], head.bias.data[:11], support.grid[:11]
+
+
 CHANGES = {
     "new parameter": new_parameter,
     "no bias": lambda p: setattr(p.latent_model.prediction.policy_head, "bias", None),
+    "fewer bins": fewer_bins,
+    "other bins": lambda p: setattr(p.latent_model.value_support, "bounds", th.tensor([-9.0, 9.0])),
     "constant": lambda p: setattr(p.latent_model.input_norm, "clip", 0.1),
-    "layer of a sequence": replace("latent_model.representation.2", nn.Tanh()),
+    "layer of a sequence": lambda p: p.latent_model.dynamics.__setitem__(-1, nn.Tanh()),
     "one more layer": lambda p: p.latent_model.prediction.trunk.append(nn.Tanh()),
     "whole network": replace("latent_model.dynamics", Dynamics(16, 3, [8], nn.Tanh, "minmax")),
     "discount": lambda p: setattr(p, "gamma", 0.5),
@@ -223,13 +232,61 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("net_arch", [[24], []])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changes_after_a_plan_are_noticed(change):
-    policy = make_policy(**BOUNDS)
+def test_changes_after_a_plan_are_noticed(change, net_arch):
+    policy = make_policy(net_arch=net_arch, **BOUNDS)
     before = policy.plan(observations(9), deterministic=True)
     change(policy)
     assert_same_plan(policy)
     assert np.abs(policy.plan(observations(9), deterministic=True).value - before.value).max() > 1e-3
+
+
+def test_reordered_layers_are_noticed():
+    policy = make_policy(net_arch=[], **BOUNDS)
+    policy.latent_model.prediction.trunk = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+    policy.plan(observations(9))
+    modules = policy.latent_model.prediction.trunk._modules
+    modules["0"] = modules.pop("0")
+    assert_same_plan(policy)
+
+
+def test_a_transposed_square_weight_is_noticed():
+    policy = make_policy(net_arch=[], **BOUNDS)
+    layer = nn.Linear(16, 16)
+    policy.latent_model.prediction.trunk = nn.Sequential(layer)
+    policy.plan(observations(9))
+    layer.weight.data = layer.weight.data.t()
+    assert "contiguous" in policy.uncompiled_reason
+
+
+def test_attributes_that_mean_nothing_may_be_anything():
+    policy = make_policy(**BOUNDS)
+    for note in (th.zeros(3), th.ones(3), np.zeros(3), None, 1):
+        policy.latent_model.note = note
+        assert_same_plan(policy)
+
+
+def test_a_weight_that_is_no_parameter_is_not_compiled():
+    """Nobody would notice when its memory moves."""
+    policy = make_policy(**BOUNDS)
+    layer = policy.latent_model.dynamics[0]
+    weight = layer.weight.detach().clone()
+    del layer.weight
+    layer.weight = weight
+    assert "neither parameters nor buffers" in policy.uncompiled_reason
+
+
+def test_a_compiled_model_outlives_its_parameters():
+    """Whoever keeps it plans with what the parameters were, not with freed memory."""
+    policy = make_policy(**BOUNDS)
+    compiled, obs = policy.compiled_model(), observations(9)
+    expected = compiled.initial_inference(obs)
+    policy.latent_model.double()
+    assert not compiled.is_current()
+    junk = [th.full((n,), 1e9) for n in range(1, 2000)]
+    assert_close(compiled.initial_inference(obs), expected)
+    del junk
 
 
 def test_a_model_that_did_not_change_is_translated_once():

@@ -14,10 +14,10 @@ def assert_same(ours, theirs, *inputs):
     th.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     weights = th.randn(a.shape, generator=th.Generator().manual_seed(0))
     for one, other in zip(th.autograd.grad(a, inputs, weights), th.autograd.grad(b, inputs, weights), strict=True):
-        th.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+        th.testing.assert_close(one, other, atol=1e-6 * max(1.0, float(other.abs().max())), rtol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e10])
 def test_cosine_similarity(scale):
     th.manual_seed(0)
     a, b = th.randn(2, 3, 5, 16)

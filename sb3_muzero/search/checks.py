@@ -43,7 +43,8 @@ def to_float32(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     check_shape(name, array, shape)
     numbers = to_numpy(array)
     if numbers.dtype == np.float32:
-        return np.ascontiguousarray(numbers)
+        # Read-only arrays would be another type, to compile for
+        return numbers if numbers.flags.carray else numbers.copy()
     if numbers.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers, got {numbers.dtype}")
     with np.errstate(over="ignore"):

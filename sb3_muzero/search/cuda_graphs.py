@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from sb3_muzero.search.base import RecurrentFn, RecurrentOutput
-from sb3_muzero.search.translation import Snapshot
+from sb3_muzero.search.translation import NotCompilable, Snapshot
+
+MAX_GRAPHS = 8
+"""Each keeps memory of its own."""
 
 
 class CudaGraph:
@@ -26,25 +29,34 @@ class CudaGraph:
     def __init__(self, recurrent_fn: RecurrentFn, latent: torch.Tensor) -> None:
         self.latent = latent.clone()
         self.action = torch.zeros(len(latent), dtype=torch.int64, device=latent.device)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(self.WARM_UP):
-                recurrent_fn(self.latent, self.action)
-        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.output = recurrent_fn(self.latent, self.action)
+        with torch.cuda.device(latent.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(self.WARM_UP):
+                    recurrent_fn(self.latent, self.action)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self.graph):
+                self.output = recurrent_fn(self.latent, self.action)
 
     def __call__(self, latent: torch.Tensor, action: torch.Tensor) -> RecurrentOutput:
         self.latent.copy_(latent)
         self.action.copy_(action)
-        self.graph.replay()
+        with torch.cuda.device(latent.device):
+            self.graph.replay()
         return self.output
 
 
 class CudaGraphs:
-    """The graphs of one model, one for each number of rows that it was asked for, as long as the model stays what it is."""
+    """
+    The graphs of one model, one for each number of rows that it was last asked for, as long as the model stays what it is.
+
+    Only modules of PyTorch and of this package are recorded, which are known not to wait for the GPU nor to depend on anything
+    but their tensors and constants; a model with any other, or with hooks, launches each operation on its own.
+    """
+
+    KNOWN = ("torch.nn.modules.", "sb3_muzero.")
 
     def __init__(self) -> None:
         self._snapshot: Snapshot | None = None
@@ -56,15 +68,26 @@ class CudaGraphs:
         :param latent: latent states to step from. Shape ``[B, ...]``.
         :param model: all modules that the function uses.
         :param constants: all numbers besides that it depends on.
-        :return: the graph to replay, or the function itself where it cannot be recorded, which is warned of once.
+        :return: the graph to replay, or the function itself where it cannot be recorded.
         """
         if self._snapshot is None or not self._snapshot.holds():
-            self._snapshot, self._graphs = Snapshot(list(model.modules())), {}
+            modules = list(model.modules())
+            if not all(type(module).__module__.startswith(self.KNOWN) for module in modules):
+                return recurrent_fn
+            try:
+                self._snapshot, self._graphs = Snapshot(modules, []), {}
+            except NotCompilable:
+                return recurrent_fn
         key = (tuple(latent.shape), latent.dtype, latent.device, *constants)
         if key not in self._graphs:
-            try:
-                self._graphs[key] = CudaGraph(recurrent_fn, latent)
-            except RuntimeError as error:
-                warnings.warn(f"Planning launches every operation on its own, since no CUDA graph could be recorded: {error}")
-                self._graphs[key] = recurrent_fn
+            self._graphs[key] = self._record(recurrent_fn, latent)
+            while len(self._graphs) > MAX_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
         return self._graphs[key]
+
+    def _record(self, recurrent_fn: RecurrentFn, latent: torch.Tensor) -> RecurrentFn:
+        try:
+            return CudaGraph(recurrent_fn, latent)
+        except RuntimeError as error:
+            warnings.warn(f"Planning launches every operation on its own, since no CUDA graph could be recorded: {error}")
+            return recurrent_fn

@@ -3,20 +3,16 @@ The compiled search: selection rules, Q transforms, and simulate, expand, backwa
 
 Kernels get the trees as flat arrays (``flatten``), in which the nodes of all roots, and the edges of all nodes, are counted
 through, so that one offset serves all arrays: a ``node`` is an index into ``[B * (N + 1)]``, an ``edge`` into
-``[B * (N + 1) * A]``, a ``row`` is a root. All kernels of the tree sit in this one file on purpose: numba's disk cache notices
-changes of a function's own file only. After a change of ``Tree``'s fields or of ``lanes`` remove the ``__pycache__`` here.
+``[B * (N + 1) * A]``, a ``row`` is a root.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from sb3_muzero.search.compiling import kernel, part
 from sb3_muzero.search.lanes import (
     EXP_LOW,
     FLOAT_BYTES,
     LANES_BYTES,
-    OPTIONS,
     exponential,
     load,
     splat,
@@ -26,10 +22,6 @@ from sb3_muzero.search.lanes import (
 )
 from sb3_muzero.search.state import NODE_SCOPE, PUCT, TREE_SCOPE, Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import NO_PARENT, ROOT_INDEX, UNVISITED, Tree
-
-kernel: Any = njit(cache=True, **OPTIONS)
-# Inlined: a call of its own would copy all the arrays' descriptors, which takes longer than most of what is called here
-part: Any = njit(forceinline=True, **OPTIONS)
 
 ZERO, ONE, INFINITY = np.float32(0.0), np.float32(1.0), np.float32(np.inf)
 LOWEST_ROOT_SCORE = np.float32(-1e9)
@@ -74,7 +66,8 @@ def mixed_value(tree: Tree, num_actions: int, node: int) -> float:
     if sum_visits == 0:
         return raw_value
     count = np.float32(sum_visits)
-    return (raw_value + count * (weighted_qvalues / sum_probs)) * (ONE / (count + ONE))
+    share = ONE / (count + ONE)
+    return raw_value * share + weighted_qvalues / sum_probs * (count * share)
 
 
 @part

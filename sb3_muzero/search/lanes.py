@@ -10,14 +10,13 @@ from numba import njit, types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, overload, register_model
 
+from sb3_muzero.search.compiling import OPTIONS
+
 LANES = 8
 """Numbers per value: one AVX register; where registers are narrower LLVM takes several."""
 
 FLOAT_BYTES = 4
 LANES_BYTES = FLOAT_BYTES * LANES
-
-# Nothing that is compiled here allocates; without reference counts (_nrt) it takes half the time, and compiles much faster
-OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 FLOAT = ir.FloatType()
 INT32 = ir.IntType(32)

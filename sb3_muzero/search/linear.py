@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from sb3_muzero.search.compiling import OPTIONS
 from sb3_muzero.search.lanes import (
     FLOAT_BYTES,
     LANES,
     LANES_BYTES,
-    OPTIONS,
     load,
     load_number,
     load_splat,

@@ -117,7 +117,8 @@ class CompiledModel:
         self.model = model
         self.discount = discount
         parts = (representation, dynamics, trunk, policy, value, reward)
-        self._snapshot = Snapshot(visited)
+        tensors = [tensor for part in parts for layer in part for tensor in (layer.weight, layer.bias) if tensor is not None]
+        self._snapshot = Snapshot(visited, tensors)
         self._program = assemble(parts, max(self.num_features, self.latent_dim + self.num_actions))
         self._workspaces: list[Workspace] = []
 
@@ -172,7 +173,8 @@ class CompiledModel:
             row = run_simulations(tree, roots, settings, root_latents, *workspace, first_row, end_row)
             if row >= 0:
                 check_roots(roots, settings)
-                check_answer(workspace.leaves, row - row % BLOCK)
+                first = row - row % BLOCK
+                check_answer(Leaves(*(array[: batch_size - first] for array in workspace.leaves)), first)
             self._workspaces.append(workspace)
 
         num_blocks = -(-batch_size // BLOCK)

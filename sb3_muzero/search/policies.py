@@ -31,6 +31,8 @@ from sb3_muzero.search.state import (
 )
 from sb3_muzero.search.tree import ROOT_INDEX, Tree, flatten, instantiate_tree
 
+POSITIVE = (1e-30, 1e18)
+"""What compiled code, which computes in float32, can divide by, and multiply with twice."""
 QVALUE_SCOPES = {"node": NODE_SCOPE, "tree": TREE_SCOPE}
 
 
@@ -80,10 +82,10 @@ def gumbel_muzero_search(
         rule=GUMBEL,
         qvalue_scope=_check_qvalue_scope(qvalue_scope),
         max_depth=num_simulations if max_depth is None else check_count("max_depth", max_depth),
-        min_qvalue_range=check_real("min_qvalue_range", min_qvalue_range, 0.0, above_low=True),
+        min_qvalue_range=check_real("min_qvalue_range", min_qvalue_range, *POSITIVE),
         max_num_considered_actions=check_count("max_num_considered_actions", max_num_considered_actions),
-        value_scale=check_real("value_scale", value_scale, 0.0),
-        maxvisit_init=check_real("maxvisit_init", maxvisit_init, 0.0),
+        value_scale=check_real("value_scale", value_scale, 0.0, POSITIVE[1]),
+        maxvisit_init=check_real("maxvisit_init", maxvisit_init, 0.0, POSITIVE[1]),
     )
     gumbel_scale = check_real("gumbel_scale", gumbel_scale, 0.0)
     random = check_generator(generator)
@@ -149,9 +151,9 @@ def muzero_search(
         rule=PUCT,
         qvalue_scope=_check_qvalue_scope(qvalue_scope),
         max_depth=num_simulations if max_depth is None else check_count("max_depth", max_depth),
-        min_qvalue_range=check_real("min_qvalue_range", min_qvalue_range, 0.0, above_low=True),
-        pb_c_init=check_real("pb_c_init", pb_c_init, 0.0),
-        pb_c_base=check_real("pb_c_base", pb_c_base, 0.0, above_low=True),
+        min_qvalue_range=check_real("min_qvalue_range", min_qvalue_range, *POSITIVE),
+        pb_c_init=check_real("pb_c_init", pb_c_init, 0.0, POSITIVE[1]),
+        pb_c_base=check_real("pb_c_base", pb_c_base, *POSITIVE),
     )
     dirichlet_fraction = check_real("dirichlet_fraction", dirichlet_fraction, 0.0, 1.0)
     dirichlet_alpha = check_real("dirichlet_alpha", dirichlet_alpha, 0.0, above_low=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,24 +71,38 @@ class Snapshot:
     """
     What some modules consist of, to notice when they no longer do; a comparison takes a tenth of the time of a translation.
 
-    :param modules: the modules, none of which has hooks.
+    :param modules: the modules.
+    :param tensors: those of their tensors whose memory is read.
+    :raises NotCompilable: if one of the modules has hooks, or one of the tensors is neither parameter nor buffer of theirs.
     """
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    def __init__(self, modules: list[nn.Module], tensors: list[torch.Tensor]) -> None:
+        for module in modules:
+            kernel_of(module)
         self._modules = modules
         self._states = [module.__dict__ for module in modules]
         self._hooks = [state[name] for state in self._states for name in ("_forward_hooks", "_forward_pre_hooks")]
-        self._children = [state["_modules"] for state in self._states if state["_modules"]]
-        self._kept_children = [dict(children) for children in self._children]
-        tensors = [state[name] for state in self._states for name in ("_parameters", "_buffers")]
-        self._tensors = [(group, name) for group in tensors for name in group]
-        self._constants = [(state, name) for state in self._states for name in state if name[0] != "_" and name != "training"]
+        self._children = [state["_modules"] for state in self._states]
+        groups = [state[name] for state in self._states for name in ("_parameters", "_buffers")]
+        self._tensors = [(group, name) for group in groups for name in group]
+        if not {id(tensor) for tensor in tensors} <= {id(group[name]) for group, name in self._tensors}:
+            raise NotCompilable("a layer has tensors that are neither parameters nor buffers")
+        self._memory = [tensor.detach() for tensor in tensors]  # what is read must not be freed, whatever becomes of the model
+        self._constants = [
+            (itemgetter(*names), state)
+            for state in self._states
+            if (names := [name for name, value in state.items() if isinstance(value, CONSTANT) and name != "training"])
+        ]
         self._kept = self._read()
 
     def _read(self) -> tuple[list[Any], ...]:
         return (
-            [None if (t := group[name]) is None else (t.data_ptr(), t.is_contiguous()) for group, name in self._tensors],
-            [state[name] for state, name in self._constants],
+            [
+                None if (tensor := group[name]) is None else (tensor.data_ptr(), tensor.numel(), tensor.is_contiguous())
+                for group, name in self._tensors
+            ],
+            list(map(tuple, map(dict.values, self._children))),
+            [read(state) for read, state in self._constants],
             ["forward" in state for state in self._states],
             list(map(type, self._modules)),
         )
@@ -96,12 +111,13 @@ class Snapshot:
         """
         :return: whether nothing has changed but the numbers in the tensors.
         """
-        if any(self._hooks) or self._children != self._kept_children:
-            return False
         try:
-            return self._read() == self._kept
-        except KeyError:
+            return not any(self._hooks) and self._read() == self._kept
+        except (KeyError, RuntimeError):  # something is gone, or has become a tensor, which does not compare
             return False
+
+
+CONSTANT = (int, float, str, tuple)
 
 
 def _linear(module: Any, width: int | None) -> list[Layer]:

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from tabular import random_model
 from torch import nn
 
+from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.search import CudaGraphs, RecurrentOutput, cuda_graphs, gumbel_muzero_search
 
 
@@ -66,18 +68,44 @@ def test_a_model_that_cannot_be_recorded_is_warned_of_once(monkeypatch, recwarn)
     assert len(recwarn) == 1 and "not permitted" in str(recwarn[0].message)
 
 
+class Counter(nn.Linear):
+    """Not a module that is known to be free of Python state."""
+
+
+def test_unknown_modules_and_hooks_are_not_recorded(recorded):
+    hooked = nn.Sequential(nn.Linear(4, 4))
+    hooked[0].register_forward_hook(lambda module, inputs, output: None)
+    for model in (nn.Sequential(Counter(4, 4)), hooked):
+        graphs = CudaGraphs()
+        assert all(graphs.get(len, torch.zeros(2, 4), model) is len for _ in range(3))
+    assert recorded == []
+
+
+def test_only_so_many_shapes_are_kept(recorded):
+    graphs, model = CudaGraphs(), nn.Linear(4, 4)
+    for rows in [*range(1, 12), 11, 1]:
+        graphs.get(len, torch.zeros(rows, 4), model)
+    assert [shape[0] for shape in recorded] == [*range(1, 12), 1]
+    assert len(graphs._graphs) == cuda_graphs.MAX_GRAPHS
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_recorded_steps_equal_plain_ones():
+def test_planning_on_a_gpu_equals_planning_on_the_cpu():
+    """Also after the parameters changed in place, which a recorded step must see."""
     torch.manual_seed(0)
-    layer = nn.Linear(8, 8 + 3 + 2).cuda()
-
-    @torch.no_grad()
-    def step(latent, action):
-        latent, prior_logits, scalars = layer(latent + action[:, None]).split([8, 3, 2], dim=1)
-        return RecurrentOutput(scalars[:, 0], torch.full_like(scalars[:, 0], 0.9), prior_logits, scalars[:, 1], latent)
-
-    graph = cuda_graphs.CudaGraph(step, torch.zeros(5, 8, device="cuda"))
-    for _ in range(3):
-        latent, action = torch.randn(5, 8, device="cuda"), torch.randint(3, (5,), device="cuda")
-        for found, expected in zip(graph(latent, action), step(latent, action), strict=True):
-            torch.testing.assert_close(found, expected)
+    box, settings = spaces.Box(-1, 1, (5,)), {"value_support": (-3.0, 40.0), "reward_support": (-1.0, 5.0)}
+    policy, on_gpu = (MuZeroPolicy(box, spaces.Discrete(3), lambda _: 1e-3, **settings) for _ in range(2))
+    for parameter in policy.latent_model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    on_gpu.load_state_dict(policy.state_dict())
+    on_gpu.to("cuda")
+    obs = torch.randn(9, 5)
+    for _ in range(2):
+        expected, found = policy.plan(obs, deterministic=True), on_gpu.plan(obs.cuda(), deterministic=True)
+        np.testing.assert_array_equal(found.visit_counts, expected.visit_counts)
+        np.testing.assert_allclose(found.value, expected.value, atol=1e-3)
+        for each in (policy, on_gpu):
+            with torch.no_grad():
+                for parameter in each.latent_model.parameters():
+                    parameter.mul_(0.9)
+    assert on_gpu._cuda_graphs._graphs

@@ -266,6 +266,28 @@ def test_interior_visits_converge_to_the_improved_policy(scope):
     np.testing.assert_allclose(shares, improved / improved.sum(), atol=2 / num_simulations)
 
 
+EXTREMES = [
+    (gumbel_muzero_search, {"min_qvalue_range": 1e-30}),
+    (gumbel_muzero_search, {"min_qvalue_range": 1e18}),
+    (gumbel_muzero_search, {"value_scale": 1e18, "maxvisit_init": 1e18}),
+    (muzero_search, {"min_qvalue_range": 1e-30}),
+    (muzero_search, {"pb_c_init": 1e18, "pb_c_base": 1e-30}),
+]
+
+
+@pytest.mark.parametrize(("search", "options"), EXTREMES)
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e30, 1e37])
+def test_extreme_settings_and_values_give_a_policy(search, options, scale):
+    """Where single precision overflows or vanishes. Equal values are a fresh model's."""
+    model = random_model(5, 30, 4)
+    model.reward, model.value = (np.float32(scale) * array for array in (model.reward, model.value))
+    for scope in ("node", "tree"):
+        output = search(model.root(np.arange(8)), model.step, 16, qvalue_scope=scope, **options)
+        assert np.isfinite(output.action_weights).all()
+        np.testing.assert_allclose(output.action_weights.sum(axis=1), 1.0, rtol=1e-5)
+        assert (output.visit_counts.sum(axis=1) == 16).all()
+
+
 def test_mixed_value_oracles():
     """v_mix is the raw value without visits, and (v + N Q) / (1 + N) with one visited action."""
     tree = flatten(instantiate_tree(1, 2, 2))

@@ -27,7 +27,7 @@ def with_entry(array, index, value):
         ({"num_simulations": 2.5}, "num_simulations must be an integer of at least 1, got 2.5"),
         ({"max_depth": 0}, "max_depth must be an integer of at least 1, got 0"),
         ({"qvalue_scope": "forest"}, r"qvalue_scope must be one of \['node', 'tree'\], got 'forest'"),
-        ({"min_qvalue_range": 0.0}, "min_qvalue_range must be a number above 0, got 0.0"),
+        ({"min_qvalue_range": 0.0}, "min_qvalue_range must be a number at least 1e-30 and at most 1e.18, got 0.0"),
         (
             {"invalid_actions": np.zeros((2, 4), bool)},
             r"invalid_actions must be an array of shape \[2, 3\], got shape \[2, 4\]",
@@ -50,8 +50,8 @@ def test_arguments(search, options, message):
         ({"root_gumbel": np.zeros((2, 2))}, r"root_gumbel must be an array of shape \[2, 3\], got shape \[2, 2\]"),
         ({"root_gumbel": np.full((2, 3), np.nan)}, "root_gumbel must be finite, got nan in row 0"),
         ({"gumbel_scale": -1.0}, "gumbel_scale must be a number at least 0, got -1.0"),
-        ({"value_scale": np.inf}, "value_scale must be a number at least 0, got inf"),
-        ({"maxvisit_init": "x"}, "maxvisit_init must be a number at least 0, got 'x'"),
+        ({"value_scale": np.inf}, "value_scale must be a number at least 0 and at most 1e.18, got inf"),
+        ({"maxvisit_init": "x"}, "maxvisit_init must be a number at least 0 and at most 1e.18, got 'x'"),
     ],
 )
 def test_gumbel_arguments(options, message):
@@ -65,8 +65,8 @@ def test_gumbel_arguments(options, message):
         ({"dirichlet_fraction": 1.5}, "dirichlet_fraction must be a number at least 0 and at most 1, got 1.5"),
         ({"dirichlet_alpha": 0.0}, "dirichlet_alpha must be a number above 0, got 0.0"),
         ({"temperature": -1.0}, "temperature must be a number at least 0, got -1.0"),
-        ({"pb_c_init": np.nan}, "pb_c_init must be a number at least 0, got nan"),
-        ({"pb_c_base": 0}, "pb_c_base must be a number above 0, got 0"),
+        ({"pb_c_init": np.nan}, "pb_c_init must be a number at least 0 and at most 1e.18, got nan"),
+        ({"pb_c_base": 0}, "pb_c_base must be a number at least 1e-30 and at most 1e.18, got 0"),
     ],
 )
 def test_puct_arguments(options, message):
