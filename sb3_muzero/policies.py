@@ -238,7 +238,7 @@ class MuZeroPolicy(BasePolicy):
         space = self.observation_space
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             obs = obs - th.as_tensor(space.start, device=obs.device)
-        flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
+        flat = obs if obs.dim() == 1 + len(space.shape) else obs.reshape(-1, *space.shape)  # type: ignore[misc, arg-type]
         preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
         return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]
 

@@ -82,12 +82,13 @@ class Snapshot:
         self._modules = modules
         self._states = [module.__dict__ for module in modules]
         self._hooks = [state[name] for state in self._states for name in ("_forward_hooks", "_forward_pre_hooks")]
-        self._children = [state["_modules"] for state in self._states]
         groups = [state[name] for state in self._states for name in ("_parameters", "_buffers")]
         self._tensors = [(group, name) for group in groups for name in group]
         if not {id(tensor) for tensor in tensors} <= {id(group[name]) for group, name in self._tensors}:
             raise NotCompilable("a layer has tensors that are neither parameters nor buffers")
-        self._memory = [tensor.detach() for tensor in tensors]  # what is read must not be freed, whatever becomes of the model
+        # Other views of their memory, which thereby is not freed, whatever becomes of the model
+        self._memory = [NOTHING if (t := group[name]) is None else t.detach() for group, name in self._tensors]
+        self._children = [module._modules for module in modules if module._modules or isinstance(module, nn.Sequential)]
         self._constants = [
             (itemgetter(*names), state)
             for state in self._states
@@ -97,10 +98,6 @@ class Snapshot:
 
     def _read(self) -> tuple[list[Any], ...]:
         return (
-            [
-                None if (tensor := group[name]) is None else (tensor.data_ptr(), tensor.numel(), tensor.is_contiguous())
-                for group, name in self._tensors
-            ],
             list(map(tuple, map(dict.values, self._children))),
             [read(state) for read, state in self._constants],
             ["forward" in state for state in self._states],
@@ -112,11 +109,14 @@ class Snapshot:
         :return: whether nothing has changed but the numbers in the tensors.
         """
         try:
-            return not any(self._hooks) and self._read() == self._kept
-        except (KeyError, RuntimeError):  # something is gone, or has become a tensor, which does not compare
+            tensors = [NOTHING if (tensor := group[name]) is None else tensor for group, name in self._tensors]
+            in_place = all(map(torch.Tensor.is_set_to, tensors, self._memory))
+            return in_place and not any(self._hooks) and self._read() == self._kept
+        except (KeyError, RuntimeError):  # something is gone, of another type, or has become a tensor, which does not compare
             return False
 
 
+NOTHING = torch.empty(0)
 CONSTANT = (int, float, str, tuple)
 
 
