@@ -40,37 +40,21 @@ import numba
 import numpy as np
 import torch
 from gymnasium import spaces
+from mctx_peer import MCTX_QVALUES, SEARCH_KWARGS, ScalarSupport, mctx_search
 from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
 from sb3_muzero import MuZero
-from sb3_muzero.networks import Prediction, RunningNorm, SimNorm
+from sb3_muzero.networks import Prediction
 from sb3_muzero.policies import SEARCHES, MuZeroPolicy
 from sb3_muzero.search.compiling import OPTIONS
 from sb3_muzero.search.layers import BLOCK
 from sb3_muzero.search.simulations import DYNAMICS, REPRESENTATION, evaluate
 from sb3_muzero.search.state import instantiate_leaves
-from sb3_muzero.value_support import CategoricalSupport
 
 ROUNDS = 7
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 BOUNDS = {"value": (-10.0, 10.0), "reward": (-1.0, 1.0)}
-MCTX_QVALUES: dict[str, Any] = {"qvalue_scope": "node", "min_qvalue_range": 1e-8}  # how mctx normalises Q values
-CONSIDERED_ACTIONS, VALUE_SCALE, MAXVISIT_INIT = 16, 0.1, 50.0  # Gumbel: both libraries' defaults, given to both
-DIRICHLET_FRACTION, DIRICHLET_ALPHA, PB_C_INIT, PB_C_BASE = 0.25, 0.3, 1.25, 19652.0  # PUCT: the paper's
-SEARCH_KWARGS: dict[str, dict[str, Any]] = {
-    "gumbel": {
-        "max_num_considered_actions": CONSIDERED_ACTIONS,
-        "value_scale": VALUE_SCALE,
-        "maxvisit_init": MAXVISIT_INIT,
-    },
-    "puct": {
-        "dirichlet_fraction": DIRICHLET_FRACTION,
-        "dirichlet_alpha": DIRICHLET_ALPHA,
-        "pb_c_init": PB_C_INIT,
-        "pb_c_base": PB_C_BASE,
-    },
-}
 # Goals: batch size -> how many times as fast, or at most as slow, a search should be
 FASTER_THAN_MCTX = {1: 1.2, 8: 1.5, 32: 1.5, 256: 1.2}
 FASTER_THAN_LIGHTZERO = {1: 10.0, 8: 10.0, 32: 10.0}
@@ -130,19 +114,6 @@ class ScalarPrediction(Prediction):
 
     def __init__(self, num_bins: int, **kwargs: Any) -> None:
         super().__init__(num_bins=1, **kwargs)
-
-
-class ScalarSupport(nn.Sequential):
-    """What a single output means: itself. Without children, it compiles to nothing."""
-
-    kernel = "sequential"
-
-    def __init__(self, bounds: tuple[float, float]) -> None:
-        super().__init__()
-        self.register_buffer("bounds", torch.tensor(bounds))  # the policy takes the least range of Q values from it
-
-    def expectation(self, output: torch.Tensor) -> torch.Tensor:
-        return output.squeeze(-1)
 
 
 def make_policy(model: str, search: str, args: argparse.Namespace) -> MuZeroPolicy:
@@ -246,108 +217,6 @@ def peak_gemm_rate(size: int = 1024, seconds: float = 1.0) -> float:
         torch.mm(a, b, out=out)
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
-
-
-def jax_module(module: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """:return: the module's parameters as JAX arrays, and the function ``f(parameters, x)`` that it computes"""
-    import jax
-    import jax.numpy as jnp
-
-    def array(tensor: torch.Tensor) -> Any:
-        return jnp.array(tensor.detach().numpy())
-
-    def normalize(x: Any, epsilon: float) -> Any:
-        return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + epsilon)
-
-    if isinstance(module, SimNorm):
-        size = module.group_size
-        return (), lambda p, x: jax.nn.softmax(normalize(x, 1e-5).reshape(*x.shape[:-1], -1, size), axis=-1).reshape(x.shape)
-    if isinstance(module, nn.Linear):
-        return (array(module.weight.T.contiguous()), array(module.bias)), lambda p, x: x @ p[0] + p[1]
-    if isinstance(module, nn.LayerNorm):
-        epsilon = module.eps
-        return (array(module.weight), array(module.bias)), lambda p, x: normalize(x, epsilon) * p[0] + p[1]
-    if isinstance(module, RunningNorm):
-        clip = module.clip
-        parameters = (array(module.mean), array((module.var + 1e-8).rsqrt()))
-        return parameters, lambda p, x: jnp.clip((x - p[0]) * p[1], -clip, clip)
-    if isinstance(module, CategoricalSupport):
-        return array(module.bins), lambda p, x: jax.nn.softmax(x, axis=-1) @ p
-    if isinstance(module, ScalarSupport):
-        return (), lambda p, x: x[..., 0]
-    if isinstance(module, nn.ReLU):
-        return (), lambda p, x: jax.nn.relu(x)
-    if isinstance(module, nn.Sequential):
-        parts = [jax_module(child) for child in module]
-
-        def in_turn(parameters: Any, x: Any) -> Any:
-            for p, (_, function) in zip(parameters, parts, strict=True):
-                x = function(p, x)
-            return x
-
-        return [p for p, _ in parts], in_turn
-    raise TypeError(f"No JAX equal of {module}")
-
-
-def mctx_search(
-    policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: int, deterministic: bool = False
-) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    """:return: the same search of the same model by mctx: gives actions and action weights when they are there"""
-    import jax
-    import jax.numpy as jnp
-    import mctx
-
-    model: Any = policy.latent_model
-    num_actions, gamma = int(policy.action_space.n), policy.gamma
-    modules = {name: getattr(model, name) for name in ("input_norm", "representation", "dynamics")}
-    modules |= {name: getattr(model.prediction, name) for name in ("trunk", "policy_head", "value_head", "reward_head")}
-    modules |= {name: getattr(model, name) for name in ("value_support", "reward_support")}
-    translated = {name: jax_module(module) for name, module in modules.items()}
-
-    def run(params: Any, names: str, x: Any) -> Any:
-        for name in names.split():
-            x = translated[name][1](params[name], x)
-        return x
-
-    def recurrent_fn(params: Any, key: Any, action: Any, latent: Any) -> Any:
-        inputs = jnp.concatenate([latent, jax.nn.one_hot(action, num_actions, dtype=latent.dtype)], axis=-1)
-        latent = run(params, "dynamics", inputs)
-        hidden = run(params, "trunk", latent)
-        reward = run(params, "reward_head reward_support", hidden)
-        value = run(params, "value_head value_support", hidden)
-        prior_logits = run(params, "policy_head", hidden)
-        discount = jnp.full_like(reward, gamma)
-        return mctx.RecurrentFnOutput(reward=reward, discount=discount, prior_logits=prior_logits, value=value), latent
-
-    def search(params: Any, key: Any, observations: Any) -> Any:
-        latent = run(params, "input_norm representation", observations)
-        hidden = run(params, "trunk", latent)
-        value = run(params, "value_head value_support", hidden)
-        root = mctx.RootFnOutput(prior_logits=run(params, "policy_head", hidden), value=value, embedding=latent)
-        settings: dict[str, Any]
-        if policy.search == "gumbel":
-            planner = mctx.gumbel_muzero_policy
-            settings = {"max_num_considered_actions": CONSIDERED_ACTIONS, "gumbel_scale": 0.0 if deterministic else 1.0}
-            settings["qtransform"] = lambda tree, node: mctx.qtransform_completed_by_mix_value(
-                tree, node, value_scale=VALUE_SCALE, maxvisit_init=MAXVISIT_INIT
-            )
-        else:
-            planner, settings = mctx.muzero_policy, dict(SEARCH_KWARGS["puct"])
-            if deterministic:
-                settings |= {"dirichlet_fraction": 0.0, "temperature": 0.0}
-        output = planner(params, key, root, recurrent_fn, num_simulations, **settings)
-        return output.action, output.action_weights
-
-    jitted = jax.jit(search)
-    params = {name: p for name, (p, _) in translated.items()}
-    observations = jnp.array(obs.numpy())
-    keys = list(jax.random.split(jax.random.key(0), 16))  # drawing them anew is not part of the search
-
-    def call() -> tuple[np.ndarray, np.ndarray]:
-        keys.append(keys.pop(0))
-        return jax.block_until_ready(jitted(params, keys[0], observations))
-
-    return call
 
 
 def check_agreement(policy: MuZeroPolicy, model: str, num_simulations: int, batch_size: int = 64) -> None:
