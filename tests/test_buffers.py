@@ -41,8 +41,9 @@ def filled(buffer: SequenceReplayBuffer, steps: list[dict]) -> SequenceReplayBuf
     return buffer
 
 
-def make_buffer(size: int, n_envs: int) -> SequenceReplayBuffer:
-    return SequenceReplayBuffer(size * n_envs, spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(NUM_ACTIONS), "cpu", n_envs)
+def make_buffer(size: int, n_envs: int, **kwargs) -> SequenceReplayBuffer:
+    box, discrete = spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(NUM_ACTIONS)
+    return SequenceReplayBuffer(size * n_envs, box, discrete, "cpu", n_envs, **kwargs)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -79,15 +80,22 @@ def test_sequences_equal_brute_force(n_envs, size, steps):
             assert ((s.actions >= 0) & (s.actions < NUM_ACTIONS)).all()
 
 
-def test_every_stored_transition_is_sampled_the_newest_and_the_last_of_an_episode_too():
+@pytest.mark.parametrize(("recent_share", "num_recent"), [(1.0, 20), (0.75, 15), (0.46, 10), (1e-9, 1)])
+def test_every_recent_transition_is_sampled_the_newest_and_the_last_of_an_episode_too(recent_share, num_recent):
     np.random.seed(0)
     past = list(history(30, 2, np.random.default_rng(1)))
-    buffer = filled(make_buffer(20, 2), past)
-    sampled = buffer.sample(4000, unroll_steps=2, n_steps=2).observations[0].flatten().tolist()
-    stored = [float(step["obs"][env, 0]) for step in past[-20:] for env in range(2)]
-    assert set(sampled) == set(stored)
+    buffer = filled(make_buffer(20, 2, recent_share=recent_share), past)
+    sampled = buffer.sample(200 * num_recent, unroll_steps=2, n_steps=2).observations[0].flatten().tolist()
+    recent = [float(step["obs"][env, 0]) for step in past[-num_recent:] for env in range(2)]
+    assert set(sampled) == set(recent)
     counts = np.unique(sampled, return_counts=True)[1]
     assert counts.min() > 50 and counts.max() < 160, "uniform: 100 each"
+
+
+@pytest.mark.parametrize("recent_share", [0.0, 1.5, float("nan")])
+def test_a_share_outside_of_its_range_is_refused(recent_share):
+    with pytest.raises(ValueError, match="`recent_share` must be above 0 and at most 1"):
+        make_buffer(20, 2, recent_share=recent_share)
 
 
 def test_a_reset_between_two_learn_calls_cuts_the_episode():
