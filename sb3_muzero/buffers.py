@@ -50,8 +50,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param n_envs: Number of parallel environments
     :param optimize_memory_usage: Accepted for SB3's calling convention; observations are always stored once
     :param recent_share: Share of the stored transitions, the newest ones, that are sampled. What a beginner did makes good
-        states look bad for as long as it is sampled: of 6 trial seeds of CartPole-v1 one was not solved in 9000 steps with all,
-        and each within 6000 with 0.75 and 7000 with 0.5, which however forgets what was explored at first
+        states look bad for as long as it is sampled: of 6 trial seeds of CartPole-v1 one was not solved in 9000 steps with
+        all, and each within 6000 with 0.75 and 7000 with 0.5, which however forgets what was explored at first
     :raises ValueError: if ``recent_share`` is not above 0 and at most 1
     """
 
