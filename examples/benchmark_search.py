@@ -15,6 +15,9 @@ does it for a user. Columns:
   times as fast as mctx this search is; ``jit``: seconds that JAX compiled, which it does for every B, S and model.
 - ``x LightZero``: how many times as fast as LightZero (its C++ tree, a model of this size with scalar heads, an EPYC core).
 
+The lines at the end say which goals of this project are met: how fast a search should be against mctx and LightZero, and how
+little longer than its network it should take.
+
 Weights are random. Measurements of a row take turns, in rounds, so that a change of the machine's speed meets all alike.
 ``--against-mctx`` needs ``pip install jax mctx``.
 """

@@ -193,6 +193,7 @@ def main() -> None:
         for batch_size in args.batch_sizes:
             results.append(measure(width, batch_size, args))
             if len(results) == 1:
+                print("Milliseconds per update, and of its parts; ratio: update / gemm, the time of its matrix products\n")
                 print("| " + " | ".join(results[0]) + " |\n|" + "---|" * len(results[0]))
             print(row(results[-1]), flush=True)
     if args.json:
