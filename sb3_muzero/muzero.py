@@ -174,8 +174,8 @@ class MuZero(OffPolicyAlgorithm):
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
             raise ValueError(
-                f"Policy {policy_name} unknown: MuZero has {sorted(self.policy_aliases)} (no Dict observations, no convolutions "
-                "yet), or pass a MuZeroPolicy class"
+                f"Policy {policy_name} unknown: MuZero has {sorted(self.policy_aliases)} (no Dict observations and no "
+                "convolutions yet), or pass a MuZeroPolicy class"
             )
         return super()._get_policy_from_name(policy_name)
 
