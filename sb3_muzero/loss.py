@@ -12,18 +12,20 @@ from sb3_muzero.targets import UnrollTargets
 
 class LossTerms(NamedTuple):
     """
-    Each term summed over the unroll and averaged over the batch, before its coefficient; scalars.
+    Each term summed over the unroll and averaged over the batch, before its coefficient; scalars but for the last.
 
     :param policy: Cross-entropy to the search policies
     :param value: Cross-entropy to the n-step returns on the value support
     :param reward: Cross-entropy to the rewards on the reward support
     :param consistency: Negative cosine between predicted latents and those of the observations that followed, plus one
+    :param value_errors: How far the value is from its target at position 0, without gradient, shape ``[B]``
     """
 
     policy: th.Tensor
     value: th.Tensor
     reward: th.Tensor
     consistency: th.Tensor
+    value_errors: th.Tensor
 
 
 def scale_gradient(tensor: th.Tensor, scale: float) -> th.Tensor:
@@ -68,15 +70,15 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     stacked = th.stack(latents)
     predicted = model.prediction(stacked)
 
-    weights = th.full((len(latents), 1), 1 / len(samples.actions), device=latent.device)
-    weights[0] = 1.0
-    weights /= len(latent)
+    weights = (samples.weights / len(latent)).repeat(len(latents), 1)
+    weights[1:] /= len(samples.actions)
 
     policy_loss = -(targets.policies * F.log_softmax(predicted.policy_logits, dim=-1)).sum(-1)
     value_loss = model.value_support.cross_entropy(predicted.value_logits, targets.values)
     reward_loss = model.reward_support.cross_entropy(predicted.reward_logits[1:], targets.rewards)
     with th.no_grad():
         observed = policy.represent(samples.observations[1:])
+        value_errors = (model.value_support.expectation(predicted.value_logits[0]) - targets.values[0]).abs()
     consistency_loss = 1 - cosine_similarity(stacked[1:], observed)
 
     return LossTerms(
@@ -84,4 +86,5 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
         value=(value_loss * (weights * targets.value_weights)).sum(),
         reward=(reward_loss * (weights[1:] * targets.reward_weights)).sum(),
         consistency=(consistency_loss * (weights[1:] * targets.latent_weights)).sum(),
+        value_errors=value_errors,
     )

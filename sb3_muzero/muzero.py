@@ -15,12 +15,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.loss import muzero_loss
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.search import SearchOutput, is_cached
-from sb3_muzero.targets import unroll_targets
+from sb3_muzero.targets import needs_bootstrap, unroll_targets
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
@@ -43,6 +44,7 @@ class MuZero(OffPolicyAlgorithm):
         actions are random until then, and for as long as there is nothing to plan for:
         until a reward differs from the first one or an episode terminates
     :param batch_size: Number of sequences for each gradient update
+    :param tau: the soft update coefficient of the target network ("Polyak update", between 0 and 1)
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
         like ``(5, "step")`` or ``(2, "episode")``.
@@ -53,12 +55,16 @@ class MuZero(OffPolicyAlgorithm):
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
     :param n_steps: Environment steps of the value targets before they bootstrap from the target network. On
         CartPole, agents with 40 drifted off the track less often than with 20 or 10 (4 trial seeds, 8000 steps).
+    :param n_steps_half_life: Environment steps after which the value targets of a stored transition have half as many steps
+        (never less than 1): what an old policy did later says little about the present one (EfficientZero, Section 4.3)
     :param num_simulations: Simulations of the search per decision
     :param search: "gumbel" (Gumbel MuZero) or "puct" (MuZero)
     :param search_kwargs: Keyword arguments for ``sb3_muzero.search.gumbel_muzero_search`` or ``muzero_search``
-    :param unroll_steps: Steps that the model is unrolled over in training
-    :param reanalyze_ratio: Share of each batch whose first step is searched again with the present model (MuZero Reanalyze,
-        https://arxiv.org/abs/2104.06294); the new policy target also replaces the old one in the replay buffer
+    :param unroll_steps: Steps that the model is unrolled over in training. The paper's 5 learned CartPole as fast as 3
+        (10 trial seeds, median 2500 and 2250 steps), at half as much computation again
+    :param reanalyze_ratio: Share of each batch whose first step is searched again with the target network (MuZero Reanalyze,
+        https://arxiv.org/abs/2104.06294); the new policy target also replaces the old one in the replay buffer. LunarLander
+        learns several times as fast with 1 (see zoo_configs); CartPole does without, and 0.5 made it slower (10 trial seeds)
     :param target_update_interval: update the target network every ``target_update_interval`` gradient steps;
         on CartPole both 25 and 200 learned slower than 100 (2 trial seeds)
     :param vf_coef: Value function coefficient for the loss calculation
@@ -66,6 +72,11 @@ class MuZero(OffPolicyAlgorithm):
     :param consistency_coef: Coefficient of the latents' self-supervised consistency for the loss calculation;
         on CartPole 0.5 learned slower than 2 (2 trial seeds)
     :param max_grad_norm: The maximum value for the gradient clipping
+    :param exploration: What the noise of acting (Gumbel noise; Dirichlet noise and temperature with PUCT) is multiplied by;
+        it can be a function of the current progress remaining (from 1 to 0). The policy targets are free of it
+    :param novelty_coef: Bonus for a first visit, as a multiple of the mean size of the rewards other than zero; the n-th
+        visit of the same region adds that over the square root of n to the reward that is learned. It can be a function of
+        the current progress remaining. Turn it on (0.1 to 1) where random actions do not find the goal
     :param action_persistence: Steps between new random actions, on average, while there is nothing to plan for after the
         warm-up. Repeated actions find in Acrobot or MountainCar what independent ones (1) hardly ever meet (temporally
         extended exploration, https://arxiv.org/abs/2006.01782): 41 goals in 40 000 steps of Acrobot-v1, against 1.
@@ -86,6 +97,8 @@ class MuZero(OffPolicyAlgorithm):
     policy: MuZeroPolicy
     replay_buffer: SequenceReplayBuffer
     action_space: spaces.Discrete
+    exploration: FloatSchedule
+    novelty_coef: FloatSchedule
 
     def __init__(
         self,
@@ -95,22 +108,26 @@ class MuZero(OffPolicyAlgorithm):
         buffer_size: int = 1_000_000,  # 1e6
         learning_starts: int = 500,
         batch_size: int = 128,
+        tau: float = 1.0,
         gamma: float = 0.99,
         train_freq: int | tuple[int, str] = 4,
         gradient_steps: int = 1,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         n_steps: int = 40,
+        n_steps_half_life: float = float("inf"),
         num_simulations: int = 16,
         search: str = "gumbel",
         search_kwargs: dict[str, Any] | None = None,
-        unroll_steps: int = 5,
+        unroll_steps: int = 3,
         reanalyze_ratio: float = 0.0,
         target_update_interval: int = 100,
         vf_coef: float = 0.25,
         reward_coef: float = 1.0,
         consistency_coef: float = 2.0,
         max_grad_norm: float = 10,
+        exploration: float | Schedule = 1.0,
+        novelty_coef: float | Schedule = 0.0,
         action_persistence: float = 4.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -127,7 +144,7 @@ class MuZero(OffPolicyAlgorithm):
             buffer_size,
             learning_starts,
             batch_size,
-            tau=1.0,
+            tau=tau,
             gamma=gamma,
             train_freq=train_freq,
             gradient_steps=gradient_steps,
@@ -145,6 +162,7 @@ class MuZero(OffPolicyAlgorithm):
             support_multi_env=True,
         )
         self.n_steps = n_steps
+        self.n_steps_half_life = n_steps_half_life
         self.num_simulations = num_simulations
         self.search = search
         self.search_kwargs = search_kwargs
@@ -155,6 +173,8 @@ class MuZero(OffPolicyAlgorithm):
         self.reward_coef = reward_coef
         self.consistency_coef = consistency_coef
         self.max_grad_norm = max_grad_norm
+        self.exploration = exploration  # type: ignore[assignment]  # a FloatSchedule from _setup_model on
+        self.novelty_coef = novelty_coef  # type: ignore[assignment]
         self.action_persistence = action_persistence
         self._random_actions: np.ndarray | None = None
         self._first_reward: float | None = None
@@ -186,6 +206,13 @@ class MuZero(OffPolicyAlgorithm):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if not self.action_persistence >= 1:
             raise ValueError(f"`action_persistence` must be at least 1, got {self.action_persistence}")
+        if not self.n_steps_half_life > 0:
+            raise ValueError(f"`n_steps_half_life` must be above 0, got {self.n_steps_half_life}")
+        if not 0 < self.tau <= 1:
+            raise ValueError(f"`tau` must be above 0 and at most 1, got {self.tau}")
+        for name in ("exploration", "novelty_coef"):
+            if not 0 <= (first := FloatSchedule(getattr(self, name))(1.0)) < float("inf"):
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {first}")
         check_search_settings(self.search, self.num_simulations, self.search_kwargs)
         for name in ("gamma", "reanalyze_ratio"):
             if not 0 <= getattr(self, name) <= 1:
@@ -203,6 +230,8 @@ class MuZero(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
+        self.exploration = FloatSchedule(self.exploration)
+        self.novelty_coef = FloatSchedule(self.novelty_coef)
         self.set_random_seed(self.seed)
         if getattr(self, "replay_buffer", None) is None:
             self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
@@ -283,7 +312,8 @@ class MuZero(OffPolicyAlgorithm):
             assert self._last_obs is not None, "self._last_obs was not set"
             start = time.perf_counter()
             obs_tensor, _ = self.policy.obs_to_tensor(self._last_obs)
-            self._last_search = self.policy.plan(obs_tensor)  # type: ignore[arg-type]
+            exploration = self.exploration(self._current_progress_remaining)
+            self._last_search = self.policy.plan(obs_tensor, exploration=exploration)  # type: ignore[arg-type]
             self._log_search(self._last_search, time.perf_counter() - start)
             actions = self._last_search.action
         return actions + self.action_space.start, actions
@@ -329,7 +359,7 @@ class MuZero(OffPolicyAlgorithm):
         self._look_for_something_to_plan_for(raw_reward, dones, infos)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         if self._last_search is not None:
-            replay_buffer.store_search(self._last_search.action_weights, self._last_search.value)
+            replay_buffer.store_search(self._last_search.action_weights, self._last_search.value, self._n_updates)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _look_for_something_to_plan_for(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
@@ -364,14 +394,17 @@ class MuZero(OffPolicyAlgorithm):
         logs = []
         for _ in range(gradient_steps):
             samples = self.replay_buffer.sample(
-                batch_size, env=self._vec_normalize_env, unroll_steps=self.unroll_steps, n_steps=self.n_steps
+                batch_size,
+                env=self._vec_normalize_env,
+                unroll_steps=self.unroll_steps,
+                n_steps=self.n_steps,
+                n_steps_half_life=self.n_steps_half_life,
+                novelty_coef=self.novelty_coef(self._current_progress_remaining),
+                progress_remaining=self._current_progress_remaining,
             )
             self.policy.observe(samples.observations[0])
-            self._reanalyze(samples)
-            with th.no_grad():
-                target_model = self.policy.latent_model_target
-                bootstrap_values = self.policy.predict_values(samples.bootstrap_observations, target_model).squeeze(-1)
-            targets = unroll_targets(samples, bootstrap_values, self.gamma)
+            policy_age = self._reanalyze(samples)
+            targets = unroll_targets(samples, self._bootstrap_values(samples), self.gamma)
             known_values = targets.values[targets.value_weights > 0]
             self.policy.fit_supports(known_values, targets.rewards)
             clipped = self.policy.latent_model.value_support.outside(known_values).float().mean()
@@ -390,26 +423,44 @@ class MuZero(OffPolicyAlgorithm):
             # Clip gradient norm
             grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             self.policy.optimizer.step()
-            logs.append(th.stack([loss.detach(), *(term.detach() for term in terms), grad_norm, clipped]))
+            self.policy.value_error.lerp_(terms.value_errors.mean(), 1 / min(self._n_updates + 1, 100))
+            self.replay_buffer.update_priorities(samples.starts, terms.value_errors.cpu().numpy())
+            scalars = [loss, terms.policy, terms.value, terms.reward, terms.consistency, terms.value_errors.mean()]
+            logs.append(th.stack([*(scalar.detach() for scalar in scalars), grad_norm, clipped, policy_age]))
 
             # Increase update counter
             self._n_updates += 1
             if self._n_updates % self.target_update_interval == 0:
-                self.policy.update_target()
+                self.policy.update_target(self.tau)
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        names = ("loss", "policy_loss", "value_loss", "reward_loss", "consistency_loss", "grad_norm", "value_target_clipped")
+        names = ("loss", "policy_loss", "value_loss", "reward_loss", "consistency_loss", "value_error", "grad_norm",
+                 "value_target_clipped", "policy_age")  # fmt: skip
         for name, value in zip(names, th.stack(logs).mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
 
-    def _reanalyze(self, samples: SequenceSamples) -> None:
-        count = round(self.reanalyze_ratio * samples.starts.shape[1])
+    @th.no_grad()
+    def _bootstrap_values(self, samples: SequenceSamples) -> th.Tensor:
+        needed = needs_bootstrap(samples)
+        values = th.zeros(needed.shape, device=self.device)
+        values[needed] = self.policy.predict_values(
+            samples.bootstrap_observations[needed], self.policy.latent_model_target
+        ).squeeze(-1)
+        return values
+
+    def _reanalyze(self, samples: SequenceSamples) -> th.Tensor:
+        """:return: Mean age of the policies at position 0, in gradient updates"""
+        batch_size = samples.starts.shape[1]
+        count = round(self.reanalyze_ratio * batch_size)
         if count > 0:
-            self.policy.set_training_mode(False)
-            search = self.policy.plan(samples.observations[0, :count], deterministic=True)
-            self.policy.set_training_mode(True)
-            samples.policies[0, :count] = th.as_tensor(search.action_weights, device=self.device)
-            self.replay_buffer.update_policies(samples.starts[:, :count], search.action_weights)
+            chosen = np.random.permutation(batch_size)[:count]
+            search = self.policy.plan(
+                samples.observations[0, chosen], deterministic=True, model=self.policy.latent_model_target
+            )
+            samples.policies[0, chosen] = th.as_tensor(search.action_weights, device=self.device)
+            samples.policy_stamps[chosen] = self._n_updates
+            self.replay_buffer.update_search(samples.starts[:, chosen], search.action_weights, search.value, self._n_updates)
+        return th.tensor(self._n_updates - samples.policy_stamps.mean(), device=self.device)
 
     def learn(
         self: SelfMuZero,

@@ -27,29 +27,37 @@ class UnrollTargets(NamedTuple):
     latent_weights: th.Tensor
 
 
+def needs_bootstrap(samples: SequenceSamples) -> th.Tensor:
+    """
+    Where a value target goes on from the target network's value: everywhere but where a terminal state comes before.
+
+    :param samples: The sequences
+    :return: Boolean, shape ``[K + 1, B]``
+    """
+    positions = th.arange(len(samples.bootstrap_observations), device=samples.lengths.device).unsqueeze(-1)
+    return ~(samples.terminated & (positions + samples.horizons >= samples.lengths))
+
+
 def n_step_returns(
-    rewards: th.Tensor, bootstrap_values: th.Tensor, lengths: th.Tensor, terminated: th.Tensor, gamma: float
+    rewards: th.Tensor, bootstrap_values: th.Tensor, lengths: th.Tensor, horizons: th.Tensor, gamma: float
 ) -> th.Tensor:
     r"""
     Discounted n-step returns (MuZero, Section 3), cut short where the sequence ends:
-    :math:`z_k = \sum_{i=0}^{m-1} \gamma^i u_{k+i} + \gamma^m v_{k+m}` with :math:`m = \min(n, length - k)`.
-    A terminal state has value 0; any other end (truncation, newest data) bootstraps from its own observation.
+    :math:`z_k = \sum_{i=0}^{m-1} \gamma^i u_{k+i} + \gamma^m v_{k+m}` with :math:`m = \min(h, length - k)`.
 
     :param rewards: Zero beyond the end, shape ``[K + n, B]``
-    :param bootstrap_values: Value of position ``min(k + n, length)``, shape ``[K + 1, B]``
+    :param bootstrap_values: Value of position ``min(k + h, length)``, 0 for a terminal state, shape ``[K + 1, B]``
     :param lengths: Steps in each sequence, shape ``[B]``
-    :param terminated: Whether a sequence ends in a terminal state, shape ``[B]``
+    :param horizons: Steps h of each sequence's returns, from 1 to n, shape ``[B]``
     :param gamma: Discount factor
     :return: Returns at positions 0..K, shape ``[K + 1, B]``; beyond a terminal state 0, beyond another end meaningless
     """
     num_positions = len(bootstrap_values)
-    n_steps = len(rewards) - num_positions + 1
-    discounts = gamma ** th.arange(n_steps, dtype=rewards.dtype, device=rewards.device)
-    reward_sums = rewards.unfold(0, n_steps, 1) @ discounts
+    steps = th.arange(len(rewards) - num_positions + 1, device=rewards.device)
+    discounts = gamma**steps * (steps < horizons.unsqueeze(-1))
+    reward_sums = (rewards.unfold(0, len(steps), 1) * discounts).sum(-1)
     steps_left = lengths - th.arange(num_positions, device=rewards.device).unsqueeze(-1)
-    steps = steps_left.clamp(0, n_steps)
-    continues = ~(terminated & (steps_left <= n_steps))
-    return reward_sums + continues * gamma**steps * bootstrap_values
+    return reward_sums + gamma ** th.minimum(steps_left.clamp(min=0), horizons) * bootstrap_values
 
 
 def unroll_targets(samples: SequenceSamples, bootstrap_values: th.Tensor, gamma: float) -> UnrollTargets:
@@ -58,12 +66,13 @@ def unroll_targets(samples: SequenceSamples, bootstrap_values: th.Tensor, gamma:
     Beyond a truncation nothing is known, so nothing is trained.
 
     :param samples: The sequences
-    :param bootstrap_values: Target network's values of ``samples.bootstrap_observations``, shape ``[K + 1, B]``
+    :param bootstrap_values: Target network's values of ``samples.bootstrap_observations``, 0 where they are not needed
+        (``needs_bootstrap``), shape ``[K + 1, B]``
     :param gamma: Discount factor
     :return: Targets with their weights
     """
     unroll_steps = len(samples.actions)
-    values = n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.terminated, gamma)
+    values = n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.horizons, gamma)
     positions = th.arange(unroll_steps + 1, device=values.device).unsqueeze(-1)
     known = (positions < samples.lengths) | samples.terminated
     stepped = positions[1:] <= samples.lengths

@@ -31,7 +31,11 @@ from sb3_muzero import MuZero
         ({"search_kwargs": {"nonsense": 1}}, "`search_kwargs`.*nonsense"),
         ({"search_kwargs": {"num_simulations": 3}}, "`search_kwargs`.*num_simulations"),
         ({"search_kwargs": {"invalid_actions": None}}, "`search_kwargs`.*invalid_actions"),
-        ({"buffer_size": 5}, "`buffer_size`.*at least 6.*5"),
+        ({"n_steps_half_life": 0}, "`n_steps_half_life` must be above 0, got 0"),
+        ({"tau": 0.0}, "`tau` must be above 0 and at most 1, got 0.0"),
+        ({"exploration": -1.0}, "`exploration` must be at least 0 and finite, got -1.0"),
+        ({"novelty_coef": float("nan")}, "`novelty_coef` must be at least 0 and finite, got nan"),
+        ({"buffer_size": 3}, "`buffer_size`.*at least 4.*3"),
         ({"buffer_size": 20, "unroll_steps": 30}, "`buffer_size`.*at least 31.*20"),
         ({"replay_buffer_class": ReplayBuffer}, "`replay_buffer_class`.*SequenceReplayBuffer.*ReplayBuffer"),
         ({"policy_kwargs": {"latent_norm": "batch"}}, "`latent_norm`.*simnorm.*batch"),
@@ -49,10 +53,10 @@ def test_arguments_are_refused_by_name(arguments, message):
 
 
 def test_buffer_must_hold_a_sequence_of_each_environment():
-    with pytest.raises(ValueError, match=r"`buffer_size`.*8 environments.*at least 48.*47"):
-        tiny_model(tiny_envs(8), buffer_size=47)
-    tiny_model(tiny_envs(8), buffer_size=48, learning_starts=8).learn(100)
-    tiny_model(tiny_envs(1), buffer_size=6, learning_starts=1).learn(40)
+    with pytest.raises(ValueError, match=r"`buffer_size`.*8 environments.*at least 32.*31"):
+        tiny_model(tiny_envs(8), buffer_size=31)
+    tiny_model(tiny_envs(8), buffer_size=32, learning_starts=8).learn(100)
+    tiny_model(tiny_envs(1), buffer_size=4, learning_starts=1).learn(40)
 
 
 @pytest.mark.parametrize("name, value", [("n_steps", 0), ("unroll_steps", 0), ("buffer_size", 1), ("batch_size", 0)])

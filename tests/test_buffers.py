@@ -36,7 +36,7 @@ def history(steps: int, n_envs: int, rng: np.random.Generator):
 def filled(buffer: SequenceReplayBuffer, steps: list[dict]) -> SequenceReplayBuffer:
     for step in steps:
         step = dict(step)
-        buffer.store_search(step.pop("policy"), np.zeros(buffer.n_envs))
+        buffer.store_search(step.pop("policy"), np.zeros(buffer.n_envs), 0)
         buffer.add(**step)
     return buffer
 
@@ -99,6 +99,22 @@ def test_a_share_outside_of_its_range_is_refused(recent_share):
         make_buffer(20, 2, recent_share=recent_share)
 
 
+def test_pickle_keeps_priorities_and_visits():
+    past = list(history(40, 2, np.random.default_rng(2)))
+    whole = filled(make_buffer(30, 2, priority_exponent=0.6), past[:35])
+    every = np.stack([np.repeat(np.arange(30), 2), np.tile(np.arange(2), 30)])
+    whole.update_priorities(every, np.random.default_rng(0).random(60))
+    whole.sample(8, unroll_steps=2, n_steps=3, novelty_coef=1.0)  # counting starts here
+    sampled = []
+    for buffer in (whole, pickle.loads(pickle.dumps(whole))):
+        filled(buffer, past[35:])
+        np.random.seed(0)
+        sampled.append(buffer.sample(64, unroll_steps=2, n_steps=3, novelty_coef=1.0))
+    np.testing.assert_array_equal(sampled[0].starts, sampled[1].starts)
+    np.testing.assert_array_equal(sampled[0].weights, sampled[1].weights)
+    np.testing.assert_array_equal(sampled[0].rewards, sampled[1].rewards)
+
+
 def test_a_reset_between_two_learn_calls_cuts_the_episode():
     buffer = make_buffer(20, 1)
     info = [{}]
@@ -157,3 +173,88 @@ def test_observation_spaces_come_back_as_they_went_in(space):
         buffer.add(obs, successor, np.zeros(2), np.zeros(2), np.zeros(2, bool), [{}, {}])
     sequence = buffer.sequences(np.array([0, 0]), np.array([0, 1]), 5, 1)
     assert np.array_equal(sequence.observations.numpy(), np.stack(observations))
+
+
+def test_priorities_decide_and_importance_weights_correct():
+    np.random.seed(0)
+    past = list(history(30, 2, np.random.default_rng(1)))
+    buffer = filled(make_buffer(20, 2, priority_exponent=0.5, importance_exponent=1.0), past)
+    stored = np.array([[float(step["obs"][env, 0]) for env in range(2)] for step in past[-20:]])
+    ages, envs = (grid.flatten() for grid in np.meshgrid(np.arange(20), np.arange(2), indexing="ij"))
+    errors = np.random.rand(40) * (np.arange(40) % 4 > 0)
+    buffer.update_priorities(buffer.sequences(ages, envs, 2, 2).starts, errors)
+    samples = buffer.sample(64_000, unroll_steps=2, n_steps=2)
+    sampled, weights = samples.observations[0].flatten().numpy(), samples.weights.numpy()
+    shares = np.array([(sampled == obs).mean() for obs in stored.flatten()])
+    expected = np.sqrt(errors + buffer.LEAST_PRIORITY)
+    np.testing.assert_allclose(shares, expected / expected.sum(), atol=2e-4, rtol=0.05)
+    assert (shares > 0).all() and weights.max() == 1
+    corrected = np.array([weights[sampled == obs].sum() for obs in stored.flatten()])
+    np.testing.assert_allclose(corrected, corrected.mean(), rtol=0.15)
+
+
+def test_new_data_have_the_highest_priority_and_overwrite_the_old():
+    np.random.seed(0)
+    past = list(history(30, 1, np.random.default_rng(1)))
+    buffer = filled(make_buffer(20, 1, priority_exponent=1.0), past[:20])
+    buffer.update_priorities(np.stack([np.arange(20), np.zeros(20, int)]), np.full(20, 7.0))
+    buffer.update_priorities(np.stack([np.arange(20), np.zeros(20, int)]), np.zeros(20))
+    filled(buffer, past[20:25])
+    sampled = buffer.sample(5000, unroll_steps=2, n_steps=2).observations[0].flatten().numpy()
+    newest = [float(step["obs"][0, 0]) for step in past[20:25]]
+    assert np.isin(sampled, newest).mean() > 0.99
+
+
+@pytest.mark.parametrize("error", [np.nan, np.inf, -1.0])
+def test_a_priority_that_is_none_is_refused(error):
+    buffer = filled(make_buffer(20, 1, priority_exponent=1.0), list(history(5, 1, np.random.default_rng(1))))
+    with pytest.raises(ValueError, match="finite and at least 0"):
+        buffer.update_priorities(np.zeros((2, 1), int), np.array([error]))
+
+
+def test_old_sequences_bootstrap_sooner():
+    np.random.seed(0)
+    buffer = filled(make_buffer(100, 2), list(history(50, 2, np.random.default_rng(1))))
+    samples = buffer.sample(500, unroll_steps=2, n_steps=16, n_steps_half_life=20.0)
+    ages = 2 * (49 - samples.starts[0])
+    np.testing.assert_array_equal(samples.horizons.numpy(), np.maximum(np.round(16 * 0.5 ** (ages / 20)), 1))
+    assert (buffer.sample(500, unroll_steps=2, n_steps=16).horizons == 16).all()
+
+
+def test_a_horizon_moves_the_bootstrap_observation():
+    past = [dict(step, done=np.array([False])) for step in history(20, 1, np.random.default_rng(0))]
+    buffer = filled(make_buffer(30, 1), past)
+    samples = buffer.sequences(np.array([3, 3]), np.array([0, 0]), 2, 5, horizons=np.array([1, 4]))
+    rows = samples.bootstrap_observations[..., 0].numpy().T
+    assert rows.tolist() == [[float(past[3 + h + k]["obs"][0, 0]) for k in range(3)] for h in (1, 4)]
+
+
+def test_novelty_is_added_to_the_reward_and_fades():
+    def step(state: int, successor: int, reward: float = 0.0) -> dict:
+        obs, next_obs = np.array([[state]], np.float32), np.array([[successor]], np.float32)
+        return dict(
+            obs=obs, next_obs=next_obs, action=np.array([0]), reward=np.array([reward]), done=np.array([False]), infos=[{}]
+        )
+
+    def rewards(*ages: int) -> list[float]:
+        starts, envs = np.array(ages), np.zeros(len(ages), int)
+        return buffer.sequences(starts, envs, 1, 1, novelty_coef=3.0).rewards[0].tolist()
+
+    buffer = make_buffer(100, 1)
+    for age in range(6):
+        buffer.add(**step(age % 2, 1 - age % 2))
+    assert rewards(0, 1) == pytest.approx([3 / np.sqrt(3)] * 2), "without any reward its unit is 1"
+    buffer.add(**step(0, 1, 8.0))
+    buffer.add(**step(1, 100, -2.0))
+    expected = [5 * 3 / np.sqrt(4), 5 * 3 / np.sqrt(3), 8 + 5 * 3 / np.sqrt(4), -2 + 5 * 3]
+    assert rewards(0, 1, 6, 7) == pytest.approx(expected), "with rewards it is their mean size"
+    for _ in range(5):
+        buffer.add(**step(100, 1))
+    assert rewards(0, 1, 7) == pytest.approx([5 * 3 / np.sqrt(9), 5 * 3 / np.sqrt(3), -2 + 5 * 3])
+
+
+def test_exponents_outside_of_their_range_are_refused():
+    with pytest.raises(ValueError, match="`priority_exponent` must be at least 0"):
+        make_buffer(20, 2, priority_exponent=-1.0)
+    with pytest.raises(ValueError, match="`importance_exponent` must be between 0 and 1"):
+        make_buffer(20, 2, priority_exponent=1.0, importance_exponent=1.5)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ LOGGED = {
     "train/value_loss",
     "train/reward_loss",
     "train/consistency_loss",
+    "train/value_error",
+    "train/policy_age",
     "train/grad_norm",
     "train/value_target_clipped",
     "search/root_value",
@@ -417,3 +420,29 @@ def test_search_settings_reach_the_search(monkeypatch):
 def test_observation_space_of_the_environment_is_kept():
     model, _ = tiny_env_model()
     assert model.observation_space == UNIT_BOX and model.action_space == spaces.Discrete(3)
+
+
+def test_exploration_scales_the_noise_of_acting():
+    model = tiny_model(tiny_envs())
+    obs = th.zeros(64, 3)
+    assert len(set(model.policy.plan(obs).action.tolist())) == 3
+    calm, still = model.policy.plan(obs, exploration=0.0), model.policy.plan(obs, deterministic=True)
+    np.testing.assert_array_equal(calm.action, still.action)
+    scales = []
+    plan = model.policy.plan
+    model.policy.plan = lambda obs, **kwargs: scales.append(kwargs["exploration"]) or plan(obs, **kwargs)  # type: ignore
+    model.exploration = FloatSchedule(LinearSchedule(2.0, 1.0, 1.0))
+    model.learn(60)
+    np.testing.assert_allclose(scales, 2 - np.arange(20, 60) / 60, rtol=0.02)
+
+
+def test_tau_moves_the_target_network_softly():
+    policy = tiny_model().policy
+    before = deepcopy(policy.latent_model_target.state_dict())
+    with th.no_grad():
+        for tensor in policy.latent_model.state_dict().values():
+            tensor.add_(1.0)
+    policy.update_target(0.25)
+    parameters = dict(policy.latent_model_target.named_parameters())
+    for name, tensor in policy.latent_model_target.state_dict().items():
+        th.testing.assert_close(tensor, before[name] + (0.25 if name in parameters else 1.0))

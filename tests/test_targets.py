@@ -5,37 +5,48 @@ import pytest
 import torch as th
 
 from sb3_muzero.buffers import SequenceSamples
-from sb3_muzero.targets import n_step_returns, unroll_targets
+from sb3_muzero.targets import n_step_returns, needs_bootstrap, unroll_targets
 
 GAMMA = 0.9
 
 
-def random_samples(length: int, terminated: bool, unroll: int, n: int) -> tuple[SequenceSamples, th.Tensor]:
+def random_samples(length: int, terminated: bool, unroll: int, n: int, horizon: int) -> tuple[SequenceSamples, th.Tensor]:
     th.manual_seed(length)
-    rewards = th.randn(unroll + n, 1) * (th.arange(unroll + n) < length).unsqueeze(-1)
-    policies = th.full((unroll + 1, 1, 2), 0.5) * (th.arange(unroll + 1) < length).reshape(-1, 1, 1)
-    state_values = th.randn(length + 1)
-    bootstrap = th.stack([state_values[min(k + n, length)] for k in range(unroll + 1)]).unsqueeze(-1)
     obs = th.zeros(unroll + 1, 1, 1)
-    actions = th.zeros(unroll, 1, dtype=th.long)
-    return SequenceSamples(
-        obs, obs, actions, rewards, policies, th.tensor([length]), th.tensor([terminated]), np.zeros((2, 1), int)
-    ), bootstrap
+    state_values = th.randn(length + 1)
+    samples = SequenceSamples(
+        observations=obs,
+        bootstrap_observations=obs,
+        actions=th.zeros(unroll, 1, dtype=th.long),
+        rewards=th.randn(unroll + n, 1) * (th.arange(unroll + n) < length).unsqueeze(-1),
+        policies=th.full((unroll + 1, 1, 2), 0.5) * (th.arange(unroll + 1) < length).reshape(-1, 1, 1),
+        lengths=th.tensor([length]),
+        terminated=th.tensor([terminated]),
+        horizons=th.tensor([horizon]),
+        weights=th.ones(1),
+        starts=np.zeros((2, 1), int),
+        policy_stamps=np.zeros(1, int),
+    )
+    return samples, th.stack([state_values[min(k + horizon, length)] for k in range(unroll + 1)]).unsqueeze(-1)
 
 
+@pytest.mark.parametrize("horizon", [1, 3, 4])
 @pytest.mark.parametrize("terminated", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 6, 7])
-def test_targets_equal_their_definition(length, terminated):
+def test_targets_equal_their_definition(length, terminated, horizon):
     unroll, n = 3, 4
-    samples, bootstrap = random_samples(length, terminated, unroll, n)
-    targets = unroll_targets(samples, bootstrap, GAMMA)
+    samples, bootstrap = random_samples(length, terminated, unroll, n, horizon)
+    needed = needs_bootstrap(samples)
+    targets = unroll_targets(samples, bootstrap * needed, GAMMA)
     rewards = samples.rewards[:, 0].tolist()
     for k in range(unroll + 1):
         inside = k < length
         assert targets.value_weights[k, 0] == float(inside or terminated)
-        steps = min(n, max(length - k, 0))
+        steps = min(horizon, max(length - k, 0))
         value = sum(GAMMA**i * rewards[k + i] for i in range(steps))
-        if not (terminated and k + steps >= length):
+        at_terminal = terminated and k + steps >= length
+        assert needed[k, 0] == (not at_terminal)
+        if not at_terminal:
             value += GAMMA**steps * bootstrap[k, 0].item()
         if inside or terminated:
             assert targets.values[k, 0].item() == pytest.approx(value, abs=1e-5)
@@ -49,16 +60,18 @@ def test_targets_equal_their_definition(length, terminated):
 
 
 def test_two_step_chain():
-    """s0 -(+1)-> s1 -(+2)-> terminal: the values are 1 + gamma * 2, 2, 0, whatever the bootstrap says."""
-    values = n_step_returns(
-        th.tensor([[1.0], [2.0], [0.0], [0.0]]), th.full((3, 1), 99.0), th.tensor([2]), th.tensor([True]), GAMMA
-    )
+    """s0 -(+1)-> s1 -(+2)-> terminal: the values are 1 + gamma * 2, 2, 0."""
+    values = n_step_returns(th.tensor([[1.0], [2.0], [0.0], [0.0]]), th.zeros(3, 1), th.tensor([2]), th.tensor([2]), GAMMA)
     assert values[:, 0].tolist() == pytest.approx([1 + GAMMA * 2, 2.0, 0.0])
 
 
-def test_truncation_bootstraps_where_termination_does_not():
-    rewards, bootstrap = th.ones(5, 1), th.full((1, 1), 10.0)
-    truncated = n_step_returns(rewards, bootstrap, th.tensor([5]), th.tensor([False]), GAMMA)
-    terminated = n_step_returns(rewards, bootstrap, th.tensor([5]), th.tensor([True]), GAMMA)
-    assert truncated.item() == pytest.approx(10.0, rel=1e-5), "reward 1 for ever: 1 / (1 - gamma)"
-    assert terminated.item() == pytest.approx(np.sum(GAMMA ** np.arange(5)), rel=1e-5)
+def test_reward_for_ever_keeps_its_value():
+    for horizon in (1, 3, 5):
+        value = n_step_returns(th.ones(5, 1), th.full((1, 1), 10.0), th.tensor([5]), th.tensor([horizon]), GAMMA)
+        assert value.item() == pytest.approx(10.0, rel=1e-5), "reward 1 for ever: 1 / (1 - gamma)"
+
+
+def test_each_sequence_has_its_own_horizon():
+    rewards, bootstrap = th.tensor([[1.0], [2.0], [4.0]]).repeat(1, 3), th.full((1, 3), 100.0)
+    values = n_step_returns(rewards, bootstrap, th.tensor([3, 3, 3]), th.tensor([1, 2, 3]), GAMMA)
+    assert values[0].tolist() == pytest.approx([1 + 90, 1 + 1.8 + 81, 1 + 1.8 + 3.24 + 72.9])

@@ -31,7 +31,8 @@ def kernel(function: Any) -> Any:
         compiled = njit(cache=True, **OPTIONS)(function)
     except RuntimeError:
         return njit(**OPTIONS)(function)
-    compiled._cache._cache_file._source_stamp = SOURCES
+    if (cache_file := _cache_file(compiled)) is not None:
+        cache_file._source_stamp = SOURCES
     return compiled
 
 
@@ -40,5 +41,10 @@ def is_on_disk(compiled: Any) -> bool:
     :param compiled: what ``kernel`` gave.
     :return: whether its first call does not have to wait for the compiler.
     """
-    cache_file = getattr(compiled._cache, "_cache_file", None)
+    cache_file = _cache_file(compiled)
     return cache_file is not None and bool(cache_file._load_index())
+
+
+def _cache_file(compiled: Any) -> Any:
+    """Numba's inside, which may change."""
+    return getattr(compiled._cache, "_cache_file", None)

@@ -1,5 +1,5 @@
 """
-The compiled search: selection rules, Q transforms, and simulate, expand, backward on one root of a batch of trees.
+The compiled search: selection rules, Q transforms, and what becomes of trees from their planting to their conclusion.
 
 Kernels get the trees as flat arrays (``flatten``), in which the nodes of all roots, and the edges of all nodes, are counted
 through, so that one offset serves all arrays: a ``node`` is an index into ``[B * (N + 1)]``, an ``edge`` into

@@ -19,8 +19,8 @@ class SearchSettings(NamedTuple):
     :param rule: how actions are selected, ``GUMBEL`` or ``PUCT``.
     :param qvalue_scope: what Q values are normalised over, ``NODE_SCOPE`` or ``TREE_SCOPE``.
     :param max_depth: largest number of edges from the root to a leaf.
-    :param max_num_considered_actions: most actions that the Gumbel root considers.
     :param min_qvalue_range: least range that Q values are divided by, in the units of the reward.
+    :param max_num_considered_actions: most actions that the Gumbel root considers.
     :param value_scale: c_scale of Gumbel MuZero.
     :param maxvisit_init: c_visit of Gumbel MuZero.
     :param pb_c_init: c_1 of MuZero.

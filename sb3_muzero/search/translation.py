@@ -112,7 +112,7 @@ class Snapshot:
             tensors = [NOTHING if (tensor := group[name]) is None else tensor for group, name in self._tensors]
             in_place = all(map(torch.Tensor.is_set_to, tensors, self._memory))
             return in_place and not any(self._hooks) and self._read() == self._kept
-        except (KeyError, RuntimeError):  # something is gone, of another type, or has become a tensor, which does not compare
+        except (KeyError, RuntimeError, ValueError):  # something is gone, of another type, or has become an array
             return False
 
 

@@ -108,4 +108,4 @@ def test_planning_on_a_gpu_equals_planning_on_the_cpu():
             with torch.no_grad():
                 for parameter in each.latent_model.parameters():
                     parameter.mul_(0.9)
-    assert on_gpu._cuda_graphs._graphs
+    assert on_gpu._cuda_graphs["online"]._graphs

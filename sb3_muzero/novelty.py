@@ -1,0 +1,73 @@
+"""How often the agent has been where: visit counts over regions of the observation space."""
+
+import numpy as np
+from gymnasium import spaces
+
+
+class VisitCounts:
+    """
+    Visit counts for count-based exploration (#Exploration, https://arxiv.org/abs/1611.04717). Integers are counted as they
+    are. Real observations fall into cells: of their standardised features or, where there are more than ``max_axes``, of as
+    many random projections of these. All cells share a hash table of ``TABLE_SIZE`` counts.
+
+    :param observation_space: Observation space
+    :param cell_width: Side of a cell, in standard deviations of what ``fit`` sees
+    :param max_axes: Most axes of a cell
+    """
+
+    TABLE_SIZE = 1 << 18
+
+    def __init__(self, observation_space: spaces.Space, cell_width: float = 1.0, max_axes: int = 4) -> None:
+        self.cell_width = cell_width
+        constants = np.random.default_rng(0)  # of the hash, not of the agent
+        num_features = int(np.prod(observation_space.shape or ()))
+        self.is_real = observation_space.dtype is not None and observation_space.dtype.kind == "f"
+        num_axes = min(num_features, max_axes) if self.is_real else num_features
+        self._axes = np.eye(num_features)
+        if num_axes < num_features:
+            self._axes = np.linalg.qr(constants.normal(size=(num_features, num_axes)))[0]
+        self._factors = constants.integers(1, 1 << 62, size=num_axes) | 1
+        self._mean, self._scale = np.zeros(num_features), np.ones(num_features)
+        self.counts = np.zeros(self.TABLE_SIZE, dtype=np.int64)
+
+    def fit(self, observations: np.ndarray) -> None:
+        """
+        Take the units of the cells from observations, once: cells that move would lose their counts.
+
+        :param observations: Shape ``[N, *obs_shape]``
+        """
+        if self.is_real:
+            features = observations.reshape(len(observations), -1).astype(np.float64)
+            self._mean = features.mean(axis=0)
+            self._scale = 1 / (self.cell_width * np.maximum(features.std(axis=0), 1e-6))
+
+    def codes(self, observations: np.ndarray) -> np.ndarray:
+        """
+        :param observations: Shape ``[N, *obs_shape]``
+        :return: Their places in the table, shape ``[N]``
+        """
+        cells = observations.reshape(len(observations), -1)
+        if self.is_real:
+            cells = np.floor(((cells - self._mean) * self._scale) @ self._axes)
+        hashes = (cells.astype(np.int64) * self._factors).sum(axis=1).view(np.uint64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of SplitMix64
+            hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
+        return (hashes >> np.uint64(32)).astype(np.int64) % self.TABLE_SIZE
+
+    def visit(self, observations: np.ndarray) -> np.ndarray:
+        """
+        Count observations.
+
+        :param observations: Shape ``[N, *obs_shape]``
+        :return: Their codes, shape ``[N]``
+        """
+        codes = self.codes(observations)
+        np.add.at(self.counts, codes, 1)
+        return codes
+
+    def bonus(self, codes: np.ndarray) -> np.ndarray:
+        """
+        :param codes: Of visited observations, any shape
+        :return: One over the square root of the visits, same shape
+        """
+        return 1 / np.sqrt(np.maximum(self.counts[codes], 1))
