@@ -305,7 +305,8 @@ class MuZero(OffPolicyAlgorithm):
         :param n_envs: Number of environments
         :return: actions for the environments and their indices, counted from 0, for the replay buffer
         """
-        if self.num_timesteps < learning_starts or not self._has_something_to_plan_for:
+        novelty = self.novelty_coef(self._current_progress_remaining)
+        if self.num_timesteps < learning_starts or not (self._has_something_to_plan_for or novelty > 0):
             self._last_search = None
             actions = self._persistent_random_actions(n_envs)
         else:

@@ -122,11 +122,13 @@ def test_frozen_batch_overfits_to_the_entropy_floor():
         th.zeros(()),
     )
     optimizer = th.optim.Adam(policy.latent_model.parameters(), lr=3e-3)
+    annealing = th.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=600)
     for _ in range(600):
         terms = muzero_loss(policy, samples, targets)
         optimizer.zero_grad()
         sum(terms[:4]).backward()
         optimizer.step()
+        annealing.step()
     for name, term, floor in zip(terms._fields[:4], terms[:4], floors, strict=True):
         assert floor - 1e-4 <= term.item() <= floor + 0.1, name
 

@@ -205,7 +205,7 @@ def test_policy_alone_acts_as_the_model(model):
 def test_predict_values_in_units_of_reward():
     model = tiny_model(policy_kwargs={"value_support": (-50.0, 50.0)})
     with th.no_grad():
-        model.policy.latent_model.prediction.value_head.bias[80] = 60.0  # of 101 bins: 30
+        model.policy.latent_model.prediction.value_head.bias[40] = 60.0  # of 51 bins: 30
     values = model.policy.predict_values(th.as_tensor(cartpole_observations()))
     assert values.shape == (32, 1) and values.dtype == th.float32
     np.testing.assert_allclose(values.detach(), 30.0, rtol=1e-5)
