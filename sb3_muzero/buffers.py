@@ -347,7 +347,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
         rewards = self._read(self.rewards, starts + steps, envs)
         if novelty_coef > 0:
-            rewards = rewards + novelty_coef * self._reward_size * self._novelty(starts + steps, envs)
+            novelty = self._novelty(starts + steps, envs)
+            rewards = rewards + novelty_coef * self._reward_size * (novelty - novelty[inside].mean())
         rewards = self._normalize_reward(rewards, env)
         policies = self._read(self.policies, starts + positions, envs)
         terminals = self._read(self.terminals, starts + lengths - 1, envs)

@@ -15,6 +15,7 @@ class LossTerms(NamedTuple):
     Each term summed over the unroll and averaged over the batch, before its coefficient; scalars but for the last.
 
     :param policy: Cross-entropy to the search policies
+    :param entropy: Negative entropy of the policy, where there is a search policy
     :param value: Cross-entropy to the n-step returns on the value support
     :param reward: Cross-entropy to the rewards on the reward support
     :param consistency: Negative cosine between predicted latents and those of the observations that followed, plus one
@@ -22,6 +23,7 @@ class LossTerms(NamedTuple):
     """
 
     policy: th.Tensor
+    entropy: th.Tensor
     value: th.Tensor
     reward: th.Tensor
     consistency: th.Tensor
@@ -73,7 +75,9 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     weights = (samples.weights / len(latent)).repeat(len(latents), 1)
     weights[1:] /= len(samples.actions)
 
-    policy_loss = -(targets.policies * F.log_softmax(predicted.policy_logits, dim=-1)).sum(-1)
+    log_policies = F.log_softmax(predicted.policy_logits, dim=-1)
+    policy_loss = -(targets.policies * log_policies).sum(-1)
+    entropy_loss = (log_policies.exp() * log_policies * targets.policies.sum(-1, keepdim=True)).sum(-1)
     value_loss = model.value_support.cross_entropy(predicted.value_logits, targets.values)
     reward_loss = model.reward_support.cross_entropy(predicted.reward_logits[1:], targets.rewards)
     with th.no_grad():
@@ -83,6 +87,7 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
 
     return LossTerms(
         policy=(policy_loss * weights).sum(),
+        entropy=(entropy_loss * weights).sum(),
         value=(value_loss * (weights * targets.value_weights)).sum(),
         reward=(reward_loss * (weights[1:] * targets.reward_weights)).sum(),
         consistency=(consistency_loss * (weights[1:] * targets.latent_weights)).sum(),

@@ -122,6 +122,7 @@ class MuZero(OffPolicyAlgorithm):
         unroll_steps: int = 3,
         reanalyze_ratio: float = 0.0,
         target_update_interval: int = 100,
+        ent_coef: float = 0.0,
         vf_coef: float = 0.25,
         reward_coef: float = 1.0,
         consistency_coef: float = 2.0,
@@ -169,6 +170,7 @@ class MuZero(OffPolicyAlgorithm):
         self.unroll_steps = unroll_steps
         self.reanalyze_ratio = reanalyze_ratio
         self.target_update_interval = target_update_interval
+        self.ent_coef = ent_coef
         self.vf_coef = vf_coef
         self.reward_coef = reward_coef
         self.consistency_coef = consistency_coef
@@ -404,8 +406,8 @@ class MuZero(OffPolicyAlgorithm):
                 progress_remaining=self._current_progress_remaining,
             )
             self.policy.observe(samples.observations[0])
-            policy_age = self._reanalyze(samples)
-            targets = unroll_targets(samples, self._bootstrap_values(samples), self.gamma)
+            policy_age, fresh_values = self._reanalyze(samples)
+            targets = unroll_targets(samples, self._bootstrap_values(samples), fresh_values, self.gamma)
             known_values = targets.values[targets.value_weights > 0]
             self.policy.fit_supports(known_values, targets.rewards)
             clipped = self.policy.latent_model.value_support.outside(known_values).float().mean()
@@ -413,6 +415,7 @@ class MuZero(OffPolicyAlgorithm):
             terms = muzero_loss(self.policy, samples, targets)
             loss = (
                 terms.policy
+                + self.ent_coef * terms.entropy
                 + self.vf_coef * terms.value
                 + self.reward_coef * terms.reward
                 + self.consistency_coef * terms.consistency
@@ -449,19 +452,32 @@ class MuZero(OffPolicyAlgorithm):
         ).squeeze(-1)
         return values
 
-    def _reanalyze(self, samples: SequenceSamples) -> th.Tensor:
-        """:return: Mean age of the policies at position 0, in gradient updates"""
+    @th.no_grad()
+    def _reanalyze(self, samples: SequenceSamples) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Search the first step of sequences again, with the target network.
+
+        :param samples: The sequences, which get the new policies
+        :return: Mean age of the policies at position 0, in gradient updates; and values for the positions of those sequences
+            whose n-step returns are not trusted for a second step, NaN elsewhere, shape ``[K + 1, B]``
+        """
         batch_size = samples.starts.shape[1]
+        fresh_values = th.full((len(samples.observations), batch_size), th.nan, device=self.device)
         count = round(self.reanalyze_ratio * batch_size)
         if count > 0:
             chosen = np.random.permutation(batch_size)[:count]
-            search = self.policy.plan(
-                samples.observations[0, chosen], deterministic=True, model=self.policy.latent_model_target
-            )
+            model = self.policy.latent_model_target
+            search = self.policy.plan(samples.observations[0, chosen], deterministic=True, model=model)
             samples.policies[0, chosen] = th.as_tensor(search.action_weights, device=self.device)
             samples.policy_stamps[chosen] = self._n_updates
             self.replay_buffer.update_search(samples.starts[:, chosen], search.action_weights, search.value, self._n_updates)
-        return th.tensor(self._n_updates - samples.policy_stamps.mean(), device=self.device)
+
+            is_stale = (samples.horizons[chosen] == 1).numpy(force=True)
+            stale = chosen[is_stale]
+            if len(stale) > 0:
+                fresh_values[0, stale] = th.as_tensor(search.improved_value[is_stale], device=self.device)
+                fresh_values[1:, stale] = self.policy.predict_values(samples.observations[1:, stale], model).squeeze(-1)
+        return th.tensor(self._n_updates - samples.policy_stamps.mean(), device=self.device), fresh_values
 
     def learn(
         self: SelfMuZero,

@@ -60,7 +60,9 @@ def n_step_returns(
     return reward_sums + gamma ** th.minimum(steps_left.clamp(min=0), horizons) * bootstrap_values
 
 
-def unroll_targets(samples: SequenceSamples, bootstrap_values: th.Tensor, gamma: float) -> UnrollTargets:
+def unroll_targets(
+    samples: SequenceSamples, bootstrap_values: th.Tensor, fresh_values: th.Tensor, gamma: float
+) -> UnrollTargets:
     """
     All targets of an unroll. A terminal state is absorbing: beyond it value and reward are 0, and that is trained.
     Beyond a truncation nothing is known, so nothing is trained.
@@ -68,12 +70,15 @@ def unroll_targets(samples: SequenceSamples, bootstrap_values: th.Tensor, gamma:
     :param samples: The sequences
     :param bootstrap_values: Target network's values of ``samples.bootstrap_observations``, 0 where they are not needed
         (``needs_bootstrap``), shape ``[K + 1, B]``
+    :param fresh_values: What takes the place of the n-step return at positions before the end, NaN where nothing does,
+        shape ``[K + 1, B]``
     :param gamma: Discount factor
     :return: Targets with their weights
     """
     unroll_steps = len(samples.actions)
     values = n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.horizons, gamma)
     positions = th.arange(unroll_steps + 1, device=values.device).unsqueeze(-1)
+    values = th.where(fresh_values.isnan() | (positions >= samples.lengths), values, fresh_values)
     known = (positions < samples.lengths) | samples.terminated
     stepped = positions[1:] <= samples.lengths
     return UnrollTargets(

@@ -68,3 +68,9 @@ class SearchOutput(NamedTuple):
     qvalues: np.ndarray
     value: np.ndarray
     tree: Tree
+
+    @property
+    def improved_value(self) -> np.ndarray:
+        """Of the root, if its next action is one of ``action_weights`` among the visited ones. Shape ``[B]``, float32."""
+        weights = (self.visit_counts > 0) * np.maximum(self.action_weights, np.finfo(np.float32).tiny)
+        return (weights * self.qvalues).sum(axis=1) / weights.sum(axis=1)
