@@ -236,7 +236,7 @@ def new_record(args: argparse.Namespace) -> dict[str, Any]:
     packages = {"sb3_muzero", "stable_baselines3", "torch", "gymnasium", "numpy"}
     versions = {d.name: d.version for d in distributions() if d.name in packages}
     record: dict[str, Any] = {
-        "command": " ".join(["python", "examples/compare_baselines.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "examples/compare_baselines.py", *sys.argv[1:]]).replace(f"{ROOT}/", ""),
         "versions": {"python": platform.python_version(), **dict(sorted(versions.items()))},
         "protocol": {key: getattr(args, key) for key in PROTOCOL}
         | {"curve_episodes": CURVE_EPISODES},

@@ -73,7 +73,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     action_space: spaces.Discrete
 
-    LEAST_PRIORITY = 1e-3
+    LEAST_ERROR = 1e-3  # that counts for a priority, as a share of the largest one so far
 
     _RINGS = ("observations", "actions", "rewards", "policies", "root_values", "policy_stamps", "codes", "ends", "terminals",
               "final_slots")  # fmt: skip
@@ -111,7 +111,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._allocated = False
         self._search: tuple[np.ndarray, np.ndarray, int] | None = None
         self._visits: VisitCounts | None = None
-        self._max_priority = 1.0  # after the exponent
+        self._largest_error = 0.0
         # Mean size of the rewards other than zero, and their number
         self._reward_size = 1.0
         self._num_rewards = 0
@@ -174,9 +174,9 @@ class SequenceReplayBuffer(ReplayBuffer):
             return
         if not (np.isfinite(errors) & (errors >= 0)).all():
             raise ValueError(f"Priorities need errors that are finite and at least 0, got {errors}")
-        priorities = (errors + self.LEAST_PRIORITY) ** self.priority_exponent
-        self._max_priority = max(self._max_priority, float(priorities.max()))
-        self.priorities.update(starts[0] * self.n_envs + starts[1], priorities)
+        self._largest_error = max(self._largest_error, float(errors.max()))
+        errors = np.maximum(errors, self.LEAST_ERROR * (self._largest_error or 1.0))
+        self.priorities.update(starts[0] * self.n_envs + starts[1], errors**self.priority_exponent)
 
     def add(
         self,
@@ -220,7 +220,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             self.codes[row] = self._visits.visit(next_obs)
         if self.priorities is not None:
             leaves = row * self.n_envs + np.arange(self.n_envs)
-            self.priorities.update(leaves, np.full(self.n_envs, self._max_priority))
+            self.priorities.update(leaves, np.full(self.n_envs, (self._largest_error or 1.0) ** self.priority_exponent))
         for env in np.flatnonzero(done).tolist():
             truncated = infos[env].get("TimeLimit.truncated", False)
             self._end_episode(row, env, next_obs[env], terminal=not truncated)
@@ -318,8 +318,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param horizons: Each sequence's own n, at most ``n_steps``, shape ``[B]``
         :param weights: Importance weights, shape ``[B]``
         :param novelty_coef: What the first visit of a region adds to the reward, as a multiple of the mean size of the rewards
-            other than zero (of 1 as long as there are none); the n-th adds ``novelty_coef / sqrt(n)``. The counts are those
-            of now, so that old data do not promise novelty
+            other than zero (of 1 as long as there are none); the n-th adds ``novelty_coef / sqrt(n)``, and the mean of that
+            over all visits is subtracted. The counts are those of now, so that old data do not promise novelty
         :return: The sequences
         """
         starts = (self.pos if self.full else 0) + ages
@@ -347,8 +347,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
         rewards = self._read(self.rewards, starts + steps, envs)
         if novelty_coef > 0:
-            novelty = self._novelty(starts + steps, envs)
-            rewards = rewards + novelty_coef * self._reward_size * (novelty - novelty[inside].mean())
+            rewards = rewards + novelty_coef * self._reward_size * self._novelty(starts + steps, envs)
         rewards = self._normalize_reward(rewards, env)
         policies = self._read(self.policies, starts + positions, envs)
         terminals = self._read(self.terminals, starts + lengths - 1, envs)

@@ -61,7 +61,7 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     :param policy: Its online model is trained
     :param samples: The sequences
     :param targets: Their targets
-    :return: The four terms, with gradients
+    :return: The terms, with gradients
     """
     model = policy.latent_model
     latent = policy.represent(samples.observations[0])

@@ -29,6 +29,8 @@ class VisitCounts:
         self._factors = constants.integers(1, 1 << 62, size=num_axes) | 1
         self._mean, self._scale = np.zeros(num_features), np.ones(num_features)
         self.counts = np.zeros(self.TABLE_SIZE, dtype=np.int64)
+        # n visits of one place have n bonuses of 1 / sqrt(n)
+        self._sum_of_bonuses, self._num_visits = 0.0, 0
 
     def fit(self, observations: np.ndarray) -> None:
         """
@@ -62,12 +64,19 @@ class VisitCounts:
         :return: Their codes, shape ``[N]``
         """
         codes = self.codes(observations)
+        visited = np.unique(codes)
+        self._sum_of_bonuses -= np.sqrt(self.counts[visited]).sum()
         np.add.at(self.counts, codes, 1)
+        self._sum_of_bonuses += np.sqrt(self.counts[visited]).sum()
+        self._num_visits += len(codes)
         return codes
 
     def bonus(self, codes: np.ndarray) -> np.ndarray:
         """
+        How much newer observations are than the average visit. Going on is worth nothing in itself then: were every bonus
+        positive, a goal that ends the episode would cost all bonuses to come, and the agent would stay away from it.
+
         :param codes: Of visited observations, any shape
-        :return: One over the square root of the visits, same shape
+        :return: One over the square root of the visits, less its mean over all visits so far, same shape
         """
-        return 1 / np.sqrt(np.maximum(self.counts[codes], 1))
+        return 1 / np.sqrt(np.maximum(self.counts[codes], 1)) - self._sum_of_bonuses / max(self._num_visits, 1)

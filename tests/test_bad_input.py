@@ -33,6 +33,7 @@ from sb3_muzero import MuZero
         ({"search_kwargs": {"invalid_actions": None}}, "`search_kwargs`.*invalid_actions"),
         ({"n_steps_half_life": 0}, "`n_steps_half_life` must be above 0, got 0"),
         ({"tau": 0.0}, "`tau` must be above 0 and at most 1, got 0.0"),
+        ({"ent_coef": -0.1}, "`ent_coef` must be at least 0 and finite, got -0.1"),
         ({"exploration": -1.0}, "`exploration` must be at least 0 and finite, got -1.0"),
         ({"novelty_coef": float("nan")}, "`novelty_coef` must be at least 0 and finite, got nan"),
         ({"buffer_size": 3}, "`buffer_size`.*at least 4.*3"),

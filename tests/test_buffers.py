@@ -186,11 +186,25 @@ def test_priorities_decide_and_importance_weights_correct():
     samples = buffer.sample(64_000, unroll_steps=2, n_steps=2)
     sampled, weights = samples.observations[0].flatten().numpy(), samples.weights.numpy()
     shares = np.array([(sampled == obs).mean() for obs in stored.flatten()])
-    expected = np.sqrt(errors + buffer.LEAST_PRIORITY)
+    expected = np.sqrt(np.maximum(errors, buffer.LEAST_ERROR * errors.max()))
     np.testing.assert_allclose(shares, expected / expected.sum(), atol=2e-4, rtol=0.05)
     assert (shares > 0).all() and weights.max() == 1
     corrected = np.array([weights[sampled == obs].sum() for obs in stored.flatten()])
     np.testing.assert_allclose(corrected, corrected.mean(), rtol=0.15)
+
+
+def test_the_unit_of_the_errors_does_not_matter():
+    past = list(history(30, 2, np.random.default_rng(1)))
+    starts, errors = np.stack([np.repeat(np.arange(20), 2), np.tile(np.arange(2), 20)]), np.random.default_rng(0).random(40)
+    drawn = []
+    for unit in (2.0**-20, 1.0, 2.0**20):
+        buffer = filled(make_buffer(20, 2, priority_exponent=0.5), past[:20])
+        buffer.update_priorities(starts, errors * unit)
+        filled(buffer, past[20:])
+        np.random.seed(0)
+        drawn.append(buffer.sample(1000, unroll_steps=2, n_steps=2).starts)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(drawn[2], drawn[1])
 
 
 def test_new_data_have_the_highest_priority_and_overwrite_the_old():
@@ -243,14 +257,17 @@ def test_novelty_is_added_to_the_reward_and_fades():
     buffer = make_buffer(100, 1)
     for age in range(6):
         buffer.add(**step(age % 2, 1 - age % 2))
-    assert rewards(0, 1) == pytest.approx([3 / np.sqrt(3)] * 2), "without any reward its unit is 1"
+    assert rewards(0, 1) == pytest.approx([0.0, 0.0]), "both states are as new as the average visit"
     buffer.add(**step(0, 1, 8.0))
-    buffer.add(**step(1, 100, -2.0))
-    expected = [5 * 3 / np.sqrt(4), 5 * 3 / np.sqrt(3), 8 + 5 * 3 / np.sqrt(4), -2 + 5 * 3]
-    assert rewards(0, 1, 6, 7) == pytest.approx(expected), "with rewards it is their mean size"
+    buffer.add(**step(1, 100, -2.0))  # the successors are now 1 four times, 0 three times and 100 once
+    mean, unit = (2 + np.sqrt(3) + 1) / 8, 5 * 3.0  # 5: the mean size of the two rewards
+    expected = [unit * (1 / 2 - mean), unit * (3**-0.5 - mean), 8 + unit * (1 / 2 - mean), -2 + unit * (1 - mean)]
+    assert rewards(0, 1, 6, 7) == pytest.approx(expected)
     for _ in range(5):
         buffer.add(**step(100, 1))
-    assert rewards(0, 1, 7) == pytest.approx([5 * 3 / np.sqrt(9), 5 * 3 / np.sqrt(3), -2 + 5 * 3])
+    mean = (3 + np.sqrt(3) + 1) / 13
+    expected = [unit * (1 / 3 - mean), unit * (3**-0.5 - mean), -2 + unit * (1 - mean)]
+    assert rewards(0, 1, 7) == pytest.approx(expected), "what was visited again is less new"
 
 
 def test_exponents_outside_of_their_range_are_refused():

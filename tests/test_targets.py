@@ -37,7 +37,7 @@ def test_targets_equal_their_definition(length, terminated, horizon):
     unroll, n = 3, 4
     samples, bootstrap = random_samples(length, terminated, unroll, n, horizon)
     needed = needs_bootstrap(samples)
-    targets = unroll_targets(samples, bootstrap * needed, GAMMA)
+    targets = unroll_targets(samples, bootstrap * needed, th.full((unroll + 1, 1), th.nan), GAMMA)
     rewards = samples.rewards[:, 0].tolist()
     for k in range(unroll + 1):
         inside = k < length
@@ -57,6 +57,17 @@ def test_targets_equal_their_definition(length, terminated, horizon):
         assert targets.reward_weights[k - 1, 0] == float(happened or terminated)
         assert targets.rewards[k - 1, 0].item() == pytest.approx(rewards[k - 1] if happened else 0.0)
         assert targets.latent_weights[k - 1, 0] == float(happened)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_fresh_values_take_the_place_of_returns_before_the_end(terminated):
+    unroll, length = 3, 2
+    samples, bootstrap = random_samples(length, terminated, unroll, 4, 1)
+    fresh = th.tensor([[10.0], [th.nan], [12.0], [13.0]])
+    targets = unroll_targets(samples, bootstrap, fresh, GAMMA)
+    returns = unroll_targets(samples, bootstrap, th.full_like(fresh, th.nan), GAMMA)
+    assert targets.values[:, 0].tolist() == [10.0, *returns.values[1:, 0].tolist()]
+    assert th.equal(targets.value_weights, returns.value_weights)
 
 
 def test_two_step_chain():
