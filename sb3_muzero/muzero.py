@@ -437,8 +437,8 @@ class MuZero(OffPolicyAlgorithm):
             self.policy.optimizer.step()
             self.policy.value_error.lerp_(terms.value_errors.mean(), 1 / min(self._n_updates + 1, 100))
             self.replay_buffer.update_priorities(samples.starts, terms.value_errors.cpu().numpy())
-            scalars = [loss, terms.policy, terms.value, terms.reward, terms.consistency, terms.value_errors.mean()]
-            logs.append(th.stack([*(scalar.detach() for scalar in scalars), grad_norm, clipped, policy_age]))
+            scalars = [loss, *terms[:5], terms.value_errors.mean(), grad_norm, clipped, policy_age]
+            logs.append(th.stack([scalar.detach() for scalar in scalars]))
 
             # Increase update counter
             self._n_updates += 1
@@ -446,8 +446,8 @@ class MuZero(OffPolicyAlgorithm):
                 self.policy.update_target(self.tau)
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        names = ("loss", "policy_loss", "value_loss", "reward_loss", "consistency_loss", "value_error", "grad_norm",
-                 "value_target_clipped", "policy_age")  # fmt: skip
+        names = ("loss", "policy_loss", "entropy_loss", "value_loss", "reward_loss", "consistency_loss", "value_error",
+                 "grad_norm", "value_target_clipped", "policy_age")  # fmt: skip
         for name, value in zip(names, th.stack(logs).mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
 

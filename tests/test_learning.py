@@ -133,6 +133,39 @@ def test_frozen_batch_overfits_to_the_entropy_floor():
         assert floor - 1e-4 <= getattr(terms, name).item() <= floor + 0.1, name
 
 
+def test_entropy_keeps_what_the_search_would_rule_out():
+    policies = []
+    for ent_coef in (0.0, 10.0):
+        model = MuZero("MlpPolicy", Bandit(), ent_coef=ent_coef, **QUICK).learn(800)
+        latent = model.policy.represent(th.zeros(1, 1))
+        policies.append(model.policy.latent_model.prediction(latent).policy_logits.softmax(-1)[0].detach())
+    assert policies[0][2] > 0.5 and policies[0].argmax() == 2
+    assert 0.25 < policies[1][2] < 0.35 and policies[1].argmax() == 2
+
+
+def test_fresh_values_are_those_of_acting_well_where_returns_are_those_of_random_actions():
+    """Nothing but random actions in the buffer: one step of the optimal policy is worth more than one of theirs."""
+    values = []
+    for reanalyze_ratio in (0.0, 1.0):
+        settings = {**QUICK, "learning_starts": 400, "gradient_steps": 0, "target_update_interval": 20}
+        model = MuZero("MlpPolicy", Chain(), gamma=0.9, n_steps=1, reanalyze_ratio=reanalyze_ratio, **settings).learn(400)
+        model.train(gradient_steps=500, batch_size=32)
+        values.append(model.policy.predict_values(th.tensor([0, 1])).flatten().tolist())
+    assert values[0] == pytest.approx([0.5 * (1 + 0.9 * 1), 0.5 * 2], abs=0.4), "half of the actions go on"
+    assert values[1] == pytest.approx([1 + 0.9 * 2, 2.0], abs=0.25)
+
+
+@pytest.mark.parametrize("exponent", [-10, 13])
+def test_the_unit_of_the_rewards_does_not_matter(exponent):
+    """In a power of two it changes not even the rounding: CartPole is learned by the same actions."""
+    taken = []
+    for unit in (1.0, 2.0**exponent):
+        env = gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward, unit=unit: reward * unit)
+        model = MuZero("MlpPolicy", env, **QUICK).learn(600)
+        taken.append(model.replay_buffer.actions[:600])
+    np.testing.assert_array_equal(*taken)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_rewards_of_any_scale(scale):
     env = gym.wrappers.TransformReward(Chain(), lambda reward: reward * scale)
@@ -146,6 +179,14 @@ def test_rewards_of_any_scale(scale):
 def test_cartpole(seed):
     model = MuZero("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").learn(15_000)
     assert evaluate_policy(model, model.get_env(), 20)[0] >= 475
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_cartpole_with_rewards_of_any_scale(scale):
+    env = gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: reward * scale)
+    model = MuZero("MlpPolicy", env, seed=0, device="cpu").learn(10_000)
+    assert evaluate_policy(model, gym.make("CartPole-v1"), 20)[0] >= 475
 
 
 @pytest.mark.slow
@@ -183,6 +224,15 @@ def test_novelty_opens_what_random_actions_do_not(novelty_coef, opens):
     env = TimeLimit(CombinationLock(), 40)
     model = MuZero("MlpPolicy", env, novelty_coef=novelty_coef, **{**QUICK, "batch_size": 64}).learn(1000)
     assert (model.replay_buffer.rewards[:1000].max() > 0) == opens
+
+
+@pytest.mark.parametrize("novelty_coef", [0.0, 1.0])
+def test_novelty_is_something_to_plan_for_before_any_reward(novelty_coef):
+    env = TimeLimit(CombinationLock(length=1000), 40)
+    env = gym.wrappers.TransformReward(env, lambda reward: 0.0)
+    model = MuZero("MlpPolicy", env, novelty_coef=novelty_coef, **QUICK).learn(160)
+    searched = model.replay_buffer.policies[:160].sum(axis=-1) > 0
+    assert not searched[:100].any() and (searched[100:].all() if novelty_coef else not searched.any())
 
 
 def test_reanalysis_gives_the_steps_it_meets_the_present_models_policy():

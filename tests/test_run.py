@@ -31,6 +31,7 @@ LOGGED = {
     "train/n_updates",
     "train/loss",
     "train/policy_loss",
+    "train/entropy_loss",
     "train/value_loss",
     "train/reward_loss",
     "train/consistency_loss",
@@ -185,7 +186,7 @@ def test_learning_rate_schedule_is_followed_and_logged(tmp_path, schedule):
 
 @pytest.mark.parametrize("search", ["gumbel", "puct"])
 def test_everything_is_logged_with_sensible_values(tmp_path, search):
-    model, _ = tiny_env_model(search=search, vf_coef=0.5, reward_coef=2.0, consistency_coef=3.0)
+    model, _ = tiny_env_model(search=search, ent_coef=0.25, vf_coef=0.5, reward_coef=2.0, consistency_coef=3.0)
     rows = learn_logged(model, tmp_path)
     assert len(rows) == 6
     assert set(rows[-1]) >= LOGGED
@@ -199,8 +200,9 @@ def test_everything_is_logged_with_sensible_values(tmp_path, search):
     assert 1 <= row["search/depth"] <= model.num_simulations
     assert row["search/simulations_per_second"] > 0
     assert 0 <= row["train/value_target_clipped"] <= 1
+    assert -2 * math.log(3) <= row["train/entropy_loss"] < 0  # of position 0, and of the unrolled ones together
     assert row["train/grad_norm"] > 0 and row["train/reward_loss"] > 0 and row["train/consistency_loss"] > 0
-    weighed = row["train/policy_loss"] + 0.5 * row["train/value_loss"]
+    weighed = row["train/policy_loss"] + 0.25 * row["train/entropy_loss"] + 0.5 * row["train/value_loss"]
     weighed += 2.0 * row["train/reward_loss"] + 3.0 * row["train/consistency_loss"]
     assert row["train/loss"] == pytest.approx(weighed, rel=1e-4)
 
