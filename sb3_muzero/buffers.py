@@ -75,6 +75,8 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     LEAST_ERROR = 1e-3  # that counts for a priority, as a share of the largest one so far
 
+    LEAST_FOR_NOVELTY = 256  # transitions that tell how wide a region is
+
     _RINGS = ("observations", "actions", "rewards", "policies", "root_values", "policy_stamps", "codes", "ends", "terminals",
               "final_slots")  # fmt: skip
 
@@ -319,7 +321,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param weights: Importance weights, shape ``[B]``
         :param novelty_coef: What the first visit of a region adds to the reward, as a multiple of the mean size of the rewards
             other than zero (of 1 as long as there are none); the n-th adds ``novelty_coef / sqrt(n)``, and the mean of that
-            over all visits is subtracted. The counts are those of now, so that old data do not promise novelty
+            over all visits is subtracted. The counts are those of now, so that old data do not promise novelty.
+            There is none before ``LEAST_FOR_NOVELTY`` transitions are stored
         :return: The sequences
         """
         starts = (self.pos if self.full else 0) + ages
@@ -345,10 +348,10 @@ class SequenceReplayBuffer(ReplayBuffer):
             self._read(self.actions, starts + steps[:unroll_steps], envs),
             np.random.randint(0, int(self.action_space.n), size=(unroll_steps, len(ages))),
         )
-        rewards = self._read(self.rewards, starts + steps, envs)
-        if novelty_coef > 0:
-            rewards = rewards + novelty_coef * self._reward_size * self._novelty(starts + steps, envs)
-        rewards = self._normalize_reward(rewards, env)
+        rewards = self._normalize_reward(self._read(self.rewards, starts + steps, envs), env)
+        if novelty_coef > 0 and self.size() * self.n_envs >= self.LEAST_FOR_NOVELTY:
+            unit = self._normalize_reward(np.array(self._reward_size), env) if self._num_rewards > 0 else 1.0
+            rewards = rewards + novelty_coef * unit * self._novelty(starts + steps, envs)
         policies = self._read(self.policies, starts + positions, envs)
         terminals = self._read(self.terminals, starts + lengths - 1, envs)
         # None of these arrays shares memory with the ring
@@ -369,7 +372,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _novelty(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """:return: How new the steps' successors are, shape of ``rows``"""
-        if self._visits is None:  # the cells are made for what the warm-up has seen
+        if self._visits is None:  # the cells are made for what there is, which mostly is the warm-up
             self._visits = VisitCounts(self.observation_space)
             self._visits.fit(self.observations[: self.size()].reshape(-1, *self.obs_shape))
             oldest, every_env = self.pos if self.full else 0, np.arange(self.n_envs)

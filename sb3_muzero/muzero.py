@@ -64,9 +64,9 @@ class MuZero(OffPolicyAlgorithm):
         (10 trial seeds, median 2500 and 2250 steps), at half as much computation again
     :param reanalyze_ratio: Share of each batch whose first step is searched again with the target network (MuZero Reanalyze,
         https://arxiv.org/abs/2104.06294); the new policy target also replaces the old one in the replay buffer. Where the
-        horizon of the value target is a single step (``n_steps``, ``n_steps_half_life``), the search's value takes the place
-        of that step, which may have been a bad one. LunarLander learns several times as fast with 1 (see zoo_configs);
-        CartPole does without, and 0.5 made it slower (10 trial seeds)
+        horizon of the value target is a single step (``n_steps``, ``n_steps_half_life``), the value of acting by the new
+        policy takes the place of that step, which may have been a bad one. LunarLander learns several times as fast with 1
+        (see zoo_configs); CartPole does without, and 0.5 made it slower (10 trial seeds)
     :param target_update_interval: update the target network every ``target_update_interval`` gradient steps;
         on CartPole both 25 and 200 learned slower than 100 (2 trial seeds)
     :param ent_coef: Entropy coefficient for the loss calculation. The search sharpens the policy in whatever direction its
@@ -279,6 +279,8 @@ class MuZero(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._check_arguments()
+        # Floats that were assigned since
+        self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.cut()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -466,8 +468,9 @@ class MuZero(OffPolicyAlgorithm):
         Search the first step of sequences again, with the target network.
 
         :param samples: The sequences, which get the new policies
-        :return: Mean age of the policies at position 0, in gradient updates; and values for the positions of those sequences
-            whose n-step returns are not trusted for a second step, NaN elsewhere, shape ``[K + 1, B]``
+        :return: Mean age of the policies at position 0, in gradient updates; and values for the sequences among them whose
+            horizon is a single step, the search's at position 0 and the target network's behind it, NaN elsewhere, shape
+            ``[K + 1, B]``
         """
         batch_size = samples.starts.shape[1]
         fresh_values = th.full((len(samples.observations), batch_size), th.nan, device=self.device)
@@ -485,7 +488,9 @@ class MuZero(OffPolicyAlgorithm):
             if len(stale) > 0:
                 fresh_values[0, stale] = th.as_tensor(search.improved_value[is_stale], device=self.device)
                 fresh_values[1:, stale] = self.policy.predict_values(samples.observations[1:, stale], model).squeeze(-1)
-        return th.tensor(self._n_updates - samples.policy_stamps.mean(), device=self.device), fresh_values
+        searched = (samples.policies[0].sum(-1) > 0).numpy(force=True)
+        age = np.mean(self._n_updates - samples.policy_stamps[searched]) if searched.any() else 0.0
+        return th.tensor(age, dtype=th.float32, device=self.device), fresh_values
 
     def learn(
         self: SelfMuZero,

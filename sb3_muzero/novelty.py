@@ -23,7 +23,7 @@ class VisitCounts:
         num_features = int(np.prod(observation_space.shape or ()))
         self.is_real = observation_space.dtype is not None and observation_space.dtype.kind == "f"
         num_axes = min(num_features, max_axes) if self.is_real else num_features
-        self._axes = np.eye(num_features)
+        self._axes: np.ndarray | None = None
         if num_axes < num_features:
             self._axes = np.linalg.qr(constants.normal(size=(num_features, num_axes)))[0]
         self._factors = constants.integers(1, 1 << 62, size=num_axes) | 1
@@ -41,7 +41,9 @@ class VisitCounts:
         if self.is_real:
             features = observations.reshape(len(observations), -1).astype(np.float64)
             self._mean = features.mean(axis=0)
-            self._scale = 1 / (self.cell_width * np.maximum(features.std(axis=0), 1e-6))
+            deviations = features.std(axis=0)
+            # The unit of what does not vary yet is unknown: that of the environment will have to do
+            self._scale = 1 / (self.cell_width * np.where(deviations > 1e-6, deviations, 1.0))
 
     def codes(self, observations: np.ndarray) -> np.ndarray:
         """
@@ -50,7 +52,8 @@ class VisitCounts:
         """
         cells = observations.reshape(len(observations), -1)
         if self.is_real:
-            cells = np.floor(((cells - self._mean) * self._scale) @ self._axes)
+            cells = (cells - self._mean) * self._scale
+            cells = np.floor(cells if self._axes is None else cells @ self._axes).clip(-(2.0**62), 2.0**62)
         hashes = (cells.astype(np.int64) * self._factors).sum(axis=1).view(np.uint64)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of SplitMix64
             hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)

@@ -161,7 +161,7 @@ class MuZeroPolicy(BasePolicy):
         self.search = search
         self.search_kwargs = search_kwargs or {}
         self._compiled_models: dict[str, CompiledModel] = {}
-        # Mean distance between values and their targets in recent training
+        # Mean distance between values and their targets in recent batches, which priorities make larger than that of all data
         self.register_buffer("value_error", th.zeros(()))
         self._cuda_graphs = {"online": CudaGraphs(), "target": CudaGraphs()}
         self._build(lr_schedule)
@@ -291,6 +291,8 @@ class MuZeroPolicy(BasePolicy):
         settings.update(self.search_kwargs)
         for name, default in NOISE[self.search].items():
             settings[name] = 0.0 if deterministic else exploration * settings.get(name, default)
+        if self.search == "puct":
+            settings["dirichlet_fraction"] = min(settings["dirichlet_fraction"], 1.0)
         with th.no_grad():
             root, recurrent_fn = self._root_inference(obs, model)
             return SEARCHES[self.search](root, recurrent_fn, self.num_simulations, **settings)

@@ -3,9 +3,12 @@
 import pickle
 from itertools import pairwise
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero.buffers import SequenceReplayBuffer
 
@@ -104,6 +107,7 @@ def test_pickle_keeps_priorities_and_visits():
     whole = filled(make_buffer(30, 2, priority_exponent=0.6), past[:35])
     every = np.stack([np.repeat(np.arange(30), 2), np.tile(np.arange(2), 30)])
     whole.update_priorities(every, np.random.default_rng(0).random(60))
+    whole.LEAST_FOR_NOVELTY = 1
     whole.sample(8, unroll_steps=2, n_steps=3, novelty_coef=1.0)  # counting starts here
     sampled = []
     for buffer in (whole, pickle.loads(pickle.dumps(whole))):
@@ -257,6 +261,8 @@ def test_novelty_is_added_to_the_reward_and_fades():
     buffer = make_buffer(100, 1)
     for age in range(6):
         buffer.add(**step(age % 2, 1 - age % 2))
+    assert rewards(0, 1) == [0.0, 0.0], "six transitions do not tell how wide a region is"
+    buffer.LEAST_FOR_NOVELTY = 6
     assert rewards(0, 1) == pytest.approx([0.0, 0.0]), "both states are as new as the average visit"
     buffer.add(**step(0, 1, 8.0))
     buffer.add(**step(1, 100, -2.0))  # the successors are now 1 four times, 0 three times and 100 once
@@ -268,6 +274,18 @@ def test_novelty_is_added_to_the_reward_and_fades():
     mean = (3 + np.sqrt(3) + 1) / 13
     expected = [unit * (1 / 3 - mean), unit * (3**-0.5 - mean), -2 + unit * (1 - mean)]
     assert rewards(0, 1, 7) == pytest.approx(expected), "what was visited again is less new"
+
+
+def test_novelty_is_in_the_unit_of_normalised_rewards():
+    past = list(history(40, 1, np.random.default_rng(3)))
+    normalize = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), norm_obs=False)
+    normalize.ret_rms.var = np.array(100.0)
+    read = []
+    for env in (None, normalize):
+        buffer = filled(make_buffer(50, 1), past)
+        buffer.LEAST_FOR_NOVELTY = 1
+        read.append(buffer.sequences(np.arange(30), np.zeros(30, int), 1, 1, env, novelty_coef=1.0).rewards)
+    th.testing.assert_close(read[1], read[0] / 10)
 
 
 def test_exponents_outside_of_their_range_are_refused():

@@ -1,11 +1,14 @@
-"""Where the update composes by hand what PyTorch has: the same values and gradients."""
+"""The loss, and where it composes by hand what PyTorch has: the same values and gradients."""
 
+import numpy as np
 import pytest
 import torch as th
+from conftest import scramble, tiny_envs, tiny_model
 from torch.nn import functional as F
 
-from sb3_muzero.loss import cosine_similarity, scale_gradient
+from sb3_muzero.loss import cosine_similarity, muzero_loss, scale_gradient
 from sb3_muzero.networks import Dynamics, RunningNorm, SimNorm
+from sb3_muzero.targets import unroll_targets
 
 
 def assert_same(ours, theirs, *inputs):
@@ -68,3 +71,21 @@ def test_running_norm_has_the_statistics_of_all_that_it_saw():
     assert norm.count == len(seen)
     th.testing.assert_close(norm.mean, seen.mean(0), rtol=1e-5, atol=1e-5)
     th.testing.assert_close(norm.var, seen.var(0, correction=0), rtol=1e-4, atol=1e-5)
+
+
+def test_importance_weights_weigh_sequences():
+    model = scramble(tiny_model(tiny_envs(2)).learn(60))
+    ages, envs = np.arange(8), np.arange(8) % 2
+
+    def terms(weights: np.ndarray) -> list[th.Tensor]:
+        samples = model.replay_buffer.sequences(ages, envs, 3, 4, weights=weights)
+        targets = unroll_targets(samples, th.zeros(4, 8), th.full((4, 8), th.nan), 0.99)
+        return list(muzero_loss(model.policy, samples, targets)[:5])
+
+    np.random.seed(0)  # actions beyond an episode's end are random
+    weights = np.random.rand(8)
+    parts = []
+    for share in [*np.eye(8), weights]:
+        np.random.seed(1)
+        parts.append(th.stack(terms(share)))
+    th.testing.assert_close(parts[8], (th.stack(parts[:8]) * th.as_tensor(weights, dtype=th.float32)[:, None]).sum(0))

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from sb3_muzero import MuZero
+from sb3_muzero import MuZero, policies
 from sb3_muzero.networks import Dynamics, Prediction, PredictionOutput, Representation
 
 LOGGED = {
@@ -437,6 +437,48 @@ def test_exploration_scales_the_noise_of_acting():
     model.exploration = FloatSchedule(LinearSchedule(2.0, 1.0, 1.0))
     model.learn(60)
     np.testing.assert_allclose(scales, 2 - np.arange(20, 60) / 60, rtol=0.02)
+
+
+@pytest.mark.parametrize(("search", "noise"), [("gumbel", "gumbel_scale"), ("puct", "dirichlet_fraction")])
+def test_exploration_reaches_the_search(monkeypatch, search, noise):
+    given = []
+    model = tiny_model(tiny_envs(), search=search, search_kwargs={noise: 0.5})
+    found = policies.SEARCHES[search]
+    monkeypatch.setitem(
+        policies.SEARCHES, search, lambda *args, **kwargs: given.append(kwargs[noise]) or found(*args, **kwargs)
+    )
+    for exploration in (0.0, 0.5, 5.0):
+        model.policy.plan(th.zeros(1, 3), exploration=exploration)
+    assert given == [0.0, 0.25, 2.5 if search == "gumbel" else 1.0], "a share of noise is at most 1"
+
+
+def test_what_was_assigned_after_construction_is_used():
+    model = tiny_model(tiny_envs())
+    model.exploration, model.novelty_coef = 0.5, 0.1
+    model.learn(60)
+    assert model.exploration(1.0) == 0.5 and model.novelty_coef(1.0) == 0.1
+
+
+def test_train_passes_on_what_it_was_told(monkeypatch):
+    model = tiny_model(
+        tiny_envs(), n_steps=7, n_steps_half_life=50.0, tau=0.3, target_update_interval=2, novelty_coef=0.2,
+        replay_buffer_kwargs={"priority_exponent": 0.6},
+    ).learn(40)  # fmt: skip
+    buffer, calls = model.replay_buffer, []
+    for owner, name in ((buffer, "sample"), (buffer, "update_priorities"), (model.policy, "update_target")):
+        method = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *a, name=name, method=method, **k: calls.append((name, a, k)) or method(*a, **k)
+        )
+    model._current_progress_remaining = 0.25
+    model._n_updates = 0
+    model.train(gradient_steps=2, batch_size=8)
+    assert [name for name, *_ in calls] == ["sample", "update_priorities"] * 2 + ["update_target"]
+    settings = calls[0][2]
+    assert (settings["n_steps"], settings["n_steps_half_life"], settings["progress_remaining"]) == (7, 50.0, 0.25)
+    assert settings["novelty_coef"] == 0.2 and calls[-1][1] == (0.3,)
+    errors = calls[1][1][1]
+    assert errors.shape == (8,) and (errors >= 0).all() and errors.std() > 0
 
 
 def test_tau_moves_the_target_network_softly():

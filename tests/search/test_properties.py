@@ -487,3 +487,22 @@ def test_half_precision_and_gradients_are_accepted():
     latent = torch.randn(2, 4, requires_grad=True)
     output = gumbel_muzero_search(RootOutput(latent @ weight, latent.sum(dim=1), latent), step, 8)
     assert np.isfinite(output.value).all()
+
+
+def test_improved_value_is_the_policys_mean_of_what_was_visited():
+    model = bandit([0.5, 0.2, 0.1, 0.0], [0.0, 1.0, 3.0, 9.0])
+    root = model.root(START)
+    found = gumbel_muzero_search(
+        root,
+        model.step,
+        8,
+        gumbel_scale=0.0,
+        max_num_considered_actions=2,
+        invalid_actions=np.array([[0, 0, 0, 1]], bool),
+    )
+    visited = found.visit_counts[0] > 0
+    assert 0 < visited.sum() < 4
+    weights, qvalues = found.action_weights[0, visited], found.qvalues[0, visited]
+    assert found.improved_value[0] == pytest.approx((weights * qvalues).sum() / weights.sum(), rel=1e-5)
+    certain = found._replace(action_weights=np.where(visited, 0, 1 / (~visited).sum())[None].astype(np.float32))
+    assert certain.improved_value[0] == pytest.approx(qvalues.mean(), rel=1e-5), "no weight on any visited action"
