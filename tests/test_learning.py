@@ -7,6 +7,7 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_muzero import MuZero
 from sb3_muzero.loss import muzero_loss
@@ -186,7 +187,7 @@ def test_cartpole(seed):
 def test_cartpole_with_rewards_of_any_scale(scale):
     env = gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: reward * scale)
     model = MuZero("MlpPolicy", env, seed=0, device="cpu").learn(10_000)
-    assert evaluate_policy(model, gym.make("CartPole-v1"), 20)[0] >= 475
+    assert evaluate_policy(model, Monitor(gym.make("CartPole-v1")), 20)[0] >= 475
 
 
 @pytest.mark.slow
