@@ -161,7 +161,7 @@ class MuZeroPolicy(BasePolicy):
         self.search = search
         self.search_kwargs = search_kwargs or {}
         self._compiled_models: dict[str, CompiledModel] = {}
-        # Mean distance between values and their targets in recent batches, which priorities make larger than that of all data
+        # Mean distance between values and their targets in recent batches, with priorities' importance weights
         self.register_buffer("value_error", th.zeros(()))
         self._cuda_graphs = {"online": CudaGraphs(), "target": CudaGraphs()}
         self._build(lr_schedule)
