@@ -221,7 +221,10 @@ class MuZero(OffPolicyAlgorithm):
         if not 0 <= self.ent_coef < float("inf"):
             raise ValueError(f"`ent_coef` must be at least 0 and finite, got {self.ent_coef}")
         for name in ("exploration", "novelty_coef"):
-            if not 0 <= (first := FloatSchedule(getattr(self, name))(1.0)) < float("inf"):
+            given = getattr(self, name)
+            if not (callable(given) or isinstance(given, (int, float))):
+                raise ValueError(f"`{name}` must be a float or a function of the progress remaining, got {given!r}")
+            if not 0 <= (first := FloatSchedule(given)(1.0)) < float("inf"):
                 raise ValueError(f"`{name}` must be at least 0 and finite, got {first}")
         check_search_settings(self.search, self.num_simulations, self.search_kwargs)
         for name in ("gamma", "reanalyze_ratio"):

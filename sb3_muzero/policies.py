@@ -45,6 +45,8 @@ def check_search_settings(search: str, num_simulations: int, search_kwargs: dict
     """
     if search not in SEARCHES:
         raise ValueError(f"`search` must be one of {sorted(SEARCHES)}, got {search!r}")
+    if not isinstance(search_kwargs, (dict, type(None))):
+        raise ValueError(f"`search_kwargs` must be a dictionary, got {search_kwargs!r}")
     if num_simulations < 1:
         raise ValueError(f"`num_simulations` must be at least 1, got {num_simulations}")
     parameters = inspect.signature(SEARCHES[search]).parameters.values()
