@@ -440,10 +440,9 @@ class MuZero(OffPolicyAlgorithm):
             # Clip gradient norm
             grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             self.policy.optimizer.step()
-            value_error = (terms.value_errors * samples.weights).sum() / samples.weights.sum()  # as of uniform sampling
-            self.policy.value_error.lerp_(value_error, 1 / min(self._n_updates + 1, 100))
+            self.policy.value_error.lerp_(terms.value_errors.mean(), 1 / min(self._n_updates + 1, 100))
             self.replay_buffer.update_priorities(samples.starts, terms.value_errors.cpu().numpy())
-            scalars = [loss, *terms[:5], value_error, grad_norm, clipped, policy_age]
+            scalars = [loss, *terms[:5], terms.value_errors.mean(), grad_norm, clipped, policy_age]
             logs.append(th.stack([scalar.detach() for scalar in scalars]))
 
             # Increase update counter
