@@ -163,8 +163,8 @@ class MuZeroPolicy(BasePolicy):
         self.search = search
         self.search_kwargs = search_kwargs or {}
         self._compiled_models: dict[str, CompiledModel] = {}
-        # Mean distance between values and their targets in recent batches. Priorities make it larger than that of all data, and
-        # that is as well: with importance weights MiniGrid-DoorKey-5x5 took 38 k steps and more than 50 k, without 16 and 24 k
+        # Mean distance between values and their targets in recent batches. Priorities make it larger than that of all data,
+        # which is as well: with importance weights MiniGrid-DoorKey-5x5 took 38 k and over 50 k steps, without 16 and 24 k
         self.register_buffer("value_error", th.zeros(()))
         self._cuda_graphs = {"online": CudaGraphs(), "target": CudaGraphs()}
         self._build(lr_schedule)
