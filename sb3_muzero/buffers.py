@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_muzero.novelty import VisitCounts
+from sb3_muzero.observation_ring import ObservationRing, map_observations, read_ring
 from sb3_muzero.sum_tree import SumTree
 
 
@@ -20,7 +21,7 @@ class SequenceSamples(NamedTuple):
     ``lengths`` steps, and its last position is the state where it ends (episode end or newest data).
     K = ``unroll_steps``, n = ``n_steps``, h = the sequence's own horizon.
 
-    :param observations: At positions 0..K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]``
+    :param observations: At positions 0..K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]`` (a Dict of such)
     :param bootstrap_observations: At positions h..h+K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]``
     :param actions: Action indices of steps 0..K-1, uniformly random beyond the end, shape ``[K, B]``
     :param rewards: Of steps 0..K+n-1, zero beyond the end, shape ``[K + n, B]``
@@ -33,8 +34,8 @@ class SequenceSamples(NamedTuple):
     :param policy_stamps: What ``store_search`` was told with the policy at position 0, shape ``[B]``
     """
 
-    observations: th.Tensor
-    bootstrap_observations: th.Tensor
+    observations: PyTorchObs
+    bootstrap_observations: PyTorchObs
     actions: th.Tensor
     rewards: th.Tensor
     policies: th.Tensor
@@ -50,8 +51,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     """
     Ring of transitions, in SB3's layout, that also keeps the search's result for each decision.
 
-    Every observation is stored once, in its own dtype: the successor of a step is the next row's observation,
-    and only episode ends keep a final observation beside the ring. Termination and truncation stay apart.
+    Every observation is stored once, in its own dtype (``ObservationRing``). Termination and truncation stay apart.
     Arrays are allocated when the first transition arrives, and only filled rows are pickled.
 
     :param buffer_size: Number of transitions over all environments
@@ -68,17 +68,18 @@ class SequenceReplayBuffer(ReplayBuffer):
         (https://arxiv.org/abs/1511.05952); 0 for uniform sampling. With priorities ``recent_share`` is of no effect
     :param importance_exponent: Of the importance weights that correct for priorities, from 0 to 1; a float or a function of
         the progress remaining (from 1 to 0)
+    :param frame_stack: How many frames an observation of ``VecFrameStack`` consists of; each is stored once
     :raises ValueError: for an argument outside of its range
     """
 
     action_space: spaces.Discrete
+    observations: ObservationRing  # type: ignore[assignment]
 
     LEAST_ERROR = 1e-3  # that counts for a priority, as a share of the largest one so far
 
     LEAST_FOR_NOVELTY = 256  # transitions that tell how wide a region is
 
-    _RINGS = ("observations", "actions", "rewards", "policies", "root_values", "policy_stamps", "codes", "ends", "terminals",
-              "final_slots")  # fmt: skip
+    _RINGS = ("actions", "rewards", "policies", "root_values", "policy_stamps", "codes", "terminals")
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         recent_share: float = 0.75,
         priority_exponent: float = 0.0,
         importance_exponent: float | Schedule = 0.4,
+        frame_stack: int = 1,
     ) -> None:
         if not 0 < recent_share <= 1:
             raise ValueError(f"`recent_share` must be above 0 and at most 1, got {recent_share}")
@@ -101,11 +103,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.recent_share = recent_share
         self.priority_exponent = priority_exponent
         self.importance_exponent = FloatSchedule(importance_exponent)
-        # One row is all that the base class may allocate: ours come with the first transition
-        super().__init__(n_envs, observation_space, action_space, device, n_envs)
+        self.frame_stack = frame_stack
+        # Not those of ReplayBuffer, which allocates every observation twice
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
-        self.obs_shape = observation_space.shape  # type: ignore[assignment]  # () for Discrete, as in `predict`
-        del self.observations, self.next_observations, self.actions, self.rewards, self.dones, self.timeouts
         self.reset()
 
     def reset(self) -> None:
@@ -123,8 +124,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _allocate(self) -> None:
         shape = (self.buffer_size, self.n_envs)
-        dtype = self.observation_space.dtype
-        self.observations = np.zeros((*shape, *self.obs_shape), dtype=dtype)
+        self.observations = ObservationRing(self.observation_space, *shape, frame_stack=self.frame_stack)
         self.actions = np.zeros(shape, dtype=np.int64)
         self.rewards = np.zeros(shape, dtype=np.float32)
         self.policies = np.zeros((*shape, int(self.action_space.n)), dtype=np.float32)
@@ -132,14 +132,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.policy_stamps = np.zeros(shape, dtype=np.int64)
         self.codes = np.zeros(shape, dtype=np.int64)
         self.priorities = SumTree(self.buffer_size * self.n_envs) if self.priority_exponent > 0 else None
-        self.ends = np.zeros(shape, dtype=np.bool_)
         self.terminals = np.zeros(shape, dtype=np.bool_)
-        # Where an end's final observation lies in `final_observations`, -1 elsewhere
-        self.final_slots = np.full(shape, -1, dtype=np.int64)
-        self.final_observations = np.zeros((16, *self.obs_shape), dtype=dtype)
-        self._free_slots = list(range(16))
-        # The newest transitions' next observations, one per environment
-        self.newest_observations = np.zeros((self.n_envs, *self.obs_shape), dtype=dtype)
         self._allocated = True
 
     def store_search(self, policies: np.ndarray, root_values: np.ndarray, stamp: int) -> None:
@@ -182,8 +175,8 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def add(
         self,
-        obs: np.ndarray,
-        next_obs: np.ndarray,
+        obs: np.ndarray | dict[str, np.ndarray],
+        next_obs: np.ndarray | dict[str, np.ndarray],
         action: np.ndarray,
         reward: np.ndarray,
         done: np.ndarray,
@@ -201,15 +194,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         if not self._allocated:
             self._allocate()
-        shape = (self.n_envs, *self.obs_shape)
-        dtype = self.observation_space.dtype
-        obs, next_obs = np.asarray(obs, dtype).reshape(shape), np.asarray(next_obs, dtype).reshape(shape)
         row = self.pos
-        self._free_slots += self.final_slots[row, self.final_slots[row] >= 0].tolist()
-        self.final_slots[row], self.ends[row], self.terminals[row] = -1, False, False
-
-        self.observations[row] = obs
-        self.newest_observations[:] = next_obs
+        observations, successors = self.observations.rows(obs), self.observations.rows(next_obs)
+        self.observations.store(row, observations, successors)
+        if self.frame_stack > 1:
+            self._check_stacks(observations)
+        self.terminals[row] = False
         self.actions[row] = np.reshape(action, self.n_envs)
         self.rewards[row] = reward
         sizes = np.abs(reward[reward != 0])
@@ -219,34 +209,34 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.policies[row], self.root_values[row], self.policy_stamps[row] = search
         self._search = None
         if self._visits is not None:
-            self.codes[row] = self._visits.visit(next_obs)
+            self.codes[row] = self._visits.visit(successors)
         if self.priorities is not None:
             leaves = row * self.n_envs + np.arange(self.n_envs)
             self.priorities.update(leaves, np.full(self.n_envs, (self._largest_error or 1.0) ** self.priority_exponent))
         for env in np.flatnonzero(done).tolist():
-            truncated = infos[env].get("TimeLimit.truncated", False)
-            self._end_episode(row, env, next_obs[env], terminal=not truncated)
+            self.observations.end_episode(row, env)
+            self.terminals[row, env] = not infos[env].get("TimeLimit.truncated", False)
 
         self.pos = (row + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
+
+    def _check_stacks(self, observations: np.ndarray) -> None:
+        """:raises ValueError: if the newest row's observations are not what the newest frames make of them"""
+        rows, ages = np.full(self.n_envs, self.pos), np.full(self.n_envs, self.buffer_size - 1 if self.full else self.pos)
+        stacks = self.observations.at(np.zeros_like(rows), rows, ages, np.arange(self.n_envs))
+        if not np.array_equal(stacks, observations):
+            raise ValueError(
+                f"`frame_stack` must be how many frames an observation consists of along its first axis, the newest one last "
+                f"and zeros before an episode's first, as VecFrameStack has it; observations of shape {self.obs_shape} are "
+                f"no stacks of {self.frame_stack}. `replay_buffer_kwargs=dict(frame_stack=1)` stores them whole"
+            )
 
     def cut(self) -> None:
         """End all running episodes where they are, as truncated: the environments are about to be reset."""
         if self.size() > 0:
             newest = (self.pos - 1) % self.buffer_size
-            for env in np.flatnonzero(~self.ends[newest]).tolist():
-                self._end_episode(newest, env, self.newest_observations[env], terminal=False)
-
-    def _end_episode(self, row: int, env: int, final_observation: np.ndarray, terminal: bool) -> None:
-        if not self._free_slots:
-            used = len(self.final_observations)
-            self._free_slots = list(range(used, 2 * used))
-            self.final_observations = np.concatenate([self.final_observations, np.zeros_like(self.final_observations)])
-        slot = self._free_slots.pop()
-        self.final_observations[slot] = final_observation
-        self.final_slots[row, env] = slot
-        self.ends[row, env] = True
-        self.terminals[row, env] = terminal
+            for env in np.flatnonzero(~self.observations.ends[newest]).tolist():
+                self.observations.end_episode(newest, env)
 
     def sample(  # type: ignore[override]
         self,
@@ -285,6 +275,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             ages = (rows - self.pos) % self.buffer_size if self.full else rows
             weights = self.priorities[leaves] ** -self.importance_exponent(progress_remaining)
             weights /= weights.max()
+        if self.full:  # the frames before the oldest ones are gone
+            ages = np.maximum(ages, self.frame_stack - 1)
         horizons = n_steps * 0.5 ** ((size - 1 - ages) * self.n_envs / n_steps_half_life)
         return self.sequences(
             ages,
@@ -330,35 +322,37 @@ class SequenceReplayBuffer(ReplayBuffer):
         weights = np.ones(len(ages)) if weights is None else weights
         steps = np.arange(unroll_steps + n_steps)[:, None]
         # A sequence ends with its episode, or where the data end
-        ends = self._read(self.ends, starts + steps, envs) | (ages + steps >= self.size() - 1)
+        ends = read_ring(self.observations.ends, starts + steps, envs) | (ages + steps >= self.size() - 1)
         ends[-1] = True
         lengths = ends.argmax(axis=0) + 1
         inside = steps < lengths
 
         positions = steps[: unroll_steps + 1]
-        observations = self._observations_at(
+        observations = self.observations.at(
             np.minimum(
                 np.concatenate([np.broadcast_to(positions, (len(positions), len(ages))), positions + horizons]), lengths
             ),
             starts,
+            ages,
             envs,
         )
         actions = np.where(
             inside[:unroll_steps],
-            self._read(self.actions, starts + steps[:unroll_steps], envs),
+            read_ring(self.actions, starts + steps[:unroll_steps], envs),
             np.random.randint(0, int(self.action_space.n), size=(unroll_steps, len(ages))),
         )
-        rewards = self._normalize_reward(self._read(self.rewards, starts + steps, envs), env)
+        rewards = self._normalize_reward(read_ring(self.rewards, starts + steps, envs), env)
         if novelty_coef > 0 and self.size() * self.n_envs >= self.LEAST_FOR_NOVELTY:
             unit = self._normalize_reward(np.array(self._reward_size), env) if self._num_rewards > 0 else 1.0
             rewards = rewards + novelty_coef * unit * self._novelty(starts + steps, envs)
-        policies = self._read(self.policies, starts + positions, envs)
-        terminals = self._read(self.terminals, starts + lengths - 1, envs)
+        policies = read_ring(self.policies, starts + positions, envs)
+        terminals = read_ring(self.terminals, starts + lengths - 1, envs)
         # None of these arrays shares memory with the ring
-        both_observations = self.to_torch(self._normalize_obs(observations, env), copy=False)  # type: ignore[arg-type]
+        parts = self._normalize_obs(self.observations.parts(observations), env)
+        both_observations = map_observations(lambda part: self.to_torch(part, copy=False), parts)
         return SequenceSamples(
-            observations=both_observations[: unroll_steps + 1],
-            bootstrap_observations=both_observations[unroll_steps + 1 :],
+            observations=map_observations(lambda part: part[: unroll_steps + 1], both_observations),
+            bootstrap_observations=map_observations(lambda part: part[unroll_steps + 1 :], both_observations),
             actions=self.to_torch(actions, copy=False),
             rewards=self.to_torch((rewards * inside).astype(np.float32), copy=False),
             policies=self.to_torch(policies * inside[: unroll_steps + 1, :, None], copy=False),
@@ -367,54 +361,27 @@ class SequenceReplayBuffer(ReplayBuffer):
             horizons=self.to_torch(horizons, copy=False),
             weights=self.to_torch(weights.astype(np.float32), copy=False),
             starts=np.stack([starts % self.buffer_size, envs]),
-            policy_stamps=self._read(self.policy_stamps, starts, envs),
+            policy_stamps=read_ring(self.policy_stamps, starts, envs),
         )
 
     def _novelty(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """:return: How new the steps' successors are, shape of ``rows``"""
         if self._visits is None:  # the cells are made for what there is, which mostly is the warm-up
             self._visits = VisitCounts(self.observation_space)
-            self._visits.fit(self.observations[: self.size()].reshape(-1, *self.obs_shape))
             oldest, every_env = self.pos if self.full else 0, np.arange(self.n_envs)
-            for row in range(oldest, oldest + self.size()):
-                successors = self._observations_at(np.ones((1, self.n_envs), int), np.full(self.n_envs, row), every_env)
-                self.codes[row % self.buffer_size] = self._visits.visit(successors[0])
-        return self._visits.bonus(self._read(self.codes, rows, envs))
-
-    def _read(self, ring: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
-        """
-        What ``ring[rows % buffer_size, envs]`` is, in a fraction of the time.
-
-        :param ring: One of the rings
-        :param rows: Rows, before wrapping around, shape ``[..., B]``
-        :param envs: Environments, shape ``[B]``
-        :return: A copy, shape ``[..., B, *ring.shape[2:]]``
-        """
-        return ring.reshape(-1, *ring.shape[2:]).take(rows * self.n_envs + envs, axis=0, mode="wrap")
-
-    def _observations_at(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:
-        """
-        Observations after ``positions`` steps, none of them beyond the sequence's end.
-
-        :param positions: Shape ``[P, B]``
-        :param starts: Rows where the sequences start, before wrapping around, shape ``[B]``
-        :param envs: Their environments, shape ``[B]``
-        :return: Shape ``[P, B, *obs_shape]``
-        """
-        rows = starts + positions
-        observations = self._read(self.observations, rows, envs)
-        # The row after an episode's last step belongs to the next episode, the row after the newest one to nobody
-        slots = np.where(positions > 0, self._read(self.final_slots, rows - 1, envs), -1)
-        final = slots >= 0
-        observations[final] = self.final_observations[slots[final]]
-        newest = (positions > 0) & ~final & (rows % self.buffer_size == self.pos)
-        observations[newest] = self.newest_observations[np.broadcast_to(envs, rows.shape)[newest]]
-        return observations
+            ages, envs_of_ages = np.divmod(np.arange(self.size() * self.n_envs), self.n_envs)
+            self._visits.fit(self.observations.at(np.zeros_like(ages), oldest + ages, ages, envs_of_ages))
+            for age in range(self.size()):
+                every_age = np.full(self.n_envs, age)
+                successors = self.observations.at(np.ones_like(every_age), oldest + every_age, every_age, every_env)
+                self.codes[(oldest + age) % self.buffer_size] = self._visits.visit(successors)
+        return self._visits.bonus(read_ring(self.codes, rows, envs))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if self._allocated:
             state.update({name: getattr(self, name)[: self.size()] for name in self._RINGS})
+            state["observations"] = self.observations.resized(self.size())
             if self.priorities is not None:
                 state["priorities"] = self.priorities[np.arange(self.size() * self.n_envs)]
         return state
@@ -422,11 +389,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._allocated:
-            filled = {name: state[name] for name in self._RINGS}
-            kept = self.final_observations, self._free_slots, self.newest_observations
             self._allocate()
-            self.final_observations, self._free_slots, self.newest_observations = kept
-            for name, rows in filled.items():
-                getattr(self, name)[: len(rows)] = rows
+            self.observations = state["observations"].resized(self.buffer_size)
+            for name in self._RINGS:
+                getattr(self, name)[: len(state[name])] = state[name]
             if self.priorities is not None:
                 self.priorities.update(np.arange(len(state["priorities"])), state["priorities"])

@@ -18,14 +18,16 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
+from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.loss import muzero_loss
+from sb3_muzero.observation_ring import frames_in_observation, map_observations
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.search import SearchOutput, is_cached
 from sb3_muzero.targets import needs_bootstrap, unroll_targets
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
-OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 
 class MuZero(OffPolicyAlgorithm):
@@ -35,7 +37,7 @@ class MuZero(OffPolicyAlgorithm):
     Paper: https://arxiv.org/abs/1911.08265 (MuZero), https://openreview.net/forum?id=bERaNdoegnO (Gumbel MuZero, the default
     search), https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss)
 
-    :param policy: The policy model to use (MlpPolicy)
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ResNetPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function
         of the current progress remaining (from 1 to 0)
@@ -99,7 +101,12 @@ class MuZero(OffPolicyAlgorithm):
     :raises ValueError: for an argument or an observation space outside of what is allowed, which the message names
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "ResNetPolicy": ResNetPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
     policy: MuZeroPolicy
     replay_buffer: SequenceReplayBuffer
     action_space: spaces.Discrete
@@ -202,8 +209,7 @@ class MuZero(OffPolicyAlgorithm):
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
             raise ValueError(
-                f"Policy {policy_name} unknown: MuZero has {sorted(self.policy_aliases)} (no Dict observations and no "
-                "convolutions yet), or pass a MuZeroPolicy class"
+                f"Policy {policy_name} unknown: MuZero has {sorted(self.policy_aliases)}, or pass a MuZeroPolicy class"
             )
         return super()._get_policy_from_name(policy_name)
 
@@ -253,7 +259,7 @@ class MuZero(OffPolicyAlgorithm):
                 self.action_space,
                 device=self.device,
                 n_envs=self.n_envs,
-                **self.replay_buffer_kwargs,
+                **({"frame_stack": frames_in_observation(self.env)} | self.replay_buffer_kwargs),
             )
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
@@ -387,6 +393,10 @@ class MuZero(OffPolicyAlgorithm):
 
     def _check_finite(self, what: str, array: Any, env: int | None = None) -> None:
         """:raises ValueError: naming environment and step, before anything non-finite is stored or learned"""
+        if isinstance(array, dict):
+            for key, part in array.items():
+                self._check_finite(f"{what} {key!r}", part, env)
+            return
         array = np.asarray(array)
         # The model computes in float32, and variances are squares
         finite = np.abs(array, dtype=np.float64) <= 1e18 if array.dtype.kind == "f" else np.True_
@@ -418,7 +428,7 @@ class MuZero(OffPolicyAlgorithm):
                 novelty_coef=self.novelty_coef(self._current_progress_remaining),
                 progress_remaining=self._current_progress_remaining,
             )
-            self.policy.observe(samples.observations[0])
+            self.policy.observe(map_observations(lambda part: part[0], samples.observations))
             policy_age, fresh_values = self._reanalyze(samples)
             targets = unroll_targets(samples, self._bootstrap_values(samples), fresh_values, self.gamma)
             known_values = targets.values[targets.value_weights > 0]
@@ -461,7 +471,7 @@ class MuZero(OffPolicyAlgorithm):
         needed = needs_bootstrap(samples)
         values = th.zeros(needed.shape, device=self.device)
         values[needed] = self.policy.predict_values(
-            samples.bootstrap_observations[needed], self.policy.latent_model_target
+            map_observations(lambda part: part[needed], samples.bootstrap_observations), self.policy.latent_model_target
         ).squeeze(-1)
         return values
 
@@ -476,12 +486,14 @@ class MuZero(OffPolicyAlgorithm):
             ``[K + 1, B]``
         """
         batch_size = samples.starts.shape[1]
-        fresh_values = th.full((len(samples.observations), batch_size), th.nan, device=self.device)
+        fresh_values = th.full((len(samples.policies), batch_size), th.nan, device=self.device)
         count = round(self.reanalyze_ratio * batch_size)
         if count > 0:
             chosen = np.random.permutation(batch_size)[:count]
             model = self.policy.latent_model_target
-            search = self.policy.plan(samples.observations[0, chosen], deterministic=True, model=model)
+            observations = map_observations(lambda part: part[:, chosen], samples.observations)
+            roots = map_observations(lambda part: part[0], observations)
+            search = self.policy.plan(roots, deterministic=True, model=model)
             samples.policies[0, chosen] = th.as_tensor(search.action_weights, device=self.device)
             samples.policy_stamps[chosen] = self._n_updates
             self.replay_buffer.update_search(samples.starts[:, chosen], search.action_weights, search.value, self._n_updates)
@@ -490,7 +502,8 @@ class MuZero(OffPolicyAlgorithm):
             stale = chosen[is_stale]
             if len(stale) > 0:
                 fresh_values[0, stale] = th.as_tensor(search.improved_value[is_stale], device=self.device)
-                fresh_values[1:, stale] = self.policy.predict_values(samples.observations[1:, stale], model).squeeze(-1)
+                successors = map_observations(lambda part: part[1:, is_stale], observations)
+                fresh_values[1:, stale] = self.policy.predict_values(successors, model).squeeze(-1)
         searched = (samples.policies[0].sum(-1) > 0).numpy(force=True)
         age = np.mean(self._n_updates - samples.policy_stamps[searched]) if searched.any() else 0.0
         return th.tensor(age, dtype=th.float32, device=self.device), fresh_values

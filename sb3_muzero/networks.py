@@ -241,7 +241,7 @@ class LatentModel(nn.Module):
             if support.fits_itself and not isinstance(getattr(prediction, head, None), nn.Linear):
                 raise ValueError(f"A support that fits itself needs `{head}`, a torch.nn.Linear, on the prediction module")
 
-    def represent(self, preprocessed_obs: th.Tensor) -> th.Tensor:
+    def represent(self, preprocessed_obs: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
         """
         :param preprocessed_obs: Output of SB3's ``preprocess_obs``, shape ``[B, ...]``
         :return: Latents, shape ``[B, latent_dim]``

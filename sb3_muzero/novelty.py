@@ -4,6 +4,16 @@ import numpy as np
 from gymnasium import spaces
 
 
+def as_features(observations: np.ndarray) -> np.ndarray:
+    """
+    :param observations: Shape ``[N, *obs_shape]``, records for a Dict space
+    :return: All their numbers, shape ``[N, num_features]``
+    """
+    parts = [observations] if observations.dtype.names is None else [observations[name] for name in observations.dtype.names]
+    flat = [part.reshape(len(observations), -1) for part in parts]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+
+
 class VisitCounts:
     """
     Visit counts for count-based exploration (#Exploration, https://arxiv.org/abs/1611.04717). Integers are counted as they
@@ -20,8 +30,9 @@ class VisitCounts:
     def __init__(self, observation_space: spaces.Space, cell_width: float = 1.0, max_axes: int = 4) -> None:
         self.cell_width = cell_width
         constants = np.random.default_rng(0)  # of the hash, not of the agent
-        num_features = int(np.prod(observation_space.shape or ()))
-        self.is_real = observation_space.dtype is not None and observation_space.dtype.kind == "f"
+        parts = observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+        num_features = sum(int(np.prod(part.shape or ())) for part in parts)
+        self.is_real = any(part.dtype is not None and part.dtype.kind == "f" for part in parts)
         num_axes = min(num_features, max_axes) if self.is_real else num_features
         self._axes: np.ndarray | None = None
         if num_axes < num_features:
@@ -39,7 +50,7 @@ class VisitCounts:
         :param observations: Shape ``[N, *obs_shape]``
         """
         if self.is_real:
-            features = observations.reshape(len(observations), -1).astype(np.float64)
+            features = as_features(observations).astype(np.float64)
             self._mean = features.mean(axis=0)
             deviations = features.std(axis=0)
             # The unit of what does not vary yet is unknown: that of the environment will have to do
@@ -50,7 +61,7 @@ class VisitCounts:
         :param observations: Shape ``[N, *obs_shape]``
         :return: Their places in the table, shape ``[N]``
         """
-        cells = observations.reshape(len(observations), -1)
+        cells = as_features(observations)
         if self.is_real:
             cells = (cells - self._mean) * self._scale
             cells = np.floor(cells if self._axes is None else cells @ self._axes).clip(-(2.0**62), 2.0**62)

@@ -132,6 +132,8 @@ class MuZeroPolicy(BasePolicy):
         search_kwargs: dict[str, Any] | None = None,
     ) -> None:
         check_search_settings(search, num_simulations, search_kwargs)
+        if isinstance(observation_space, spaces.Dict) and features_extractor_class is FlattenExtractor:
+            raise ValueError("Dict observations need MultiInputPolicy, or a features extractor for them")
         if latent_norm not in LATENT_NORMS:
             raise ValueError(f"`latent_norm` must be one of {sorted(LATENT_NORMS)}, got {latent_norm!r}")
         if latent_dim < 1 or (latent_norm == "simnorm" and latent_dim % 8 != 0):
@@ -192,18 +194,27 @@ class MuZeroPolicy(BasePolicy):
         features_dim = features_extractor.features_dim
         has_units = isinstance(self.observation_space, spaces.Box) and not is_image_space(self.observation_space)
         has_units = has_units and self.features_extractor_class is FlattenExtractor
-        num_actions = int(self.action_space.n)
-        hidden = {"net_arch": self.net_arch, "activation_fn": self.activation_fn}
-        latent = {"latent_dim": self.latent_dim, "latent_norm": self.latent_norm, **hidden}
         return LatentModel(
             features_extractor,
             RunningNorm(features_dim) if self.norm_obs and has_units else nn.Identity(),
-            self.representation_class(features_dim=features_dim, **latent),
-            self.dynamics_class(num_actions=num_actions, **latent),
-            self.prediction_class(latent_dim=self.latent_dim, num_actions=num_actions, num_bins=self.num_bins, **hidden),
+            *self.make_networks(features_dim),
             CategoricalSupport(self.num_bins, self.value_support),
             CategoricalSupport(self.num_bins, self.reward_support),
         ).to(self.device)
+
+    def make_networks(self, features_dim: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """
+        :param features_dim: Size of the features extractor's output
+        :return: Representation, dynamics and prediction
+        """
+        num_actions = int(self.action_space.n)
+        hidden = {"net_arch": self.net_arch, "activation_fn": self.activation_fn}
+        latent = {"latent_dim": self.latent_dim, "latent_norm": self.latent_norm, **hidden}
+        return (
+            self.representation_class(features_dim=features_dim, **latent),
+            self.dynamics_class(num_actions=num_actions, **latent),
+            self.prediction_class(latent_dim=self.latent_dim, num_actions=num_actions, num_bins=self.num_bins, **hidden),
+        )
 
     @th.no_grad()
     def update_target(self, tau: float = 1.0) -> None:
@@ -238,25 +249,34 @@ class MuZeroPolicy(BasePolicy):
             for model in (self.latent_model, self.latent_model_target):
                 getattr(model, f"{name}_support").move(bounds, getattr(model.prediction, f"{name}_head"))
 
-    def represent(self, obs: th.Tensor, model: LatentModel | None = None) -> th.Tensor:
+    def represent(self, obs: PyTorchObs, model: LatentModel | None = None) -> th.Tensor:
         """
-        :param obs: Observations as stored, with any number of batch axes, shape ``[..., *obs_shape]``
+        :param obs: Observations as stored, with any number of batch axes, shape ``[..., *obs_shape]``, or a dictionary of such
         :param model: The online model by default
         :return: Latents, shape ``[..., latent_dim]``
         """
+        part: Any = obs
+        space: Any = self.observation_space
+        if isinstance(space, spaces.Dict):
+            key = next(iter(space))
+            part, space = part[key], space[key]
         latents = (model or self.latent_model).represent(self._preprocess(obs))
-        return latents.unflatten(0, obs.shape[: obs.dim() - len(self.observation_space.shape)])  # type: ignore[arg-type]
+        return latents.unflatten(0, part.shape[: part.dim() - len(space.shape)])
 
-    def _preprocess(self, obs: th.Tensor) -> th.Tensor:
+    def _preprocess(self, obs: PyTorchObs) -> PyTorchObs:
         """All batch axes in one, then SB3's preprocessing; discrete parts count from 0 there."""
-        space = self.observation_space
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: self._preprocess_part(obs[key], space) for key, space in self.observation_space.items()}  # type: ignore
+        return self._preprocess_part(obs, self.observation_space)  # type: ignore[arg-type]
+
+    def _preprocess_part(self, obs: th.Tensor, space: spaces.Space) -> th.Tensor:
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             obs = obs - th.as_tensor(space.start, device=obs.device)
         flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
         preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
         return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]
 
-    def observe(self, obs: th.Tensor) -> None:
+    def observe(self, obs: PyTorchObs) -> None:
         """
         Let running statistics of the model's input see a batch of training data.
 
@@ -265,7 +285,7 @@ class MuZeroPolicy(BasePolicy):
         if isinstance(self.latent_model.input_norm, RunningNorm):
             self.latent_model.input_norm.observe(self.latent_model.features_extractor(self._preprocess(obs)))
 
-    def predict_values(self, obs: th.Tensor, model: LatentModel | None = None) -> th.Tensor:
+    def predict_values(self, obs: PyTorchObs, model: LatentModel | None = None) -> th.Tensor:
         """
         Values that the prediction function gives, without search.
 
@@ -278,7 +298,7 @@ class MuZeroPolicy(BasePolicy):
         return model.value_support.expectation(value_logits).unsqueeze(-1)
 
     def plan(
-        self, obs: th.Tensor, deterministic: bool = False, exploration: float = 1.0, model: LatentModel | None = None
+        self, obs: PyTorchObs, deterministic: bool = False, exploration: float = 1.0, model: LatentModel | None = None
     ) -> SearchOutput:
         """
         Search from each observation, all in one batch.
@@ -332,7 +352,7 @@ class MuZeroPolicy(BasePolicy):
             return str(reason)
         return None
 
-    def _root_inference(self, obs: th.Tensor, model: LatentModel) -> tuple[RootOutput, RecurrentFn]:
+    def _root_inference(self, obs: PyTorchObs, model: LatentModel) -> tuple[RootOutput, RecurrentFn]:
         try:
             compiled = self.compiled_model(model)
         except NotCompilable:
@@ -368,13 +388,12 @@ class MuZeroPolicy(BasePolicy):
         return self._predict(obs, deterministic=deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> th.Tensor:
-        assert isinstance(observation, th.Tensor)
         actions = self.plan(observation, deterministic=deterministic).action
         return th.as_tensor(actions + self.action_space.start, device=self.device)
 
     def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
-        if not isinstance(observation, dict):
-            array = np.asarray(observation)
+        parts = observation.values() if isinstance(observation, dict) else [observation]
+        for array in map(np.asarray, parts):
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"Observations must be numbers, got an array of dtype {array.dtype}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -34,7 +34,7 @@ def needs_bootstrap(samples: SequenceSamples) -> th.Tensor:
     :param samples: The sequences
     :return: Boolean, shape ``[K + 1, B]``
     """
-    positions = th.arange(len(samples.bootstrap_observations), device=samples.lengths.device).unsqueeze(-1)
+    positions = th.arange(len(samples.policies), device=samples.lengths.device).unsqueeze(-1)
     return ~(samples.terminated & (positions + samples.horizons >= samples.lengths))
 
 

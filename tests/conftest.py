@@ -65,7 +65,7 @@ def tiny_envs(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
     return DummyVecEnv([lambda: TinyEnv(**kwargs) for _ in range(n_envs)])
 
 
-def tiny_model(env: Any = "CartPole-v1", **kwargs: Any) -> MuZero:
+def tiny_model(env: Any = "CartPole-v1", policy: Any = "MlpPolicy", **kwargs: Any) -> MuZero:
     """:return: A model that takes a fraction of a second to train for 60 steps"""
     budget: dict[str, Any] = {
         "num_simulations": 4,
@@ -75,7 +75,7 @@ def tiny_model(env: Any = "CartPole-v1", **kwargs: Any) -> MuZero:
         "seed": 0,
         "device": "cpu",
     }
-    return MuZero("MlpPolicy", env, **{**budget, **kwargs})
+    return MuZero(policy, env, **{**budget, **kwargs})
 
 
 def scramble(model: Any, seed: int = 0) -> Any:

@@ -153,9 +153,9 @@ def test_memory_is_allocated_lazily_and_observations_are_stored_once_in_their_dt
     obs = np.zeros((1, 84, 84), dtype=np.uint8)
     for _ in range(250):
         small.add(obs, obs, np.array([0]), np.array([0.0]), np.array([True]), [{}])
-    assert small.observations.dtype == np.uint8
-    assert len(small.final_observations) <= 256, "slots of overwritten episode ends are used again"
-    assert small.observations.nbytes == 100 * 84 * 84
+    assert small.observations.frames.dtype == np.uint8
+    assert len(small.observations.finals) <= 256, "slots of overwritten episode ends are used again"
+    assert small.observations.frames.nbytes == 100 * 84 * 84
 
 
 @pytest.mark.parametrize(

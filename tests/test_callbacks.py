@@ -224,6 +224,6 @@ def test_going_on_after_a_stop_midway_joins_no_episodes():
     model.learn(100, callback=lambda locals_, globals_: locals_["self"].num_timesteps < 15)
     model.learn(20, reset_num_timesteps=False)
     buffer = model.replay_buffer
-    starts = buffer.observations[:34, 0][np.r_[True, buffer.ends[:33, 0]]]
+    starts = buffer.observations.frames[:34, 0][np.r_[True, buffer.observations.ends[:33, 0]]]
     shown = [episode[0] for episode in env.shown]
     assert len(starts) == len(shown) - 1 and all(np.array_equal(a, b) for a, b in zip(starts, shown, strict=False))

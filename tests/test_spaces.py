@@ -67,7 +67,7 @@ def test_observation_spaces(name, terminates):
     assert sequences.terminated.tolist() == [terminates] * 4
     stored = sequences.observations.numpy().swapaxes(0, 1)
     np.testing.assert_array_equal(stored, np.stack(shown))
-    assert model.replay_buffer.observations.dtype == space.dtype
+    assert model.replay_buffer.observations.frames.dtype == space.dtype
 
     # Single and batched predictions
     observations = np.stack(env.shown[0])
@@ -133,7 +133,7 @@ def test_dict_observations_are_pointed_to_their_policy():
     env = TinyEnv(spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,))}))
     with pytest.raises(ValueError, match="MultiInputPolicy"):
         tiny_model(env)
-    with pytest.raises(ValueError, match="Box"):
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
         MuZero(MlpPolicy, env)
 
 

@@ -186,4 +186,4 @@ def test_observations_in_another_dtype_than_declared_stay_sequences():
     env = SubprocVecEnv([Float64Env], start_method="fork")
     model = tiny_model(env, learning_starts=200).learn(100)
     env.close()
-    assert model.replay_buffer.ends[:100].sum() == 10
+    assert model.replay_buffer.observations.ends[:100].sum() == 10

@@ -1,0 +1,136 @@
+"""Policies for images: a convolutional encoder before an MLP model, or a convolutional model."""
+
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_muzero.conv_networks import ConvDynamics, ConvPrediction, ConvRepresentation, GridCNN
+from sb3_muzero.policies import MuZeroPolicy
+
+SMALLEST_FOR_NATURE_CNN = 36  # pixels
+
+
+def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tuple[int, int, int]:
+    """
+    :param observation_space: Observation space
+    :param normalize_images: Whether the policy scales images: else any array of three axes may be one
+    :return: Shape of its images, channel first
+    :raises ValueError: if it is one of other than images
+    """
+    if not is_image_space(observation_space, normalized_image=not normalize_images) or len(observation_space.shape or ()) != 3:
+        raise ValueError(
+            f"`observation_space` must be images for a convolutional policy, uint8 from 0 to 255 with three axes (or a Box of "
+            f"three axes with `normalize_images=False`), got {observation_space}; MlpPolicy takes any Box"
+        )
+    channels, height, width = observation_space.shape  # type: ignore[misc]
+    return channels, height, width
+
+
+class CnnPolicy(MuZeroPolicy):
+    """
+    Policy class of MuZero for images. Convolutions encode the observation; what follows, and with it planning, is the MLP
+    model of ``MuZeroPolicy``, which on the CPU plans in compiled code.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param features_extractor_class: Features extractor to use, by default ``NatureCNN``, or ``GridCNN`` where a side
+        of the images has less than 36 pixels
+    :param kwargs: See ``MuZeroPolicy``
+    :raises ValueError: for an observation space of other than images
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        shape = image_shape(observation_space, kwargs.get("normalize_images", True))
+        if features_extractor_class is None:
+            features_extractor_class = NatureCNN if min(shape[1:]) >= SMALLEST_FOR_NATURE_CNN else GridCNN
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+class ResNetPolicy(MuZeroPolicy):
+    """
+    Policy class of MuZero for images with residual networks, whose latents are images too (MuZero, Appendix F; EfficientZero,
+    https://arxiv.org/abs/2111.00210, Appendix A). It plans in PyTorch and is made for a GPU.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param num_channels: Channels of the latent
+    :param num_blocks: Residual blocks of the dynamics, and at each size of the representation
+    :param net_arch: Hidden widths of the heads' trunk, ``[64]`` by default
+    :param latent_norm: Normalisation of latents: "simnorm", "minmax" or "none"
+    :param kwargs: See ``MuZeroPolicy``
+    :raises ValueError: for an observation space of other than images
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        *,
+        num_channels: int = 32,
+        num_blocks: int = 1,
+        latent_norm: str = "minmax",
+        **kwargs: Any,
+    ) -> None:
+        self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
+        self.num_channels = num_channels
+        self.num_blocks = num_blocks
+        super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, **kwargs)
+
+    def make_networks(self, features_dim: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        body: dict[str, Any] = {
+            "num_blocks": self.num_blocks,
+            "activation_fn": self.activation_fn,
+            "latent_norm": self.latent_norm,
+        }
+        representation = ConvRepresentation(self.image_shape, self.num_channels, **body)
+        shape, num_actions = representation.latent_shape, int(self.action_space.n)
+        return (
+            representation,
+            ConvDynamics(shape, num_actions, **body),
+            ConvPrediction(shape, num_actions, self.num_bins, self.net_arch, self.activation_fn),
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"num_channels": self.num_channels, "num_blocks": self.num_blocks}
+
+
+class MultiInputPolicy(MuZeroPolicy):
+    """
+    Policy class of MuZero for Dict observations.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param features_extractor_class: Features extractor to use, which makes one vector of all parts
+    :param kwargs: See ``MuZeroPolicy``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )

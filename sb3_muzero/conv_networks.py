@@ -1,0 +1,163 @@
+"""Convolutional networks: an encoder for small images, and a latent model whose latents are images themselves."""
+
+import math
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_muzero.networks import LATENT_NORMS, Prediction, PredictionOutput
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+class GridCNN(BaseFeaturesExtractor):
+    """
+    One layer of 3x3 convolutions, for images that SB3's ``NatureCNN`` is too coarse for (https://arxiv.org/abs/1903.03176,
+    Section 4, MinAtar's DQN).
+
+    :param observation_space: Images, channel first
+    :param num_channels: Channels of the layer
+    :param normalized_image: Accepted for SB3's calling convention: the policy scales images
+    """
+
+    def __init__(self, observation_space: spaces.Box, num_channels: int = 16, normalized_image: bool = False) -> None:
+        channels, height, width = observation_space.shape
+        super().__init__(observation_space, num_channels * height * width)
+        self.layers = nn.Sequential(nn.Conv2d(channels, num_channels, 3, padding=1), nn.ReLU(), nn.Flatten())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layers(observations)
+
+
+def normed_conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
+    """
+    A 3x3 convolution, normalised over each image alone: alike in planning and in training, which batch statistics are not.
+
+    :param in_channels: Channels of the input
+    :param out_channels: Channels of the output
+    :param stride: 2 halves the image, rounding up
+    :return: Modules, for ``nn.Sequential``
+    """
+    return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False), nn.GroupNorm(1, out_channels)]
+
+
+class ResidualBlock(nn.Module):
+    """
+    Two convolutions beside a skip connection (https://arxiv.org/abs/1512.03385).
+
+    :param num_channels: Channels of input and output
+    :param activation_fn: Activation
+    """
+
+    def __init__(self, num_channels: int, activation_fn: type[nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *normed_conv(num_channels, num_channels), activation_fn(), *normed_conv(num_channels, num_channels)
+        )
+        self.activation = activation_fn()
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        return self.activation(images + self.body(images))
+
+
+class ConvRepresentation(nn.Sequential):
+    """
+    h: flattened images ``[B, C * H * W]`` -> flattened latents ``[B, latent_dim]``, which are images of ``latent_shape``.
+    Halves the image until it is no larger than 10x10: 96 and 84 pixels to 6 as EfficientZero's (Appendix A), 10 not at all.
+
+    :param image_shape: Shape of the images, channel first
+    :param num_channels: Channels of the latent
+    :param num_blocks: Residual blocks at each size
+    :param activation_fn: Activation
+    :param latent_norm: Normalisation of the latent, a key of ``LATENT_NORMS``
+    """
+
+    LARGEST = 10
+
+    def __init__(
+        self, image_shape: Shape, num_channels: int, num_blocks: int, activation_fn: type[nn.Module], latent_norm: str
+    ) -> None:
+        channels, height, width = image_shape
+        layers: list[nn.Module] = [nn.Unflatten(-1, image_shape)]
+        while True:
+            stride = 2 if max(height, width) > self.LARGEST else 1
+            height, width = math.ceil(height / stride), math.ceil(width / stride)
+            layers += [*normed_conv(channels, num_channels, stride), activation_fn()]
+            layers += [ResidualBlock(num_channels, activation_fn) for _ in range(num_blocks)]
+            channels = num_channels
+            if max(height, width) <= self.LARGEST:
+                break
+        self.latent_shape = (channels, height, width)
+        super().__init__(*layers, nn.Flatten(), LATENT_NORMS[latent_norm]())
+
+
+class ConvDynamics(nn.Module):
+    """
+    g: flattened latents and action indices ``[B]`` -> next flattened latents. The action enters as a plane of ones among
+    planes of zeros (MuZero, Appendix F).
+
+    :param latent_shape: Shape of a latent
+    :param num_actions: Number of actions
+    :param num_blocks: Residual blocks
+    :param activation_fn: Activation
+    :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
+    """
+
+    one_hot: th.Tensor
+
+    def __init__(
+        self, latent_shape: Shape, num_actions: int, num_blocks: int, activation_fn: type[nn.Module], latent_norm: str
+    ) -> None:
+        super().__init__()
+        self.latent_shape = latent_shape
+        channels = latent_shape[0]
+        self.step = nn.Sequential(*normed_conv(channels + num_actions, channels))
+        self.blocks = nn.Sequential(
+            activation_fn(), *(ResidualBlock(channels, activation_fn) for _ in range(num_blocks)), nn.Flatten()
+        )
+        self.norm = LATENT_NORMS[latent_norm]()
+        self.register_buffer("one_hot", th.eye(num_actions), persistent=False)
+
+    def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
+        images = latent.unflatten(-1, self.latent_shape)
+        planes = self.one_hot.index_select(0, action)[..., None, None].expand(-1, -1, *self.latent_shape[1:])
+        return self.norm(self.blocks(images + self.step(th.cat([images, planes], dim=1))))
+
+
+class ConvPrediction(Prediction):
+    """
+    f: flattened latents ``[..., latent_dim]`` -> policy, value and reward, by a ``Prediction`` behind a convolution of one
+    pixel that leaves it fewer channels (EfficientZero, Appendix A).
+
+    :param latent_shape: Shape of a latent
+    :param num_actions: Number of actions
+    :param num_bins: Bins of the value and of the reward support
+    :param net_arch: Hidden widths of the trunk that the heads share
+    :param activation_fn: Activation of the hidden layers
+    :param num_channels: Channels that are left
+    """
+
+    def __init__(
+        self,
+        latent_shape: Shape,
+        num_actions: int,
+        num_bins: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        num_channels: int = 16,
+    ) -> None:
+        channels, height, width = latent_shape
+        super().__init__(num_channels * height * width, num_actions, num_bins, net_arch, activation_fn)
+        reduce = nn.Sequential(
+            nn.Unflatten(-1, latent_shape),
+            nn.Conv2d(channels, num_channels, 1),
+            nn.GroupNorm(1, num_channels),
+            activation_fn(),
+        )
+        self.trunk = nn.Sequential(reduce, nn.Flatten(), *self.trunk)
+
+    def forward(self, latent: th.Tensor) -> PredictionOutput:
+        predicted = super().forward(latent.flatten(0, -2))
+        return PredictionOutput(*(logits.unflatten(0, latent.shape[:-1]) for logits in predicted))

@@ -1,0 +1,189 @@
+"""Observations of a [time, env] ring, each stored once: of Dict observations a record, of stacked frames the newest."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_wrapper
+
+
+def map_observations(function: Callable[..., Any], observations: Any) -> Any:
+    """
+    :param function: Of one array or tensor
+    :param observations: One, or a dictionary of several (of a Dict space)
+    :return: What it makes of each
+    """
+    if isinstance(observations, dict):
+        return {key: function(part) for key, part in observations.items()}
+    return function(observations)
+
+
+def stored_dtype(space: spaces.Space) -> np.dtype:
+    """
+    :param space: Observation space
+    :return: Its dtype; a record of all parts for a Dict space
+    """
+    if isinstance(space, spaces.Dict):
+        return np.dtype([(key, stored_dtype(part), part.shape or ()) for key, part in space.items()])
+    assert space.dtype is not None
+    return space.dtype
+
+
+def frames_in_observation(env: VecEnv | None) -> int:
+    """
+    :param env: Training environments
+    :return: How many frames each observation consists of along its first axis: those of a ``VecFrameStack``, else 1
+    """
+    stacking = None if env is None else unwrap_vec_wrapper(env, VecFrameStack)
+    if env is None or stacking is None or not isinstance(env.observation_space, spaces.Box):
+        return 1
+    # Vectors are stacked along their only axis, images along that of the channels, which VecTransposeImage moves to the front
+    is_image = is_image_space(env.observation_space) and is_image_space_channels_first(env.observation_space)
+    return stacking.stacked_obs.n_stack if len(env.observation_space.shape) == 1 or is_image else 1
+
+
+def read_ring(ring: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+    """
+    What ``ring[rows % len(ring), envs]`` is, in a fraction of the time.
+
+    :param ring: Anything per row and environment, shape ``[num_rows, n_envs, ...]``
+    :param rows: Rows, before wrapping around, shape ``[..., B]``
+    :param envs: Environments, shape ``[B]``
+    :return: A copy, shape ``[..., B, *ring.shape[2:]]``
+    """
+    return ring.reshape(-1, *ring.shape[2:]).take(rows * ring.shape[1] + envs, axis=0, mode="wrap")
+
+
+class ObservationRing:
+    """
+    Observations of a ring of transitions. The successor of a step is the next row's observation, and only episode ends keep a
+    final observation beside the ring.
+
+    :param observation_space: Observation space
+    :param num_rows: Rows of the ring
+    :param n_envs: Number of parallel environments
+    :param frame_stack: How many frames an observation consists of, along its first axis, the newest one last: only that is
+        stored. The frames before an episode's first are zeros, as ``VecFrameStack`` has it
+    """
+
+    def __init__(self, observation_space: spaces.Space, num_rows: int, n_envs: int, frame_stack: int = 1) -> None:
+        self.frame_stack = frame_stack
+        self.shape = () if isinstance(observation_space, spaces.Dict) else tuple(observation_space.shape or ())
+        dtype = stored_dtype(observation_space)
+        frame = (self.shape[0] // frame_stack, *self.shape[1:]) if frame_stack > 1 else self.shape
+        self.frames = np.zeros((num_rows, n_envs, *frame), dtype=dtype)
+        self.ends = np.zeros((num_rows, n_envs), dtype=np.bool_)
+        # Where an end's final observation lies in `finals`, -1 elsewhere
+        self.slots = np.full((num_rows, n_envs), -1, dtype=np.int64)
+        self.finals = np.zeros((16, *frame), dtype=dtype)
+        self._free_slots = list(range(16))
+        # The newest transitions' next observations, one per environment
+        self.newest = np.zeros((n_envs, *frame), dtype=dtype)
+        self.next_row = 0
+
+    def rows(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """
+        :param observations: As environments give them, shape ``[..., *obs_shape]``
+        :return: As they are stored, stacks whole, shape ``[N, *obs_shape]``
+        """
+        if isinstance(observations, dict):
+            parts = {key: np.asarray(part) for key, part in observations.items()}
+            rows: Any = np.zeros(len(next(iter(parts.values()))), self.frames.dtype)
+            for key, part in parts.items():
+                rows[key] = part.reshape(rows[key].shape)
+            return rows
+        return np.asarray(observations, self.frames.dtype).reshape(-1, *self.shape)
+
+    def parts(self, rows: np.ndarray) -> Any:
+        """
+        :param rows: Observations as ``rows`` makes them, any leading shape
+        :return: A dictionary of arrays for a Dict space, what was given otherwise
+        """
+        names = rows.dtype.names
+        return rows if names is None else {name: np.ascontiguousarray(rows[name]) for name in names}
+
+    def newest_frames(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: Shape ``[..., *obs_shape]``
+        :return: What of them is stored
+        """
+        if self.frame_stack == 1:
+            return rows
+        return rows[(..., slice(-self.frames.shape[2], None), *[slice(None)] * (len(self.shape) - 1))]
+
+    def store(self, row: int, observations: np.ndarray, successors: np.ndarray) -> None:
+        """
+        :param row: Row, which is the oldest one if it is in use
+        :param observations: Observations, as ``rows`` makes them, shape ``[n_envs, *obs_shape]``
+        :param successors: Those after the step, shape ``[n_envs, *obs_shape]``
+        """
+        self._free_slots += self.slots[row, self.slots[row] >= 0].tolist()
+        self.slots[row], self.ends[row] = -1, False
+        self.frames[row] = self.newest_frames(observations)
+        self.newest[:] = self.newest_frames(successors)
+        self.next_row = (row + 1) % len(self.frames)
+
+    def end_episode(self, row: int, env: int) -> None:
+        """
+        Keep the newest observation as final.
+
+        :param row: Row of an episode's last step, the newest one
+        :param env: Its environment
+        """
+        if not self._free_slots:
+            used = len(self.finals)
+            self._free_slots = list(range(used, 2 * used))
+            self.finals = np.concatenate([self.finals, np.zeros_like(self.finals)])
+        slot = self._free_slots.pop()
+        self.finals[slot] = self.newest[env]
+        self.slots[row, env] = slot
+        self.ends[row, env] = True
+
+    def resized(self, num_rows: int) -> "ObservationRing":
+        """
+        :param num_rows: Another number of rows
+        :return: The same with the first of its rows, or with empty ones behind them
+        """
+        other = copy.copy(self)
+        for name in ("frames", "ends", "slots"):
+            ring = getattr(self, name)[:num_rows]
+            rows = np.zeros((num_rows, *ring.shape[1:]), ring.dtype)  # memory that is not touched is not used
+            if name == "slots":
+                rows[len(ring) :] = -1
+            rows[: len(ring)] = ring
+            setattr(other, name, rows)
+        return other
+
+    def at(self, positions: np.ndarray, starts: np.ndarray, ages: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        Observations after ``positions`` steps, none of them beyond the sequence's end.
+
+        :param positions: Shape ``[..., B]``
+        :param starts: Rows where the sequences start, before wrapping around, shape ``[B]``
+        :param ages: The same, counted from the oldest row, shape ``[B]``
+        :param envs: Their environments, shape ``[B]``
+        :return: Shape ``[..., B, *obs_shape]``
+        """
+        rows = starts + positions
+        frames = read_ring(self.frames, rows, envs)
+        # The row after an episode's last step belongs to the next episode, the row after the newest one to nobody
+        slots = np.where(positions > 0, read_ring(self.slots, rows - 1, envs), -1)
+        final = slots >= 0
+        frames[final] = self.finals[slots[final]]
+        newest = (positions > 0) & ~final & (rows % len(self.frames) == self.next_row)
+        frames[newest] = self.newest[np.broadcast_to(envs, rows.shape)[newest]]
+        if self.frame_stack == 1:
+            return frames
+
+        stack = [frames]
+        same_episode = np.ones_like(final)
+        for back in range(1, self.frame_stack):
+            # A final observation comes after its episode's last step, any other one before a step of its episode
+            ended = read_ring(self.ends, rows - back, envs) & ~(final & (back == 1))
+            same_episode = same_episode & ~ended & (ages + positions >= back)
+            stack.insert(0, read_ring(self.frames, rows - back, envs))
+            stack[0][~same_episode] = 0
+        return np.concatenate(stack, axis=rows.ndim)

@@ -1,0 +1,94 @@
+"""Dict observations: stored as they come, seen by the policy in all their parts, and learned from."""
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import TinyEnv, scramble, tiny_envs, tiny_model
+from gymnasium import spaces
+from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_muzero import MuZero
+
+PARTS = spaces.Dict(
+    {
+        "vector": spaces.Box(-1, 1, (3,), np.float32),
+        "matrix": spaces.Box(-1, 1, (2, 2), np.float64),
+        "image": spaces.Box(0, 255, (3, 40, 40), np.uint8),
+        "discrete": spaces.Discrete(4, start=2),
+        "several": spaces.MultiDiscrete([3, 2]),
+        "bits": spaces.MultiBinary(4),
+    }
+)
+
+
+def shown(env: TinyEnv, episode: int, key: str) -> np.ndarray:
+    return np.stack([observation[key] for observation in env.shown[episode][:11]])
+
+
+@pytest.mark.parametrize("terminates", [False, True])
+def test_the_buffer_keeps_every_part_as_it_came(terminates):
+    env = TinyEnv(PARTS, terminates=terminates)
+    model = tiny_model(env, policy="MultiInputPolicy").learn(48)
+    sequences = model.replay_buffer.sequences(np.arange(4) * 10, np.zeros(4, int), 10, 1)
+    assert sequences.lengths.tolist() == [10] * 4 and sequences.terminated.tolist() == [terminates] * 4
+    for key in PARTS:
+        for episode in range(4):
+            np.testing.assert_array_equal(sequences.observations[key][:, episode], shown(env, episode, key))
+        assert model.replay_buffer.observations.frames[key].dtype == PARTS[key].dtype
+
+
+@pytest.mark.parametrize("key", list(PARTS))
+def test_the_policy_sees_every_part(key):
+    # Random convolutions drown out what is beside them
+    parts = spaces.Dict({name: part for name, part in PARTS.items() if name != "image" or key == "image"})
+    model = scramble(tiny_model(TinyEnv(parts), policy="MultiInputPolicy").learn(32))
+    one = {name: np.stack([part.sample()] * 20) for name, part in parts.items()}
+    several = one | {key: np.stack([PARTS[key].sample() for _ in range(20)])}
+    values = [
+        model.policy.predict_values({name: th.as_tensor(part) for name, part in obs.items()}).detach().numpy().ravel()
+        for obs in (one, several)
+    ]
+    assert np.ptp(values[0]) < 1e-4 < np.ptp(values[1])
+
+
+def test_predictions_alone_and_in_a_batch():
+    env = TinyEnv(PARTS)
+    model = tiny_model(env, policy="MultiInputPolicy").learn(32)
+    batch = {key: shown(env, 0, key) for key in PARTS}
+    actions, _ = model.predict(batch, deterministic=True)
+    alone, _ = model.predict({key: part[0] for key, part in batch.items()}, deterministic=True)
+    assert actions.shape == (11,) and alone.shape == () and alone == actions[0]
+
+
+def test_observations_that_are_not_finite_are_refused_by_the_name_of_their_part():
+    class Broken(TinyEnv):
+        def _show(self):
+            observation = super()._show()
+            return observation | {"matrix": observation["matrix"] * (np.nan if self.steps == 7 else 1)}
+
+    with pytest.raises(ValueError, match=r"'matrix'.*step"):
+        tiny_model(Broken(PARTS), policy="MultiInputPolicy").learn(48)
+
+
+@pytest.mark.parametrize("novelty_coef", [0.0, 0.5])
+def test_with_everything_else(tmp_path, novelty_coef):
+    vectors = spaces.Dict({key: PARTS[key] for key in ("vector", "discrete")})
+    env = VecNormalize(tiny_envs(2, observation_space=vectors), norm_obs_keys=["vector"])
+    settings = dict(reanalyze_ratio=1.0, n_steps=1, replay_buffer_kwargs=dict(priority_exponent=0.6))
+    model = tiny_model(env, policy="MultiInputPolicy", novelty_coef=novelty_coef, **settings).learn(600)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = MuZero.load(tmp_path / "model", env=env)
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    np.testing.assert_array_equal(loaded.replay_buffer.observations.frames, model.replay_buffer.observations.frames)
+    updates = loaded._n_updates
+    loaded.learn(100, reset_num_timesteps=False)
+    assert loaded._n_updates > updates > 0
+
+
+@pytest.mark.slow
+def test_the_grid_of_sb3_is_solved():
+    model = MuZero("MultiInputPolicy", SimpleMultiObsEnv(random_start=False), seed=0, device="cpu").learn(6_000)
+    assert evaluate_policy(model, model.get_env(), n_eval_episodes=5)[0] >= 0

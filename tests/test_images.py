@@ -1,0 +1,168 @@
+"""Images: convolutional policies see and learn them, and frames of a stack are stored once."""
+
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from conftest import TinyEnv, scramble, tiny_envs, tiny_model
+from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+
+from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
+from sb3_muzero.policies import MuZeroPolicy
+
+POLICIES: dict[str, type[MuZeroPolicy]] = {"CnnPolicy": CnnPolicy, "ResNetPolicy": ResNetPolicy}
+SMALL = spaces.Box(0, 255, (2, 10, 10), np.uint8)
+LARGE = spaces.Box(0, 255, (1, 84, 84), np.uint8)
+
+
+class Spotted(gym.Env):
+    """A bright pixel somewhere on the left or on the right; the action that names its side is rewarded."""
+
+    observation_space = spaces.Box(0, 255, (1, 10, 10), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def _show(self):
+        image = np.zeros(self.observation_space.shape, np.uint8)
+        row, column = self.np_random.integers(10, size=2)
+        image[0, row, column] = 255
+        self.side = int(column >= 5)
+        return image
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = float(action == self.side)
+        return self._show(), reward, self.steps == 20, False, {}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("space", [SMALL, LARGE, spaces.Box(0, 255, (40, 36, 3), np.uint8)], ids=["small", "large", "last"])
+def test_training_saving_and_predicting(tmp_path, policy, space):
+    env = TinyEnv(space)
+    model = scramble(tiny_model(env, policy=policy, reanalyze_ratio=0.5).learn(40))
+    assert model.replay_buffer.observations.frames.dtype == np.uint8
+    observations = np.stack(env.shown[0])
+    expected = model.predict(observations, deterministic=True)[0]
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy")
+    for loaded in (MuZero.load(tmp_path / "model"), POLICIES[policy].load(tmp_path / "policy")):
+        np.testing.assert_array_equal(loaded.predict(observations, deterministic=True)[0], expected)
+    assert model.predict(observations[0], deterministic=True)[0] == expected[0]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_convolutional_model_sees_each_pixel_and_steps_by_the_action(policy):
+    model = scramble(tiny_model(TinyEnv(SMALL), policy=policy, policy_kwargs=dict(latent_norm="none"))).policy
+    image = th.randint(255, SMALL.shape, dtype=th.uint8)
+    images = image.repeat(200, 1, 1, 1)
+    images.view(200, -1)[range(200), range(200)] ^= 255
+    with th.no_grad():
+        changes = (model.represent(images) - model.represent(image[None])).abs().amax(-1)
+        assert (changes > 1e-6).all()
+        latents = model.represent(image[None]).repeat(3, 1)
+        successors = model.latent_model.dynamics(latents, th.arange(3))
+    assert successors.shape == latents.shape
+    assert th.pdist(successors).min() > 1e-3
+
+
+def test_heads_take_any_number_of_batch_axes():
+    policy = scramble(tiny_model(TinyEnv(SMALL), policy="ResNetPolicy")).policy
+    latents = policy.represent(th.randint(255, (6, *SMALL.shape), dtype=th.uint8))
+    flat, square = policy.latent_model.prediction(latents), policy.latent_model.prediction(latents.unflatten(0, (2, 3)))
+    for a, b in zip(flat, square, strict=True):
+        th.testing.assert_close(a.unflatten(0, (2, 3)), b)
+
+
+def test_flat_latents_of_images_are_planned_with_in_compiled_code():
+    assert tiny_model(TinyEnv(LARGE), policy="CnnPolicy").policy.uncompiled_reason is None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_no_image_is_refused_by_name(policy):
+    with pytest.raises(ValueError, match="`observation_space` must be images"):
+        tiny_model("CartPole-v1", policy=policy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_spot_is_learned_to_be_seen(policy):
+    model = MuZero(policy, Spotted(), seed=0, device="cpu", n_steps=5, num_simulations=4).learn(3_000)
+    assert evaluate_policy(model, model.get_env(), n_eval_episodes=10)[0] >= 19
+
+
+def stacked(space: spaces.Box, n_envs: int = 2, length: int = 7, **kwargs) -> VecEnv:
+    return VecFrameStack(tiny_envs(n_envs, observation_space=space, length=length, **kwargs), n_stack=4)
+
+
+FRAMES = {
+    "channel first": spaces.Box(0, 255, (1, 84, 84), np.uint8),
+    "channel last": spaces.Box(0, 255, (84, 84, 1), np.uint8),
+    "colours": spaces.Box(0, 255, (48, 40, 3), np.uint8),
+    "vectors": spaces.Box(-1, 1, (3,), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("terminates", [False, True])
+@pytest.mark.parametrize("buffer_size", [1_000, 60])
+def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, terminates, buffer_size):
+    space = FRAMES[name]
+    model = tiny_model(stacked(space, terminates=terminates), buffer_size=buffer_size, learning_starts=1_000)
+    whole, buffer = [], model.replay_buffer
+    original = buffer.add
+    buffer.add = lambda obs, next_obs, *rest: (whole.append((obs.copy(), next_obs.copy())), original(obs, next_obs, *rest))
+    model.learn(160)
+    del buffer.add
+
+    frame_bytes = int(np.prod(space.shape)) * space.dtype.itemsize
+    assert buffer.observations.frames.nbytes == buffer_size * frame_bytes
+
+    buffer = pickle.loads(pickle.dumps(buffer))
+    oldest = len(whole) - buffer.size()
+    first = 3 if buffer.full else 0  # the frames before are gone
+    for env in range(2):
+        ages = np.arange(first, buffer.size())
+        sequences = buffer.sequences(ages, np.full_like(ages, env), 2, 1)
+        for i, age in enumerate(ages):
+            expected = whole[oldest + age][0][env]
+            np.testing.assert_array_equal(sequences.observations[0, i], expected)
+            np.testing.assert_array_equal(sequences.observations[1, i], whole[oldest + age][1][env])
+    starts = buffer.sample(2_000, unroll_steps=1, n_steps=1).starts[0]
+    assert not buffer.full or not np.isin(starts, (buffer.pos + np.arange(3)) % buffer.buffer_size).any()
+
+
+def test_stacks_are_joined_over_saved_and_continued_training(tmp_path):
+    env = stacked(LARGE)
+    model = tiny_model(env, policy="CnnPolicy").learn(80)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = MuZero.load(tmp_path / "model", env=stacked(LARGE))
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.learn(80, reset_num_timesteps=False)  # each step is checked
+    assert loaded.replay_buffer.size() == 80
+
+
+def test_stacks_of_another_kind_are_refused():
+    class Reversed(VecTransposeImage):
+        def transpose_observations(self, observations):
+            return super().transpose_observations(observations)[:, ::-1].copy()
+
+    env = Reversed(stacked(FRAMES["channel last"]))
+    with pytest.raises(ValueError, match="frame_stack"):
+        tiny_model(env).learn(40)
+    tiny_model(env, replay_buffer_kwargs=dict(frame_stack=1)).learn(40)
+
+
+def test_stacks_of_boxes_that_are_no_images_are_stored_whole():
+    space = spaces.Box(-1, 1, (2, 3), np.float32)
+    model = tiny_model(VecFrameStack(DummyVecEnv([lambda: TinyEnv(space)]), 4)).learn(40)
+    assert model.replay_buffer.frame_stack == 1
+    assert model.replay_buffer.observations.frames.shape[2:] == (2, 12)
