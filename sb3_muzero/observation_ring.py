@@ -112,7 +112,8 @@ class ObservationRing:
         """
         if self.frame_stack == 1:
             return rows
-        return rows[(..., slice(-self.frames.shape[2], None), *[slice(None)] * (len(self.shape) - 1))]
+        index: Any = (..., slice(-self.frames.shape[2], None), *[slice(None)] * (len(self.shape) - 1))
+        return rows[index]
 
     def store(self, row: int, observations: np.ndarray, successors: np.ndarray) -> None:
         """
