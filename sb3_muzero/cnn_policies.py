@@ -8,6 +8,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_muzero.augmentation import ImageAugmentation
 from sb3_muzero.conv_networks import ConvDynamics, ConvPrediction, ConvRepresentation, GridCNN
 from sb3_muzero.policies import MuZeroPolicy
 
@@ -30,7 +31,41 @@ def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tupl
     return channels, height, width
 
 
-class CnnPolicy(MuZeroPolicy):
+class ImagePolicy(MuZeroPolicy):
+    """
+    What policies for images have in common.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param random_shift: Largest shift of the images that the loss sees, in pixels; by default one in 20 of their shorter side
+    :param random_intensity: Standard deviation of the factor around 1 that they are multiplied by
+    :param kwargs: See ``MuZeroPolicy``
+    :raises ValueError: for an observation space of other than images
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        *,
+        random_shift: int | None = None,
+        random_intensity: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        self.random_shift = random_shift
+        self.random_intensity = random_intensity
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        shape = image_shape(observation_space, self.normalize_images)
+        self.augmentation = ImageAugmentation(min(shape[1:]) // 20 if random_shift is None else random_shift, random_intensity)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        return data | {"random_shift": self.random_shift, "random_intensity": self.random_intensity}
+
+
+class CnnPolicy(ImagePolicy):
     """
     Policy class of MuZero for images. Convolutions encode the observation; what follows, and with it planning, is the MLP
     model of ``MuZeroPolicy``, which on the CPU plans in compiled code.
@@ -40,7 +75,7 @@ class CnnPolicy(MuZeroPolicy):
     :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, by default ``NatureCNN``, or ``GridCNN`` where a side
         of the images has less than 36 pixels
-    :param kwargs: See ``MuZeroPolicy``
+    :param kwargs: See ``ImagePolicy``
     :raises ValueError: for an observation space of other than images
     """
 
@@ -61,7 +96,7 @@ class CnnPolicy(MuZeroPolicy):
         )
 
 
-class ResNetPolicy(MuZeroPolicy):
+class ResNetPolicy(ImagePolicy):
     """
     Policy class of MuZero for images with residual networks, whose latents are images too (MuZero, Appendix F; EfficientZero,
     https://arxiv.org/abs/2111.00210, Appendix A). It plans in PyTorch and is made for a GPU.
@@ -73,7 +108,7 @@ class ResNetPolicy(MuZeroPolicy):
     :param num_blocks: Residual blocks of the dynamics, and at each size of the representation
     :param net_arch: Hidden widths of the heads' trunk, ``[64]`` by default
     :param latent_norm: Normalisation of latents: "simnorm", "minmax" or "none"
-    :param kwargs: See ``MuZeroPolicy``
+    :param kwargs: See ``ImagePolicy``
     :raises ValueError: for an observation space of other than images
     """
 

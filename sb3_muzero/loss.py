@@ -65,7 +65,7 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     :return: The terms, with gradients
     """
     model = policy.latent_model
-    latent = policy.represent(map_observations(lambda part: part[0], samples.observations))
+    latent = policy.represent(map_observations(lambda part: part[0], samples.observations), augment=True)
     latents = [latent]
     for action in samples.actions:
         latent = model.dynamics(scale_gradient(latent, 0.5), action)
@@ -82,7 +82,7 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     value_loss = model.value_support.cross_entropy(predicted.value_logits, targets.values)
     reward_loss = model.reward_support.cross_entropy(predicted.reward_logits[1:], targets.rewards)
     with th.no_grad():
-        observed = policy.represent(map_observations(lambda part: part[1:], samples.observations))
+        observed = policy.represent(map_observations(lambda part: part[1:], samples.observations), augment=True)
         value_errors = (model.value_support.expectation(predicted.value_logits[0]) - targets.values[0]).abs()
     consistency_loss = 1 - cosine_similarity(stacked[1:], observed)
 

@@ -165,6 +165,7 @@ class MuZeroPolicy(BasePolicy):
         self.search = search
         self.search_kwargs = search_kwargs or {}
         self._compiled_models: dict[str, CompiledModel] = {}
+        self.augmentation: nn.Module | None = None
         # Mean distance between values and their targets in recent batches. Priorities make it larger than that of all data,
         # which is as well: with importance weights MiniGrid-DoorKey-5x5 took 38 k and over 50 k steps, without 16 and 24 k
         self.register_buffer("value_error", th.zeros(()))
@@ -249,10 +250,11 @@ class MuZeroPolicy(BasePolicy):
             for model in (self.latent_model, self.latent_model_target):
                 getattr(model, f"{name}_support").move(bounds, getattr(model.prediction, f"{name}_head"))
 
-    def represent(self, obs: PyTorchObs, model: LatentModel | None = None) -> th.Tensor:
+    def represent(self, obs: PyTorchObs, model: LatentModel | None = None, augment: bool = False) -> th.Tensor:
         """
         :param obs: Observations as stored, with any number of batch axes, shape ``[..., *obs_shape]``, or a dictionary of such
         :param model: The online model by default
+        :param augment: Whether to change images at random, for the loss
         :return: Latents, shape ``[..., latent_dim]``
         """
         part: Any = obs
@@ -260,7 +262,10 @@ class MuZeroPolicy(BasePolicy):
         if isinstance(space, spaces.Dict):
             key = next(iter(space))
             part, space = part[key], space[key]
-        latents = (model or self.latent_model).represent(self._preprocess(obs))
+        preprocessed = self._preprocess(obs)
+        if augment and self.augmentation is not None:
+            preprocessed = self.augmentation(preprocessed)
+        latents = (model or self.latent_model).represent(preprocessed)
         return latents.unflatten(0, part.shape[: part.dim() - len(space.shape)])
 
     def _preprocess(self, obs: PyTorchObs) -> PyTorchObs:

@@ -8,10 +8,12 @@ import pytest
 import torch as th
 from conftest import TinyEnv, scramble, tiny_envs, tiny_model
 from gymnasium import spaces
+from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
+from sb3_muzero.augmentation import ImageAugmentation
 from sb3_muzero.policies import MuZeroPolicy
 
 POLICIES: dict[str, type[MuZeroPolicy]] = {"CnnPolicy": CnnPolicy, "ResNetPolicy": ResNetPolicy}
@@ -89,6 +91,44 @@ def test_flat_latents_of_images_are_planned_with_in_compiled_code():
 def test_what_is_no_image_is_refused_by_name(policy):
     with pytest.raises(ValueError, match="`observation_space` must be images"):
         tiny_model("CartPole-v1", policy=policy)
+
+
+def test_images_are_shifted_and_scaled_each_by_itself():
+    images = th.zeros(400, 2, 9, 9)
+    images[:, :, 4, 4] = 1
+    changed = ImageAugmentation(2, 0.0)(images)
+    spots = changed.argmax(dim=2).amax(-1), changed.argmax(dim=3).amax(-1)  # of each channel
+    for places in spots:
+        assert sorted(set(places.flatten().tolist())) == [2, 3, 4, 5, 6]
+        assert (places[:, 0] == places[:, 1]).all(), "channels stay together"
+    assert (changed.sum((2, 3)) == 1).all()
+    factors = ImageAugmentation(0, 0.05)(th.ones(4_000, 1, 2, 2)).flatten(1)
+    assert (factors == factors[:, :1]).all() and abs(factors.std() - 0.048) < 0.003 and (factors - 1).abs().max() <= 0.1001
+    ramp = th.arange(8.0).expand(1, 1, 8, 8)
+    assert set(ImageAugmentation(3, 0.0)(ramp).unique().tolist()) <= set(range(8)), "edges are repeated"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_only_the_loss_sees_changed_images(policy):
+    model = scramble(tiny_model(TinyEnv(LARGE), policy=policy, policy_kwargs=dict(latent_norm="none"))).policy
+    images = th.randint(255, (5, *LARGE.shape), dtype=th.uint8)
+    assert th.equal(model.represent(images), model.represent(images))
+    assert not th.allclose(model.represent(images, augment=True), model.represent(images, augment=True))
+    as_they_are = tiny_model(TinyEnv(LARGE), policy=policy, policy_kwargs=dict(random_shift=0, random_intensity=0.0)).policy
+    assert th.equal(as_they_are.represent(images, augment=True), as_they_are.represent(images))
+
+
+def test_games_of_minatar():
+    minatar = pytest.importorskip("sb3_muzero.minatar", reason="minatar is not installed")
+    env = minatar.ImageObservation(gym.make("MinAtar/SpaceInvaders-v1"))
+    check_env(env)
+    seen, _ = env.reset(seed=3)
+    again, _ = env.reset(seed=3)
+    np.testing.assert_array_equal(seen, again)
+    assert seen.dtype == np.uint8 and seen.shape == (6, 10, 10) and set(np.unique(seen)) == {0, 255}
+    raw, _ = env.unwrapped.reset(seed=3)
+    np.testing.assert_array_equal(seen, raw.transpose(2, 0, 1) * 255)
+    tiny_model(env, policy="CnnPolicy").learn(60)
 
 
 @pytest.mark.slow

@@ -1,0 +1,38 @@
+"""Random changes of images that leave their meaning as it is, for training on few of them."""
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+
+class ImageAugmentation(nn.Module):
+    """
+    Random shifts and intensities, of each image alone (DrQ, https://arxiv.org/abs/2004.13649, Section 3.1; as in
+    EfficientZero, https://arxiv.org/abs/2111.00210, Appendix A).
+
+    :param shift: Largest shift in pixels; edges are repeated
+    :param intensity: Standard deviation of the factor around 1 that an image is multiplied by, cut off at two of them
+    """
+
+    def __init__(self, shift: int, intensity: float) -> None:
+        super().__init__()
+        self.shift = shift
+        self.intensity = intensity
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: Shape ``[B, C, H, W]``
+        :return: Changed images, same shape
+        """
+        batch_size, _, height, width = images.shape
+        if self.shift > 0:
+            padded = F.pad(images, [self.shift] * 4, mode="replicate")
+            top, left = th.randint(2 * self.shift + 1, (2, batch_size, 1, 1), device=images.device)
+            rows = top + th.arange(height, device=images.device).view(-1, 1)
+            columns = left + th.arange(width, device=images.device)
+            batch = th.arange(batch_size, device=images.device).view(-1, 1, 1)
+            images = padded[batch, :, rows, columns].permute(0, 3, 1, 2)
+        if self.intensity > 0:
+            noise = th.randn(batch_size, 1, 1, 1, device=images.device).clamp(-2, 2)
+            images = images * (1 + self.intensity * noise)
+        return images

@@ -1,0 +1,32 @@
+"""MinAtar's games (https://arxiv.org/abs/1903.03176) as SB3 accepts them. Importing it registers them."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from minatar.gym import register_envs
+
+if "MinAtar/Breakout-v1" not in gym.registry:  # minatar announces itself to the old gym only
+    register_envs()
+
+
+class ImageObservation(gym.ObservationWrapper):
+    """
+    Planes of booleans, channel last, as an image, channel first: 255 for true. SB3 stores and recognises it as such.
+    Rewards become floats.
+
+    :param env: One of MinAtar's games
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        height, width, channels = env.observation_space.shape  # type: ignore[misc]
+        self.observation_space = spaces.Box(0, 255, (channels, height, width), np.uint8)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, float(reward), terminated, truncated, info
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation.transpose(2, 0, 1).astype(np.uint8) * 255
