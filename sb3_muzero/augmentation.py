@@ -12,10 +12,13 @@ class ImageAugmentation(nn.Module):
 
     :param shift: Largest shift in pixels; edges are repeated
     :param intensity: Standard deviation of the factor around 1 that an image is multiplied by, cut off at two of them
+    :raises ValueError: for a negative one
     """
 
     def __init__(self, shift: int, intensity: float) -> None:
         super().__init__()
+        if shift < 0 or intensity < 0:
+            raise ValueError(f"`random_shift` and `random_intensity` must be at least 0, got {shift} and {intensity}")
         self.shift = shift
         self.intensity = intensity
 

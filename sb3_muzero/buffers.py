@@ -78,6 +78,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     LEAST_ERROR = 1e-3  # that counts for a priority, as a share of the largest one so far
 
     LEAST_FOR_NOVELTY = 256  # transitions that tell how wide a region is
+    MOST_FOR_UNITS = 10_000  # transitions that it is told from
 
     _RINGS = ("actions", "rewards", "policies", "root_values", "policy_stamps", "codes", "terminals")
 
@@ -103,10 +104,22 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.recent_share = recent_share
         self.priority_exponent = priority_exponent
         self.importance_exponent = FloatSchedule(importance_exponent)
+        rows = max(buffer_size // n_envs, 1)
+        if frame_stack != 1:
+            length = (observation_space.shape or (0,))[0] if isinstance(observation_space, spaces.Box) else 0
+            if frame_stack < 1 or length < 1 or length % frame_stack != 0:
+                raise ValueError(
+                    f"`frame_stack` must be 1 or divide the first axis of a Box, got {frame_stack} for {observation_space}"
+                )
+            if rows <= frame_stack:
+                raise ValueError(
+                    f"`buffer_size` must be above `frame_stack` ({frame_stack}) for each of {n_envs} environments, "
+                    f"got {buffer_size}"
+                )
         self.frame_stack = frame_stack
         # Not those of ReplayBuffer, which allocates every observation twice
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
-        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.buffer_size = rows
         self.reset()
 
     def reset(self) -> None:
@@ -196,6 +209,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             self._allocate()
         row = self.pos
         observations, successors = self.observations.rows(obs), self.observations.rows(next_obs)
+        if self.frame_stack > 1:
+            self._join_stacks(observations)
         self.observations.store(row, observations, successors)
         if self.frame_stack > 1:
             self._check_stacks(observations)
@@ -213,12 +228,27 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self.priorities is not None:
             leaves = row * self.n_envs + np.arange(self.n_envs)
             self.priorities.update(leaves, np.full(self.n_envs, (self._largest_error or 1.0) ** self.priority_exponent))
+            if self.full and self.frame_stack > 1:  # the next rows' frames before are gone
+                lost = (row + np.arange(1, self.frame_stack)) % self.buffer_size
+                leaves = (lost[:, None] * self.n_envs + np.arange(self.n_envs)).ravel()
+                self.priorities.update(leaves, np.zeros(len(leaves)))
         for env in np.flatnonzero(done).tolist():
             self.observations.end_episode(row, env)
             self.terminals[row, env] = not infos[env].get("TimeLimit.truncated", False)
 
         self.pos = (row + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
+
+    def _join_stacks(self, observations: np.ndarray) -> None:
+        """End episodes that do not go on with these observations: somebody else has reset the environment."""
+        if self.size() > 0:
+            newest = np.full(self.n_envs, (self.pos - 1) % self.buffer_size)
+            successors = self.observations.at(
+                np.ones_like(newest), newest, np.full(self.n_envs, self.size() - 1), np.arange(self.n_envs)
+            )
+            others = (successors != observations).reshape(self.n_envs, -1).any(axis=1)
+            for env in np.flatnonzero(others & ~self.observations.ends[newest[0]]).tolist():
+                self.observations.end_episode(int(newest[0]), env)
 
     def _check_stacks(self, observations: np.ndarray) -> None:
         """:raises ValueError: if the newest row's observations are not what the newest frames make of them"""
@@ -263,10 +293,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         size, weights = self.size(), None
         if self.priorities is None:
-            num_recent = int(np.ceil(self.recent_share * size))
+            oldest = self.frame_stack - 1 if self.full else 0  # the frames before the oldest ones are gone
+            num_recent = int(np.ceil(self.recent_share * (size - oldest)))
             ages = np.random.randint(size - num_recent, size, size=batch_size)  # 0: the oldest
             num_anywhere = batch_size // 8
-            ages[:num_anywhere] = np.random.randint(0, size, size=num_anywhere)
+            ages[:num_anywhere] = np.random.randint(oldest, size, size=num_anywhere)
             envs = np.random.randint(0, self.n_envs, size=batch_size)
         else:
             masses = (np.arange(batch_size) + np.random.rand(batch_size)) / batch_size * self.priorities.total
@@ -275,8 +306,6 @@ class SequenceReplayBuffer(ReplayBuffer):
             ages = (rows - self.pos) % self.buffer_size if self.full else rows
             weights = self.priorities[leaves] ** -self.importance_exponent(progress_remaining)
             weights /= weights.max()
-        if self.full:  # the frames before the oldest ones are gone
-            ages = np.maximum(ages, self.frame_stack - 1)
         horizons = n_steps * 0.5 ** ((size - 1 - ages) * self.n_envs / n_steps_half_life)
         return self.sequences(
             ages,
@@ -369,7 +398,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self._visits is None:  # the cells are made for what there is, which mostly is the warm-up
             self._visits = VisitCounts(self.observation_space)
             oldest, every_env = self.pos if self.full else 0, np.arange(self.n_envs)
-            ages, envs_of_ages = np.divmod(np.arange(self.size() * self.n_envs), self.n_envs)
+            stored = self.size() * self.n_envs
+            some = np.linspace(0, stored - 1, min(stored, self.MOST_FOR_UNITS)).astype(np.int64)
+            ages, envs_of_ages = np.divmod(some, self.n_envs)
             self._visits.fit(self.observations.at(np.zeros_like(ages), oldest + ages, ages, envs_of_ages))
             for age in range(self.size()):
                 every_age = np.full(self.n_envs, age)

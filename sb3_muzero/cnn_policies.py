@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
@@ -43,6 +44,8 @@ class ImagePolicy(MuZeroPolicy):
     :param kwargs: See ``MuZeroPolicy``
     :raises ValueError: for an observation space of other than images
     """
+
+    has_units = False
 
     def __init__(
         self,
@@ -107,10 +110,13 @@ class ResNetPolicy(ImagePolicy):
     :param num_channels: Channels of the latent
     :param num_blocks: Residual blocks of the dynamics, and at each size of the representation
     :param net_arch: Hidden widths of the heads' trunk, ``[64]`` by default
-    :param latent_norm: Normalisation of latents: "simnorm", "minmax" or "none"
-    :param kwargs: See ``ImagePolicy``
-    :raises ValueError: for an observation space of other than images
+    :param latent_norm: Normalisation of latents: "minmax" or "none"
+    :param kwargs: See ``ImagePolicy``, but for those of ``UNUSED``
+    :raises ValueError: for an observation space of other than images, or a setting that is of no use here
     """
+
+    UNUSED = ("latent_dim", "representation_class", "dynamics_class", "prediction_class", "features_extractor_class",
+              "features_extractor_kwargs", "norm_obs")  # fmt: skip
 
     def __init__(
         self,
@@ -123,6 +129,10 @@ class ResNetPolicy(ImagePolicy):
         latent_norm: str = "minmax",
         **kwargs: Any,
     ) -> None:
+        if useless := sorted(set(self.UNUSED) & kwargs.keys()):
+            raise ValueError(f"ResNetPolicy has no use for {useless}; `num_channels` and `num_blocks` size it")
+        if latent_norm == "simnorm":
+            raise ValueError("`latent_norm` of a ResNetPolicy must be 'minmax' or 'none', got 'simnorm'")
         self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
         self.num_channels = num_channels
         self.num_blocks = num_blocks
@@ -143,18 +153,60 @@ class ResNetPolicy(ImagePolicy):
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"num_channels": self.num_channels, "num_blocks": self.num_blocks}
+        data = super()._get_constructor_parameters()
+        data = {name: value for name, value in data.items() if name not in self.UNUSED}
+        return data | {"num_channels": self.num_channels, "num_blocks": self.num_blocks}
+
+
+class MultiInputExtractor(BaseFeaturesExtractor):
+    """
+    SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, all else as it is, in one vector.
+
+    :param observation_space: Dict space
+    :param cnn_output_dim: Features of each image
+    """
+
+    def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256) -> None:
+        extractors: dict[str, nn.Module] = {}
+        features_dim = 0
+        for key, space in observation_space.items():
+            if isinstance(space, spaces.Box) and is_image_space(space):
+                extractors[key] = encode_image(space, cnn_output_dim)
+                features_dim += cnn_output_dim
+            else:
+                extractors[key] = nn.Flatten()
+                features_dim += get_flattened_obs_dim(space)
+        super().__init__(observation_space, features_dim)
+        self.keys = list(extractors)
+        self.extractors = nn.ModuleList(extractors.values())  # a ModuleDict refuses many a name
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        parts = [extractor(observations[key]) for key, extractor in zip(self.keys, self.extractors, strict=True)]
+        return th.cat(parts, dim=1)
+
+
+def encode_image(space: spaces.Box, features_dim: int) -> nn.Module:
+    """
+    :param space: Images, channel first
+    :param features_dim: Size of the output
+    :return: ``NatureCNN``, or ``GridCNN`` and a layer behind it where that is too coarse
+    """
+    if min(space.shape[1:]) >= SMALLEST_FOR_NATURE_CNN:
+        return NatureCNN(space, features_dim)
+    grid = GridCNN(space)
+    return nn.Sequential(grid, nn.Linear(grid.features_dim, features_dim), nn.ReLU())
 
 
 class MultiInputPolicy(MuZeroPolicy):
     """
-    Policy class of MuZero for Dict observations.
+    Policy class of MuZero for Dict observations. Vectors enter as they are: ``VecNormalize`` scales them.
 
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, which makes one vector of all parts
     :param kwargs: See ``MuZeroPolicy``
+    :raises ValueError: for an observation space other than a Dict
     """
 
     def __init__(
@@ -163,9 +215,11 @@ class MultiInputPolicy(MuZeroPolicy):
         action_space: spaces.Discrete,
         lr_schedule: Schedule,
         *,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] = MultiInputExtractor,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(f"`observation_space` must be a Dict for MultiInputPolicy, got {observation_space}")
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )

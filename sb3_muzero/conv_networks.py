@@ -19,10 +19,9 @@ class GridCNN(BaseFeaturesExtractor):
 
     :param observation_space: Images, channel first
     :param num_channels: Channels of the layer
-    :param normalized_image: Accepted for SB3's calling convention: the policy scales images
     """
 
-    def __init__(self, observation_space: spaces.Box, num_channels: int = 16, normalized_image: bool = False) -> None:
+    def __init__(self, observation_space: spaces.Box, num_channels: int = 16) -> None:
         channels, height, width = observation_space.shape
         super().__init__(observation_space, num_channels * height * width)
         self.layers = nn.Sequential(nn.Conv2d(channels, num_channels, 3, padding=1), nn.ReLU(), nn.Flatten())

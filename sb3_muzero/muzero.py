@@ -253,13 +253,15 @@ class MuZero(OffPolicyAlgorithm):
         self.novelty_coef = FloatSchedule(self.novelty_coef)
         self.set_random_seed(self.seed)
         if getattr(self, "replay_buffer", None) is None:
+            num_frames = frames_in_observation(self.env)
+            stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
             self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
                 self.buffer_size,
                 self.observation_space,
                 self.action_space,
                 device=self.device,
                 n_envs=self.n_envs,
-                **({"frame_stack": frames_in_observation(self.env)} | self.replay_buffer_kwargs),
+                **(stacked | self.replay_buffer_kwargs),
             )
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
@@ -544,6 +546,7 @@ class MuZero(OffPolicyAlgorithm):
                 raise ValueError(f"`path` must be a replay buffer with the model's `{name}` {mine}, got {theirs}")
         buffer.device = self.device
         self.replay_buffer = buffer
+        self._last_obs = None  # no step of the running episodes is in it
         if buffer.size() > 0:
             rewards, terminals = buffer.rewards[: buffer.size()], buffer.terminals[: buffer.size()]
             self._first_reward = float(rewards[0, 0])

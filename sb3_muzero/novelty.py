@@ -17,7 +17,7 @@ def as_features(observations: np.ndarray) -> np.ndarray:
 class VisitCounts:
     """
     Visit counts for count-based exploration (#Exploration, https://arxiv.org/abs/1611.04717). Integers are counted as they
-    are. Real observations fall into cells: of their standardised features or, where there are more than ``max_axes``, of as
+    are. Real numbers fall into cells: of their standardised features or, where there are more than ``max_axes``, of as
     many random projections of these. All cells share a hash table of ``TABLE_SIZE`` counts.
 
     :param observation_space: Observation space
@@ -30,15 +30,17 @@ class VisitCounts:
     def __init__(self, observation_space: spaces.Space, cell_width: float = 1.0, max_axes: int = 4) -> None:
         self.cell_width = cell_width
         constants = np.random.default_rng(0)  # of the hash, not of the agent
-        parts = observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
-        num_features = sum(int(np.prod(part.shape or ())) for part in parts)
-        self.is_real = any(part.dtype is not None and part.dtype.kind == "f" for part in parts)
-        num_axes = min(num_features, max_axes) if self.is_real else num_features
+        parts = list(observation_space.values()) if isinstance(observation_space, spaces.Dict) else [observation_space]
+        sizes = [int(np.prod(part.shape or ())) for part in parts]
+        is_real = [part.dtype is not None and part.dtype.kind == "f" for part in parts]
+        self._is_real = np.repeat(is_real, sizes)
+        num_real = int(self._is_real.sum())
+        num_axes = min(num_real, max_axes)
         self._axes: np.ndarray | None = None
-        if num_axes < num_features:
-            self._axes = np.linalg.qr(constants.normal(size=(num_features, num_axes)))[0]
-        self._factors = constants.integers(1, 1 << 62, size=num_axes) | 1
-        self._mean, self._scale = np.zeros(num_features), np.ones(num_features)
+        if num_axes < num_real:
+            self._axes = np.linalg.qr(constants.normal(size=(num_real, num_axes)))[0]
+        self._factors = constants.integers(1, 1 << 62, size=num_axes + len(self._is_real) - num_real) | 1
+        self._mean, self._scale = np.zeros(num_real), np.ones(num_real)
         self.counts = np.zeros(self.TABLE_SIZE, dtype=np.int64)
         # n visits of one place have n bonuses of 1 / sqrt(n)
         self._sum_of_bonuses, self._num_visits = 0.0, 0
@@ -49,8 +51,8 @@ class VisitCounts:
 
         :param observations: Shape ``[N, *obs_shape]``
         """
-        if self.is_real:
-            features = as_features(observations).astype(np.float64)
+        if self._is_real.any():
+            features = as_features(observations)[:, self._is_real].astype(np.float64)
             self._mean = features.mean(axis=0)
             deviations = features.std(axis=0)
             # The unit of what does not vary yet is unknown: that of the environment will have to do
@@ -61,11 +63,13 @@ class VisitCounts:
         :param observations: Shape ``[N, *obs_shape]``
         :return: Their places in the table, shape ``[N]``
         """
-        cells = as_features(observations)
-        if self.is_real:
-            cells = (cells - self._mean) * self._scale
-            cells = np.floor(cells if self._axes is None else cells @ self._axes).clip(-(2.0**62), 2.0**62)
-        hashes = (cells.astype(np.int64) * self._factors).sum(axis=1).view(np.uint64)
+        features = as_features(observations)
+        cells = features[:, ~self._is_real].astype(np.int64)
+        if self._is_real.any():
+            real = (features[:, self._is_real] - self._mean) * self._scale
+            real = np.floor(real if self._axes is None else real @ self._axes).clip(-(2.0**62), 2.0**62)
+            cells = np.concatenate([real.astype(np.int64), cells], axis=1)
+        hashes = (cells * self._factors).sum(axis=1).view(np.uint64)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of SplitMix64
             hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
         return (hashes >> np.uint64(32)).astype(np.int64) % self.TABLE_SIZE

@@ -42,7 +42,8 @@ def frames_in_observation(env: VecEnv | None) -> int:
         return 1
     # Vectors are stacked along their only axis, images along that of the channels, which VecTransposeImage moves to the front
     is_image = is_image_space(env.observation_space) and is_image_space_channels_first(env.observation_space)
-    return stacking.stacked_obs.n_stack if len(env.observation_space.shape) == 1 or is_image else 1
+    num_frames, shape = stacking.stacked_obs.n_stack, env.observation_space.shape
+    return num_frames if (len(shape) == 1 or is_image) and shape[0] % num_frames == 0 else 1
 
 
 def read_ring(ring: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
@@ -86,16 +87,17 @@ class ObservationRing:
 
     def rows(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """
-        :param observations: As environments give them, shape ``[..., *obs_shape]``
-        :return: As they are stored, stacks whole, shape ``[N, *obs_shape]``
+        :param observations: As environments give them, shape ``[n_envs, *obs_shape]``
+        :return: As they are stored, stacks whole, shape ``[n_envs, *obs_shape]``
         """
+        n_envs = self.frames.shape[1]
         if isinstance(observations, dict):
             parts = {key: np.asarray(part) for key, part in observations.items()}
-            rows: Any = np.zeros(len(next(iter(parts.values()))), self.frames.dtype)
+            rows: Any = np.zeros(n_envs, self.frames.dtype)
             for key, part in parts.items():
                 rows[key] = part.reshape(rows[key].shape)
             return rows
-        return np.asarray(observations, self.frames.dtype).reshape(-1, *self.shape)
+        return np.asarray(observations, self.frames.dtype).reshape(n_envs, *self.shape)
 
     def parts(self, rows: np.ndarray) -> Any:
         """
@@ -151,6 +153,9 @@ class ObservationRing:
         other = copy.copy(self)
         for name in ("frames", "ends", "slots"):
             ring = getattr(self, name)[:num_rows]
+            if len(ring) == num_rows:
+                setattr(other, name, ring)
+                continue
             rows = np.zeros((num_rows, *ring.shape[1:]), ring.dtype)  # memory that is not touched is not used
             if name == "slots":
                 rows[len(ring) :] = -1

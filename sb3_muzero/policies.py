@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -100,6 +100,8 @@ class MuZeroPolicy(BasePolicy):
     :raises ValueError: for a setting outside of what is allowed, which the message names
     """
 
+    has_units: ClassVar[bool] = True  # whether Box observations may be quantities, as pixels are not
+
     action_space: spaces.Discrete
     latent_model: LatentModel
     latent_model_target: LatentModel
@@ -193,8 +195,8 @@ class MuZeroPolicy(BasePolicy):
         """:return: A freshly initialised latent model on the policy's device"""
         features_extractor = self.make_features_extractor()
         features_dim = features_extractor.features_dim
-        has_units = isinstance(self.observation_space, spaces.Box) and not is_image_space(self.observation_space)
-        has_units = has_units and self.features_extractor_class is FlattenExtractor
+        is_quantities = isinstance(self.observation_space, spaces.Box) and not is_image_space(self.observation_space)
+        has_units = self.has_units and is_quantities and self.features_extractor_class is FlattenExtractor
         return LatentModel(
             features_extractor,
             RunningNorm(features_dim) if self.norm_obs and has_units else nn.Identity(),

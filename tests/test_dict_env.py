@@ -10,6 +10,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_muzero import MuZero
+from sb3_muzero.novelty import VisitCounts
+from sb3_muzero.observation_ring import stored_dtype
 
 PARTS = spaces.Dict(
     {
@@ -86,6 +88,39 @@ def test_with_everything_else(tmp_path, novelty_coef):
     updates = loaded._n_updates
     loaded.learn(100, reset_num_timesteps=False)
     assert loaded._n_updates > updates > 0
+
+
+def test_small_images_among_the_parts():
+    small = spaces.Dict({"image": spaces.Box(0, 255, (7, 7, 3), np.uint8), "direction": spaces.Discrete(4)})
+    tiny_model(TinyEnv(small), policy="MultiInputPolicy").learn(40)
+
+
+def test_another_space_is_refused_by_name():
+    with pytest.raises(ValueError, match="must be a Dict for MultiInputPolicy"):
+        tiny_model("CartPole-v1", policy="MultiInputPolicy")
+
+
+def test_integer_parts_are_counted_as_they_are_beside_real_ones():
+    space = spaces.Dict({"key": spaces.Discrete(2), "place": spaces.Box(-1, 1, (6,), np.float32)})
+    visits = VisitCounts(space)
+    rows = np.zeros(500, stored_dtype(space))
+    rows["place"] = np.random.default_rng(0).uniform(-1, 1, (500, 6))
+    visits.fit(rows)
+    with_key = rows.copy()
+    with_key["key"] = 1
+    assert (visits.codes(rows) != visits.codes(with_key)).all()
+    assert len(np.unique(visits.codes(rows))) < 400, "places fall into cells"
+
+
+def test_vec_normalize_scales_its_parts_of_what_is_sampled():
+    vectors = spaces.Dict({key: PARTS[key] for key in ("vector", "matrix")})
+    env = VecNormalize(tiny_envs(2, observation_space=vectors), norm_obs_keys=["vector"])
+    model = tiny_model(env, policy="MultiInputPolicy", learning_starts=1_000).learn(80)
+    ages, envs = np.arange(20), np.zeros(20, int)
+    raw, scaled = (model.replay_buffer.sequences(ages, envs, 2, 2, env=normalize) for normalize in (None, env))
+    np.testing.assert_array_equal(raw.observations["matrix"], scaled.observations["matrix"])
+    expected = env.normalize_obs({key: part.numpy() for key, part in raw.observations.items()})["vector"]
+    np.testing.assert_allclose(scaled.observations["vector"], expected, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -118,6 +118,26 @@ def test_only_the_loss_sees_changed_images(policy):
     assert th.equal(as_they_are.represent(images, augment=True), as_they_are.represent(images))
 
 
+def test_the_loss_changes_the_first_observation_and_those_that_latents_are_compared_with():
+    model = tiny_model(TinyEnv(LARGE), policy="CnnPolicy").learn(40)
+    calls, plain = [], model.policy.represent
+    model.policy.represent = lambda obs, model=None, augment=False: (calls.append(augment), plain(obs, model, augment))[1]
+    model.train(1, 4)
+    assert sorted(calls) == [False, True, True], "bootstraps see images as they are"
+
+
+@pytest.mark.parametrize("kwargs", [dict(random_shift=-1), dict(random_intensity=-0.1)], ids=str)
+def test_negative_changes_are_refused(kwargs):
+    with pytest.raises(ValueError, match="must be at least 0"):
+        tiny_model(TinyEnv(LARGE), policy="CnnPolicy", policy_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [dict(latent_dim=64), dict(latent_norm="simnorm"), dict(norm_obs=True)], ids=str)
+def test_settings_of_no_use_to_residual_networks_are_refused(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        tiny_model(TinyEnv(SMALL), policy="ResNetPolicy", policy_kwargs=kwargs)
+
+
 def test_games_of_minatar():
     minatar = pytest.importorskip("sb3_muzero.minatar", reason="minatar is not installed")
     env = minatar.ImageObservation(gym.make("MinAtar/SpaceInvaders-v1"))
@@ -188,6 +208,40 @@ def test_stacks_are_joined_over_saved_and_continued_training(tmp_path):
     loaded.load_replay_buffer(tmp_path / "buffer")
     loaded.learn(80, reset_num_timesteps=False)  # each step is checked
     assert loaded.replay_buffer.size() == 80
+
+
+def test_environments_that_somebody_else_resets_begin_other_episodes():
+    model = tiny_model(stacked(LARGE), policy="CnnPolicy").learn(40)
+    evaluate_policy(model, model.get_env(), n_eval_episodes=2, warn=False)
+    model.learn(40, reset_num_timesteps=False)
+    assert model.replay_buffer.observations.ends[19].all(), "the last step before"
+
+
+def test_a_buffer_loaded_amid_episodes_begins_others(tmp_path):
+    model = tiny_model(stacked(LARGE), policy="CnnPolicy").learn(30)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.learn(16, reset_num_timesteps=False)
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.learn(40, reset_num_timesteps=False)
+
+
+def test_the_oldest_frames_of_a_full_buffer_are_not_drawn_by_priority_either():
+    settings = dict(frame_stack=4, priority_exponent=0.6)
+    model = tiny_model(stacked(LARGE), buffer_size=60, replay_buffer_kwargs=settings, learning_starts=1_000).learn(160)
+    buffer = model.replay_buffer
+    lost = (buffer.pos + np.arange(3)) % buffer.buffer_size
+    starts = buffer.sample(500, unroll_steps=1, n_steps=1).starts
+    assert not np.isin(starts[0], lost).any()
+    leaves = (lost[:, None] * 2 + np.arange(2)).ravel()
+    assert (buffer.priorities[leaves] == 0).all()
+
+
+@pytest.mark.parametrize("frame_stack", [0, -1, 3])
+def test_impossible_stacks_are_refused(frame_stack):
+    with pytest.raises(ValueError, match="`frame_stack` must be 1 or divide"):
+        tiny_model(stacked(LARGE), replay_buffer_kwargs=dict(frame_stack=frame_stack))
+    with pytest.raises(ValueError, match="`buffer_size` must be above `frame_stack`"):
+        tiny_model(stacked(LARGE), buffer_size=8)
 
 
 def test_stacks_of_another_kind_are_refused():
