@@ -1,5 +1,6 @@
 """What happened: SB3's [time, env] ring of transitions with search statistics, read as sequences to unroll over."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -251,15 +252,25 @@ class SequenceReplayBuffer(ReplayBuffer):
                 self.observations.end_episode(int(newest[0]), env)
 
     def _check_stacks(self, observations: np.ndarray) -> None:
-        """:raises ValueError: if the newest row's observations are not what the newest frames make of them"""
+        """
+        Compare the newest row's observations with what the newest frames make of them.
+
+        :raises ValueError: if the first ones differ: they are not stacked like that. Later ones can only differ where an
+            environment was stepped by somebody else; frames that were not seen are zeros then, which is warned of
+        """
         rows, ages = np.full(self.n_envs, self.pos), np.full(self.n_envs, self.buffer_size - 1 if self.full else self.pos)
         stacks = self.observations.at(np.zeros_like(rows), rows, ages, np.arange(self.n_envs))
-        if not np.array_equal(stacks, observations):
+        if np.array_equal(stacks, observations):
+            return
+        if self.size() == 0:
             raise ValueError(
                 f"`frame_stack` must be how many frames an observation consists of along its first axis, the newest one last "
                 f"and zeros before an episode's first, as VecFrameStack has it; observations of shape {self.obs_shape} are "
                 f"no stacks of {self.frame_stack}. `replay_buffer_kwargs=dict(frame_stack=1)` stores them whole"
             )
+        warnings.warn(
+            "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
+        )
 
     def cut(self) -> None:
         """End all running episodes where they are, as truncated: the environments are about to be reset."""

@@ -212,8 +212,9 @@ def test_stacks_are_joined_over_saved_and_continued_training(tmp_path):
 
 def test_environments_that_somebody_else_resets_begin_other_episodes():
     model = tiny_model(stacked(LARGE), policy="CnnPolicy").learn(40)
-    evaluate_policy(model, model.get_env(), n_eval_episodes=2, warn=False)
-    model.learn(40, reset_num_timesteps=False)
+    evaluate_policy(model, model.get_env(), n_eval_episodes=3, warn=False)
+    with pytest.warns(UserWarning, match="stepped outside of training"):
+        model.learn(40, reset_num_timesteps=False)
     assert model.replay_buffer.observations.ends[19].all(), "the last step before"
 
 
