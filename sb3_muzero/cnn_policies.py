@@ -45,8 +45,6 @@ class ImagePolicy(MuZeroPolicy):
     :raises ValueError: for an observation space of other than images
     """
 
-    has_units = False
-
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -136,7 +134,7 @@ class ResNetPolicy(ImagePolicy):
         self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
         self.num_channels = num_channels
         self.num_blocks = num_blocks
-        super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
 
     def make_networks(self, features_dim: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         body: dict[str, Any] = {
@@ -199,7 +197,7 @@ def encode_image(space: spaces.Box, features_dim: int) -> nn.Module:
 
 class MultiInputPolicy(MuZeroPolicy):
     """
-    Policy class of MuZero for Dict observations. Vectors enter as they are: ``VecNormalize`` scales them.
+    Policy class of MuZero for Dict observations.
 
     :param observation_space: Observation space
     :param action_space: Action space

@@ -35,7 +35,7 @@ def test_different_seeds_differ():
     first, past = run(5)
     second, other_past = run(6)
     assert any("latent_model." in where for where in differences(first, second))
-    assert differences(past.observations.frames, other_past.observations.frames)
+    assert differences(past.observations, other_past.observations)
 
 
 def test_without_a_seed_runs_differ():

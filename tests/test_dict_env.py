@@ -48,11 +48,11 @@ def test_the_policy_sees_every_part(key):
     model = scramble(tiny_model(TinyEnv(parts), policy="MultiInputPolicy").learn(32))
     one = {name: np.stack([part.sample()] * 20) for name, part in parts.items()}
     several = one | {key: np.stack([PARTS[key].sample() for _ in range(20)])}
-    values = [
-        model.policy.predict_values({name: th.as_tensor(part) for name, part in obs.items()}).detach().numpy().ravel()
+    spreads = [
+        np.ptp(model.policy.represent({name: th.as_tensor(part) for name, part in obs.items()}).detach().numpy(), axis=0).max()
         for obs in (one, several)
     ]
-    assert np.ptp(values[0]) < 1e-4 < np.ptp(values[1])
+    assert spreads[0] < 1e-4 < spreads[1]
 
 
 def test_predictions_alone_and_in_a_batch():
@@ -126,4 +126,4 @@ def test_vec_normalize_scales_its_parts_of_what_is_sampled():
 @pytest.mark.slow
 def test_the_grid_of_sb3_is_solved():
     model = MuZero("MultiInputPolicy", SimpleMultiObsEnv(random_start=False), seed=0, device="cpu").learn(6_000)
-    assert evaluate_policy(model, model.get_env(), n_eval_episodes=5)[0] >= 0
+    assert evaluate_policy(model, model.get_env(), n_eval_episodes=5)[0] == pytest.approx(0.5)  # the shortest way
