@@ -1,6 +1,5 @@
 """What happened: SB3's [time, env] ring of transitions with search statistics, read as sequences to unroll over."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_muzero.novelty import VisitCounts
-from sb3_muzero.observation_ring import ObservationRing, map_observations, read_ring
+from sb3_muzero.observation_ring import ArrayOrDict, ObservationRing, map_observations, parts_of, read_ring
 from sb3_muzero.sum_tree import SumTree
 
 
@@ -189,8 +188,8 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def add(
         self,
-        obs: np.ndarray | dict[str, np.ndarray],
-        next_obs: np.ndarray | dict[str, np.ndarray],
+        obs: ArrayOrDict,
+        next_obs: ArrayOrDict,
         action: np.ndarray,
         reward: np.ndarray,
         done: np.ndarray,
@@ -209,12 +208,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if not self._allocated:
             self._allocate()
         row = self.pos
-        observations, successors = self.observations.rows(obs), self.observations.rows(next_obs)
-        if self.frame_stack > 1:
-            self._join_stacks(observations)
-        self.observations.store(row, observations, successors)
-        if self.frame_stack > 1:
-            self._check_stacks(observations)
+        successors = self.observations.add(obs, next_obs)
         self.terminals[row] = False
         self.actions[row] = np.reshape(action, self.n_envs)
         self.rewards[row] = reward
@@ -234,50 +228,16 @@ class SequenceReplayBuffer(ReplayBuffer):
                 leaves = (lost[:, None] * self.n_envs + np.arange(self.n_envs)).ravel()
                 self.priorities.update(leaves, np.zeros(len(leaves)))
         for env in np.flatnonzero(done).tolist():
-            self.observations.end_episode(row, env)
+            self.observations.end_episode(env)
             self.terminals[row, env] = not infos[env].get("TimeLimit.truncated", False)
 
         self.pos = (row + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
 
-    def _join_stacks(self, observations: np.ndarray) -> None:
-        """End episodes that do not go on with these observations: somebody else has reset the environment."""
-        if self.size() > 0:
-            newest = np.full(self.n_envs, (self.pos - 1) % self.buffer_size)
-            successors = self.observations.at(
-                np.ones_like(newest), newest, np.full(self.n_envs, self.size() - 1), np.arange(self.n_envs)
-            )
-            others = (successors != observations).reshape(self.n_envs, -1).any(axis=1)
-            for env in np.flatnonzero(others & ~self.observations.ends[newest[0]]).tolist():
-                self.observations.end_episode(int(newest[0]), env)
-
-    def _check_stacks(self, observations: np.ndarray) -> None:
-        """
-        Compare the newest row's observations with what the newest frames make of them.
-
-        :raises ValueError: if the first ones differ: they are not stacked like that. Later ones can only differ where an
-            environment was stepped by somebody else; frames that were not seen are zeros then, which is warned of
-        """
-        rows, ages = np.full(self.n_envs, self.pos), np.full(self.n_envs, self.buffer_size - 1 if self.full else self.pos)
-        stacks = self.observations.at(np.zeros_like(rows), rows, ages, np.arange(self.n_envs))
-        if np.array_equal(stacks, observations):
-            return
-        if self.size() == 0:
-            raise ValueError(
-                f"`frame_stack` must be how many frames an observation consists of along its first axis, the newest one last "
-                f"and zeros before an episode's first, as VecFrameStack has it; observations of shape {self.obs_shape} are "
-                f"no stacks of {self.frame_stack}. `replay_buffer_kwargs=dict(frame_stack=1)` stores them whole"
-            )
-        warnings.warn(
-            "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
-        )
-
     def cut(self) -> None:
         """End all running episodes where they are, as truncated: the environments are about to be reset."""
-        if self.size() > 0:
-            newest = (self.pos - 1) % self.buffer_size
-            for env in np.flatnonzero(~self.observations.ends[newest]).tolist():
-                self.observations.end_episode(newest, env)
+        if self._allocated:
+            self.observations.cut()
 
     def sample(  # type: ignore[override]
         self,
@@ -357,7 +317,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             There is none before ``LEAST_FOR_NOVELTY`` transitions are stored
         :return: The sequences
         """
-        starts = (self.pos if self.full else 0) + ages
+        starts = self.observations.oldest_row + ages
         horizons = np.full(len(ages), n_steps) if horizons is None else horizons
         weights = np.ones(len(ages)) if weights is None else weights
         steps = np.arange(unroll_steps + n_steps)[:, None]
@@ -373,7 +333,6 @@ class SequenceReplayBuffer(ReplayBuffer):
                 np.concatenate([np.broadcast_to(positions, (len(positions), len(ages))), positions + horizons]), lengths
             ),
             starts,
-            ages,
             envs,
         )
         actions = np.where(
@@ -388,7 +347,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         policies = read_ring(self.policies, starts + positions, envs)
         terminals = read_ring(self.terminals, starts + lengths - 1, envs)
         # None of these arrays shares memory with the ring
-        parts = self._normalize_obs(self.observations.parts(observations), env)
+        parts = self._normalize_obs(parts_of(observations), env)
         both_observations = map_observations(lambda part: self.to_torch(part, copy=False), parts)
         return SequenceSamples(
             observations=map_observations(lambda part: part[: unroll_steps + 1], both_observations),
@@ -408,15 +367,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         """:return: How new the steps' successors are, shape of ``rows``"""
         if self._visits is None:  # the cells are made for what there is, which mostly is the warm-up
             self._visits = VisitCounts(self.observation_space)
-            oldest, every_env = self.pos if self.full else 0, np.arange(self.n_envs)
-            stored = self.size() * self.n_envs
+            oldest, stored = self.observations.oldest_row, self.size() * self.n_envs
             some = np.linspace(0, stored - 1, min(stored, self.MOST_FOR_UNITS)).astype(np.int64)
-            ages, envs_of_ages = np.divmod(some, self.n_envs)
-            self._visits.fit(self.observations.at(np.zeros_like(ages), oldest + ages, ages, envs_of_ages))
-            for age in range(self.size()):
-                every_age = np.full(self.n_envs, age)
-                successors = self.observations.at(np.ones_like(every_age), oldest + every_age, every_age, every_env)
-                self.codes[(oldest + age) % self.buffer_size] = self._visits.visit(successors)
+            some_rows, some_envs = np.divmod(some, self.n_envs)
+            self._visits.fit(self.observations.at(np.zeros_like(some), oldest + some_rows, some_envs))
+            every_env = np.arange(self.n_envs)
+            for row in range(oldest, oldest + self.size()):
+                successors = self.observations.at(np.ones_like(every_env), np.full_like(every_env, row), every_env)
+                self.codes[row % self.buffer_size] = self._visits.visit(successors)
         return self._visits.bonus(read_ring(self.codes, rows, envs))
 
     def __getstate__(self) -> dict[str, Any]:

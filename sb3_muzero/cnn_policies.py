@@ -1,19 +1,16 @@
-"""Policies for images: a convolutional encoder before an MLP model, or a convolutional model."""
+"""Policies for images, alone or among the parts of a Dict: convolutions before an MLP model, or a convolutional model."""
 
 from typing import Any
 
-import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_muzero.augmentation import ImageAugmentation
-from sb3_muzero.conv_networks import ConvDynamics, ConvPrediction, ConvRepresentation, GridCNN
+from sb3_muzero.conv_networks import ConvDynamics, ConvPrediction, ConvRepresentation, MultiInputExtractor, cnn_for
 from sb3_muzero.policies import MuZeroPolicy
-
-SMALLEST_FOR_NATURE_CNN = 36  # pixels
 
 
 def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tuple[int, int, int]:
@@ -55,11 +52,11 @@ class ImagePolicy(MuZeroPolicy):
         random_intensity: float = 0.05,
         **kwargs: Any,
     ) -> None:
-        self.random_shift = random_shift
+        self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
+        self.random_shift = min(self.image_shape[1:]) // 20 if random_shift is None else random_shift
         self.random_intensity = random_intensity
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
-        shape = image_shape(observation_space, self.normalize_images)
-        self.augmentation = ImageAugmentation(min(shape[1:]) // 20 if random_shift is None else random_shift, random_intensity)
+        self.augmentation = ImageAugmentation(self.random_shift, random_intensity)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -71,30 +68,13 @@ class CnnPolicy(ImagePolicy):
     Policy class of MuZero for images. Convolutions encode the observation; what follows, and with it planning, is the MLP
     model of ``MuZeroPolicy``, which on the CPU plans in compiled code.
 
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param lr_schedule: Learning rate schedule (could be constant)
-    :param features_extractor_class: Features extractor to use, by default ``NatureCNN``, or ``GridCNN`` where a side
-        of the images has less than 36 pixels
-    :param kwargs: See ``ImagePolicy``
-    :raises ValueError: for an observation space of other than images
+    See ``ImagePolicy`` for its arguments; the features extractor is ``NatureCNN`` by default, or ``GridCNN`` where a side of
+    the images has less than 36 pixels.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Discrete,
-        lr_schedule: Schedule,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        shape = image_shape(observation_space, kwargs.get("normalize_images", True))
-        if features_extractor_class is None:
-            features_extractor_class = NatureCNN if min(shape[1:]) >= SMALLEST_FOR_NATURE_CNN else GridCNN
-        super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
-        )
+    @staticmethod
+    def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
+        return cnn_for(observation_space.shape or ())
 
 
 class ResNetPolicy(ImagePolicy):
@@ -131,7 +111,6 @@ class ResNetPolicy(ImagePolicy):
             raise ValueError(f"ResNetPolicy has no use for {useless}; `num_channels` and `num_blocks` size it")
         if latent_norm == "simnorm":
             raise ValueError("`latent_norm` of a ResNetPolicy must be 'minmax' or 'none', got 'simnorm'")
-        self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
         self.num_channels = num_channels
         self.num_blocks = num_blocks
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
@@ -156,68 +135,11 @@ class ResNetPolicy(ImagePolicy):
         return data | {"num_channels": self.num_channels, "num_blocks": self.num_blocks}
 
 
-class MultiInputExtractor(BaseFeaturesExtractor):
-    """
-    SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, all else as it is, in one vector.
-
-    :param observation_space: Dict space
-    :param cnn_output_dim: Features of each image
-    """
-
-    def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256) -> None:
-        extractors: dict[str, nn.Module] = {}
-        features_dim = 0
-        for key, space in observation_space.items():
-            if isinstance(space, spaces.Box) and is_image_space(space):
-                extractors[key] = encode_image(space, cnn_output_dim)
-                features_dim += cnn_output_dim
-            else:
-                extractors[key] = nn.Flatten()
-                features_dim += get_flattened_obs_dim(space)
-        super().__init__(observation_space, features_dim)
-        self.keys = list(extractors)
-        self.extractors = nn.ModuleList(extractors.values())  # a ModuleDict refuses many a name
-
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        parts = [extractor(observations[key]) for key, extractor in zip(self.keys, self.extractors, strict=True)]
-        return th.cat(parts, dim=1)
-
-
-def encode_image(space: spaces.Box, features_dim: int) -> nn.Module:
-    """
-    :param space: Images, channel first
-    :param features_dim: Size of the output
-    :return: ``NatureCNN``, or ``GridCNN`` and a layer behind it where that is too coarse
-    """
-    if min(space.shape[1:]) >= SMALLEST_FOR_NATURE_CNN:
-        return NatureCNN(space, features_dim)
-    grid = GridCNN(space)
-    return nn.Sequential(grid, nn.Linear(grid.features_dim, features_dim), nn.ReLU())
-
-
 class MultiInputPolicy(MuZeroPolicy):
-    """
-    Policy class of MuZero for Dict observations.
+    """Policy class of MuZero for Dict observations. See ``MuZeroPolicy`` for its arguments."""
 
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param lr_schedule: Learning rate schedule (could be constant)
-    :param features_extractor_class: Features extractor to use, which makes one vector of all parts
-    :param kwargs: See ``MuZeroPolicy``
-    :raises ValueError: for an observation space other than a Dict
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Discrete,
-        lr_schedule: Schedule,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] = MultiInputExtractor,
-        **kwargs: Any,
-    ) -> None:
+    @staticmethod
+    def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(f"`observation_space` must be a Dict for MultiInputPolicy, got {observation_space}")
-        super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
-        )
+        return MultiInputExtractor

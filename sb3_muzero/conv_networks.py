@@ -1,10 +1,11 @@
-"""Convolutional networks: an encoder for small images, and a latent model whose latents are images themselves."""
+"""Convolutional networks: encoders for images of any size, and a latent model whose latents are images themselves."""
 
 import math
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import nn
 
 from sb3_muzero.networks import LATENT_NORMS, Prediction, PredictionOutput
@@ -14,20 +15,62 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 class GridCNN(BaseFeaturesExtractor):
     """
-    One layer of 3x3 convolutions, for images that SB3's ``NatureCNN`` is too coarse for (https://arxiv.org/abs/1903.03176,
-    Section 4, MinAtar's DQN).
+    One layer of 3x3 convolutions and a linear one, for images that SB3's ``NatureCNN`` is too coarse for: MinAtar's DQN
+    (https://arxiv.org/abs/1903.03176, Section 4).
 
     :param observation_space: Images, channel first
-    :param num_channels: Channels of the layer
+    :param features_dim: Number of features extracted
+    :param num_channels: Channels of the convolutions
     """
 
-    def __init__(self, observation_space: spaces.Box, num_channels: int = 16) -> None:
+    def __init__(self, observation_space: spaces.Box, features_dim: int = 128, num_channels: int = 16) -> None:
+        super().__init__(observation_space, features_dim)
         channels, height, width = observation_space.shape
-        super().__init__(observation_space, num_channels * height * width)
-        self.layers = nn.Sequential(nn.Conv2d(channels, num_channels, 3, padding=1), nn.ReLU(), nn.Flatten())
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, num_channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(num_channels * height * width, features_dim),
+            nn.ReLU(),
+        )
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.layers(observations)
+
+
+def cnn_for(shape: tuple[int, ...]) -> type[GridCNN] | type[NatureCNN]:
+    """
+    :param shape: Shape of images, channel first
+    :return: ``NatureCNN``, or ``GridCNN`` where a side has less than the 36 pixels that it needs
+    """
+    return NatureCNN if min(shape[1:]) >= 36 else GridCNN
+
+
+class MultiInputExtractor(BaseFeaturesExtractor):
+    """
+    SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, all else as it is, in one vector.
+
+    :param observation_space: Dict space
+    :param cnn_output_dim: Features of each image
+    """
+
+    def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256) -> None:
+        extractors: list[nn.Module] = []
+        features_dim = 0
+        for space in observation_space.values():
+            if isinstance(space, spaces.Box) and is_image_space(space):
+                extractors.append(cnn_for(space.shape)(space, cnn_output_dim))
+                features_dim += cnn_output_dim
+            else:
+                extractors.append(nn.Flatten())
+                features_dim += get_flattened_obs_dim(space)
+        super().__init__(observation_space, features_dim)
+        self.keys = list(observation_space)
+        self.extractors = nn.ModuleList(extractors)  # a ModuleDict refuses many a name
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        parts = [extractor(observations[key]) for key, extractor in zip(self.keys, self.extractors, strict=True)]
+        return th.cat(parts, dim=1)
 
 
 def normed_conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:

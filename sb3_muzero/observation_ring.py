@@ -1,6 +1,7 @@
 """Observations of a [time, env] ring, each stored once: of Dict observations a record, of stacked frames the newest."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_wrapper
+
+ArrayOrDict = np.ndarray | dict[str, np.ndarray]
 
 
 def map_observations(function: Callable[..., Any], observations: Any) -> Any:
@@ -84,57 +87,72 @@ class ObservationRing:
         # The newest transitions' next observations, one per environment
         self.newest = np.zeros((n_envs, *frame), dtype=dtype)
         self.next_row = 0
+        self.full = False
 
-    def rows(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+    @property
+    def oldest_row(self) -> int:
+        """The first row of those in use; rows count on from it, before wrapping around."""
+        return self.next_row if self.full else 0
+
+    def add(self, observations: ArrayOrDict, successors: ArrayOrDict) -> np.ndarray:
         """
+        Fill the next row.
+
         :param observations: As environments give them, shape ``[n_envs, *obs_shape]``
-        :return: As they are stored, stacks whole, shape ``[n_envs, *obs_shape]``
-        """
-        n_envs = self.frames.shape[1]
-        if isinstance(observations, dict):
-            parts = {key: np.asarray(part) for key, part in observations.items()}
-            rows: Any = np.zeros(n_envs, self.frames.dtype)
-            for key, part in parts.items():
-                rows[key] = part.reshape(rows[key].shape)
-            return rows
-        return np.asarray(observations, self.frames.dtype).reshape(n_envs, *self.shape)
-
-    def parts(self, rows: np.ndarray) -> Any:
-        """
-        :param rows: Observations as ``rows`` makes them, any leading shape
-        :return: A dictionary of arrays for a Dict space, what was given otherwise
-        """
-        names = rows.dtype.names
-        return rows if names is None else {name: np.ascontiguousarray(rows[name]) for name in names}
-
-    def newest_frames(self, rows: np.ndarray) -> np.ndarray:
-        """
-        :param rows: Shape ``[..., *obs_shape]``
-        :return: What of them is stored
-        """
-        if self.frame_stack == 1:
-            return rows
-        index: Any = (..., slice(-self.frames.shape[2], None), *[slice(None)] * (len(self.shape) - 1))
-        return rows[index]
-
-    def store(self, row: int, observations: np.ndarray, successors: np.ndarray) -> None:
-        """
-        :param row: Row, which is the oldest one if it is in use
-        :param observations: Observations, as ``rows`` makes them, shape ``[n_envs, *obs_shape]``
         :param successors: Those after the step, shape ``[n_envs, *obs_shape]``
+        :return: The successors, as records for a Dict space
+        :raises ValueError: if the very first observations are no stacks of frames as they should be
         """
+        begun, ended = self._records(observations), self._records(successors)
+        if self.frame_stack > 1:
+            self._begin_episodes(begun)
+        row = self.next_row
         self._free_slots += self.slots[row, self.slots[row] >= 0].tolist()
         self.slots[row], self.ends[row] = -1, False
-        self.frames[row] = self.newest_frames(observations)
-        self.newest[:] = self.newest_frames(successors)
+        newest_frames = (slice(None), slice(-self.frames.shape[2], None)) if self.frame_stack > 1 else ()
+        self.frames[row], self.newest[:] = begun[newest_frames], ended[newest_frames]
         self.next_row = (row + 1) % len(self.frames)
+        self.full = self.full or self.next_row == 0
+        return ended
 
-    def end_episode(self, row: int, env: int) -> None:
+    def _records(self, observations: ArrayOrDict) -> np.ndarray:
+        n_envs, dtype = self.frames.shape[1], self.frames.dtype
+        if not isinstance(observations, dict):
+            return np.asarray(observations, dtype).reshape(n_envs, *self.shape)
+        records: Any = np.zeros(n_envs, dtype)
+        for name in dtype.names or ():
+            records[name] = np.reshape(observations[name], records[name].shape)
+        return records
+
+    def _begin_episodes(self, observations: np.ndarray) -> None:
+        """Where stacks do not go on from the newest step, somebody else has reset the environment: another episode begins."""
+        begins = np.ones(len(observations), dtype=np.bool_)
+        is_first = self.next_row == 0 and not self.full
+        if not is_first:
+            newest_row = self.next_row - 1
+            starts = np.full(len(observations), newest_row + (len(self.frames) if self.full else 0))
+            expected = self.at(np.ones_like(starts), starts, np.arange(len(observations)))
+            differs = (expected != observations).reshape(len(observations), -1).any(axis=1)
+            for env in np.flatnonzero(differs & ~self.ends[newest_row]).tolist():
+                self.end_episode(env)
+            begins = self.ends[newest_row]
+        if not observations[begins, : -self.frames.shape[2]].any():
+            return
+        if is_first:
+            raise ValueError(
+                f"`frame_stack` must be how many frames an observation consists of along its first axis, the newest one last "
+                f"and zeros before an episode's first, as VecFrameStack has it; observations of shape {self.shape} are no "
+                f"stacks of {self.frame_stack}. `replay_buffer_kwargs=dict(frame_stack=1)` stores them whole"
+            )
+        warnings.warn(
+            "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
+        )
+
+    def end_episode(self, env: int) -> None:
         """
-        Keep the newest observation as final.
+        Keep the newest observation as final: its step was the episode's last.
 
-        :param row: Row of an episode's last step, the newest one
-        :param env: Its environment
+        :param env: An environment
         """
         if not self._free_slots:
             used = len(self.finals)
@@ -142,8 +160,14 @@ class ObservationRing:
             self.finals = np.concatenate([self.finals, np.zeros_like(self.finals)])
         slot = self._free_slots.pop()
         self.finals[slot] = self.newest[env]
-        self.slots[row, env] = slot
-        self.ends[row, env] = True
+        self.slots[self.next_row - 1, env] = slot
+        self.ends[self.next_row - 1, env] = True
+
+    def cut(self) -> None:
+        """End all running episodes where they are: the environments are about to be reset."""
+        if self.next_row > 0 or self.full:
+            for env in np.flatnonzero(~self.ends[self.next_row - 1]).tolist():
+                self.end_episode(env)
 
     def resized(self, num_rows: int) -> "ObservationRing":
         """
@@ -153,25 +177,23 @@ class ObservationRing:
         other = copy.copy(self)
         for name in ("frames", "ends", "slots"):
             ring = getattr(self, name)[:num_rows]
-            if len(ring) == num_rows:
-                setattr(other, name, ring)
-                continue
-            rows = np.zeros((num_rows, *ring.shape[1:]), ring.dtype)  # memory that is not touched is not used
-            if name == "slots":
-                rows[len(ring) :] = -1
-            rows[: len(ring)] = ring
-            setattr(other, name, rows)
+            if len(ring) < num_rows:
+                rows = np.zeros((num_rows, *ring.shape[1:]), ring.dtype)  # memory that is not touched is not used
+                rows[: len(ring)] = ring
+                if name == "slots":
+                    rows[len(ring) :] = -1
+                ring = rows
+            setattr(other, name, ring)
         return other
 
-    def at(self, positions: np.ndarray, starts: np.ndarray, ages: np.ndarray, envs: np.ndarray) -> np.ndarray:
+    def at(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
         Observations after ``positions`` steps, none of them beyond the sequence's end.
 
         :param positions: Shape ``[..., B]``
-        :param starts: Rows where the sequences start, before wrapping around, shape ``[B]``
-        :param ages: The same, counted from the oldest row, shape ``[B]``
+        :param starts: Rows where the sequences start, counted on from ``oldest_row``, shape ``[B]``
         :param envs: Their environments, shape ``[B]``
-        :return: Shape ``[..., B, *obs_shape]``
+        :return: As records for a Dict space, shape ``[..., B, *obs_shape]``
         """
         rows = starts + positions
         frames = read_ring(self.frames, rows, envs)
@@ -189,7 +211,16 @@ class ObservationRing:
         for back in range(1, self.frame_stack):
             # A final observation comes after its episode's last step, any other one before a step of its episode
             ended = read_ring(self.ends, rows - back, envs) & ~(final & (back == 1))
-            same_episode = same_episode & ~ended & (ages + positions >= back)
+            same_episode = same_episode & ~ended & (rows - back >= self.oldest_row)
             stack.insert(0, read_ring(self.frames, rows - back, envs))
             stack[0][~same_episode] = 0
         return np.concatenate(stack, axis=rows.ndim)
+
+
+def parts_of(records: np.ndarray) -> Any:
+    """
+    :param records: Observations as a ring has them
+    :return: A dictionary of arrays for a Dict space, what was given otherwise
+    """
+    names = records.dtype.names
+    return records if names is None else {name: np.ascontiguousarray(records[name]) for name in names}

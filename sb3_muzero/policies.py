@@ -78,11 +78,11 @@ class MuZeroPolicy(BasePolicy):
     :param reward_support: The same for rewards
     :param norm_obs: Scale Box observations other than images by their running statistics, and so the features of an extractor
         that is learned: those of convolutions have much in common and little apart. Without, latents of SB3's
-        ``SimpleMultiObsEnv`` stayed 0.0003 from each other and nothing was learned, with it they were 1.3 apart
+        ``SimpleMultiObsEnv`` stayed 0.0003 from each other and nothing was learned, with it they were 1.2 apart
     :param representation_class: Module to use for h, called as ``Representation``
     :param dynamics_class: Module to use for g, called as ``Dynamics``
     :param prediction_class: Module to use for f, called as ``Prediction``
-    :param features_extractor_class: Features extractor to use.
+    :param features_extractor_class: Features extractor to use, ``default_features_extractor`` by default
     :param features_extractor_kwargs: Keyword arguments
         to pass to the features extractor.
     :param normalize_images: Whether to normalize images or not,
@@ -122,7 +122,7 @@ class MuZeroPolicy(BasePolicy):
         representation_class: Callable[..., nn.Module] = Representation,
         dynamics_class: Callable[..., nn.Module] = Dynamics,
         prediction_class: Callable[..., nn.Module] = Prediction,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
@@ -133,8 +133,6 @@ class MuZeroPolicy(BasePolicy):
         search_kwargs: dict[str, Any] | None = None,
     ) -> None:
         check_search_settings(search, num_simulations, search_kwargs)
-        if isinstance(observation_space, spaces.Dict) and features_extractor_class is FlattenExtractor:
-            raise ValueError("Dict observations need MultiInputPolicy, or a features extractor for them")
         if latent_norm not in LATENT_NORMS:
             raise ValueError(f"`latent_norm` must be one of {sorted(LATENT_NORMS)}, got {latent_norm!r}")
         if latent_dim < 1 or (latent_norm == "simnorm" and latent_dim % 8 != 0):
@@ -144,7 +142,7 @@ class MuZeroPolicy(BasePolicy):
         super().__init__(
             observation_space,
             action_space,
-            features_extractor_class,
+            features_extractor_class or self.default_features_extractor(observation_space),
             features_extractor_kwargs,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
@@ -172,6 +170,17 @@ class MuZeroPolicy(BasePolicy):
         self.register_buffer("value_error", th.zeros(()))
         self._cuda_graphs = {"online": CudaGraphs(), "target": CudaGraphs()}
         self._build(lr_schedule)
+
+    @staticmethod
+    def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
+        """
+        :param observation_space: Observation space
+        :return: What makes features of its observations, unless the user says otherwise
+        :raises ValueError: for a space that this policy is not made for
+        """
+        if isinstance(observation_space, spaces.Dict):
+            raise ValueError("Dict observations need MultiInputPolicy, or a features extractor for them")
+        return FlattenExtractor
 
     def _build(self, lr_schedule: Schedule) -> None:
         """

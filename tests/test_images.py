@@ -87,6 +87,22 @@ def test_flat_latents_of_images_are_planned_with_in_compiled_code():
     assert tiny_model(TinyEnv(LARGE), policy="CnnPolicy").policy.uncompiled_reason is None
 
 
+@pytest.mark.parametrize("norm_obs", [True, False])
+def test_features_are_scaled_by_what_training_has_seen(norm_obs):
+    model = tiny_model(TinyEnv(SMALL), policy="CnnPolicy", policy_kwargs=dict(norm_obs=norm_obs)).learn(200)
+    images = model.replay_buffer.sequences(np.arange(150), np.zeros(150, int), 1, 1).observations[0]
+    latent_model = model.policy.latent_model
+    with th.no_grad():
+        features = latent_model.features_extractor(images / 255)
+        scaled = latent_model.input_norm(features)
+    varied = features.std(0) > 1e-3
+    assert features[:, varied].std(0).median() < 0.1
+    if norm_obs:  # the extractor moves on, and its statistics follow
+        assert 0.2 < scaled[:, varied].std(0).median() < 2
+    else:
+        assert th.equal(scaled, features)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_is_no_image_is_refused_by_name(policy):
     with pytest.raises(ValueError, match="`observation_space` must be images"):
