@@ -34,9 +34,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
 
 from sb3_muzero import MuZero
+from sb3_muzero.conv_networks import GridCNN  # noqa: F401  # settings name it
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE_EPISODES, CURVE_SEED = 20, 10_000
@@ -47,12 +48,34 @@ LABELS = {algo: algorithm.__name__ for algo, algorithm in ALGORITHMS.items()}
 COLOURS = {"muzero": "#D55E00", "ppo": "#0072B2", "dqn": "#009E73"}  # Okabe-Ito
 
 # RL Zoo 2.9.2, hyperparams/ppo.yml and dqn.yml. An environment that is not there gets SB3's defaults, in a MiniGrid with the
-# Zoo's wrapper.
+# Zoo's wrapper. MinAtar's games get DQN's settings of Atari with the network and the exploration of their paper
+# (https://arxiv.org/abs/1903.03176, Section 4), and PPO's of Atari with that network.
 _MINIGRID: dict[str, Any] = {"env_wrapper": "minigrid.wrappers.FlatObsWrapper"}
 _DQN_256: dict[str, Any] = {"policy_kwargs": {"net_arch": [256, 256]}}
 _DQN_SMALL = dict(_DQN_256, n_timesteps=1e5, learning_rate=6.3e-4, batch_size=128, buffer_size=50_000, learning_starts=0,
                   gamma=0.99, target_update_interval=250, train_freq=4, gradient_steps=-1, exploration_fraction=0.12,
                   exploration_final_eps=0.1)  # fmt: skip
+_MINATAR: dict[str, Any] = dict(
+    env_wrapper="sb3_muzero.minatar.ImageObservation",
+    policy="CnnPolicy",
+    policy_kwargs="dict(features_extractor_class=GridCNN, net_arch=[])",
+)
+_ATARI: dict[str, Any] = dict(
+    env_wrapper="stable_baselines3.common.atari_wrappers.AtariWrapper", frame_stack=4, policy="CnnPolicy", n_timesteps=1e7
+)
+_PPO_ATARI: dict[str, Any] = dict(
+    n_envs=8,
+    n_steps=128,
+    n_epochs=4,
+    batch_size=256,
+    learning_rate="lin_2.5e-4",
+    clip_range="lin_0.1",
+    vf_coef=0.5,
+    ent_coef=0.01,
+)
+_DQN_ATARI: dict[str, Any] = dict(
+    buffer_size=100_000, learning_rate=1e-4, batch_size=32, target_update_interval=1000, train_freq=4, gradient_steps=1
+)
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "ppo": {
         "CartPole-v1": dict(n_timesteps=1e5, n_envs=8, n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20,
@@ -66,6 +89,8 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "MiniGrid-DoorKey-5x5-v0": dict(n_timesteps=1e5, env_wrapper="minigrid.wrappers.FlatObsWrapper", normalize=True,
                                         n_envs=8, n_steps=128, batch_size=64, gae_lambda=0.95, gamma=0.99, n_epochs=10,
                                         ent_coef=0.0, learning_rate=2.5e-4, clip_range=0.2),
+        "atari": _ATARI | _PPO_ATARI,
+        "MinAtar": _MINATAR | _PPO_ATARI,
     },
     "dqn": {
         "CartPole-v1": dict(_DQN_256, n_timesteps=5e4, learning_rate=2.3e-3, batch_size=64, buffer_size=100_000,
@@ -77,6 +102,9 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
                                learning_starts=1000, gamma=0.98, target_update_interval=600, train_freq=16,
                                gradient_steps=8, exploration_fraction=0.2, exploration_final_eps=0.07),
         "MiniGrid-DoorKey-5x5-v0": _MINIGRID,
+        "atari": _ATARI | _DQN_ATARI | dict(learning_starts=100_000, exploration_fraction=0.1, exploration_final_eps=0.01),
+        "MinAtar": _MINATAR | _DQN_ATARI | dict(n_timesteps=3e5, learning_starts=5000, exploration_fraction=1 / 3,
+                                                exploration_final_eps=0.1),
     },
 }  # fmt: skip
 
@@ -87,10 +115,11 @@ def label_of(algo: str) -> str:
 
 def settings_for(algo: str, env_id: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Settings in RL Zoo's format; ``overrides`` are MuZero's, what follows its name (``muzero n_steps=5``) a variant's."""
+    family = {"ALE": "atari"}.get(namespace := env_id.rpartition("/")[0], namespace)
     if not algo.startswith("muzero"):
-        return dict(TUNED[algo].get(env_id, {}))
+        return dict(TUNED[algo].get(env_id, TUNED[algo].get(family, {})))
     sections = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
-    return sections.get(env_id, {}) | overrides | dict(map(setting, algo.split()[1:]))
+    return sections.get(env_id, sections.get(family, {})) | overrides | dict(map(setting, algo.split()[1:]))
 
 
 def resolve(value: Any) -> Any:
@@ -117,6 +146,8 @@ def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Na
     if normalize:
         env = VecNormalize(env, gamma=kwargs.get("gamma", 0.99))
         eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+    if frame_stack := kwargs.pop("frame_stack", 0):
+        env, eval_env = VecFrameStack(env, frame_stack), VecFrameStack(eval_env, frame_stack)
     if isinstance(kwargs.get("train_freq"), list):
         kwargs["train_freq"] = tuple(kwargs["train_freq"])
     return ALGORITHMS[algo.split()[0]](policy, env, seed=seed, device=args.device, **kwargs), eval_env

@@ -30,11 +30,9 @@ class ImageAugmentation(nn.Module):
         batch_size, _, height, width = images.shape
         if self.shift > 0:
             padded = F.pad(images, [self.shift] * 4, mode="replicate")
-            top, left = th.randint(2 * self.shift + 1, (2, batch_size, 1, 1), device=images.device)
-            rows = top + th.arange(height, device=images.device).view(-1, 1)
-            columns = left + th.arange(width, device=images.device)
-            batch = th.arange(batch_size, device=images.device).view(-1, 1, 1)
-            images = padded[batch, :, rows, columns].permute(0, 3, 1, 2)
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view, [B, C, shifts, shifts, H, W]
+            top, left = th.randint(2 * self.shift + 1, (2, batch_size), device=images.device)
+            images = windows[th.arange(batch_size, device=images.device), :, top, left]
         if self.intensity > 0:
             noise = th.randn(batch_size, 1, 1, 1, device=images.device).clamp(-2, 2)
             images = images * (1 + self.intensity * noise)

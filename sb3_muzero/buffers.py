@@ -377,6 +377,16 @@ class SequenceReplayBuffer(ReplayBuffer):
                 self.codes[row % self.buffer_size] = self._visits.visit(successors)
         return self._visits.bonus(read_ring(self.codes, rows, envs))
 
+    def to_torch(self, array: np.ndarray, copy: bool = True) -> th.Tensor:
+        """
+        :param array: Array
+        :param copy: Whether the tensor must not share memory with it
+        :return: Tensor on the buffer's device; a GPU fetches it while the CPU goes on
+        """
+        if self.device.type == "cuda":
+            return th.from_numpy(array).pin_memory().to(self.device, non_blocking=True)
+        return super().to_torch(array, copy)
+
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if self._allocated:

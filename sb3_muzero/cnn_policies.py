@@ -89,6 +89,8 @@ class ResNetPolicy(ImagePolicy):
     :param num_blocks: Residual blocks of the dynamics, and at each size of the representation
     :param net_arch: Hidden widths of the heads' trunk, ``[64]`` by default
     :param latent_norm: Normalisation of latents: "minmax" or "none"
+    :param bf16: Whether to compute in bfloat16 where PyTorch's autocast does, on images whose channels come last, as tensor
+        cores like it
     :param kwargs: See ``ImagePolicy``, but for those of ``UNUSED``
     :raises ValueError: for an observation space of other than images, or a setting that is of no use here
     """
@@ -105,6 +107,7 @@ class ResNetPolicy(ImagePolicy):
         num_channels: int = 32,
         num_blocks: int = 1,
         latent_norm: str = "minmax",
+        bf16: bool = False,
         **kwargs: Any,
     ) -> None:
         if useless := sorted(set(self.UNUSED) & kwargs.keys()):
@@ -113,6 +116,7 @@ class ResNetPolicy(ImagePolicy):
             raise ValueError("`latent_norm` of a ResNetPolicy must be 'minmax' or 'none', got 'simnorm'")
         self.num_channels = num_channels
         self.num_blocks = num_blocks
+        self.bf16 = bf16
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
 
     def make_networks(self, features_dim: int) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -120,19 +124,20 @@ class ResNetPolicy(ImagePolicy):
             "num_blocks": self.num_blocks,
             "activation_fn": self.activation_fn,
             "latent_norm": self.latent_norm,
+            "bf16": self.bf16,
         }
         representation = ConvRepresentation(self.image_shape, self.num_channels, **body)
         shape, num_actions = representation.latent_shape, int(self.action_space.n)
         return (
             representation,
             ConvDynamics(shape, num_actions, **body),
-            ConvPrediction(shape, num_actions, self.num_bins, self.net_arch, self.activation_fn),
+            ConvPrediction(shape, num_actions, self.num_bins, self.net_arch, self.activation_fn, bf16=self.bf16),
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         data = {name: value for name, value in data.items() if name not in self.UNUSED}
-        return data | {"num_channels": self.num_channels, "num_blocks": self.num_blocks}
+        return data | {"num_channels": self.num_channels, "num_blocks": self.num_blocks, "bf16": self.bf16}
 
 
 class MultiInputPolicy(MuZeroPolicy):

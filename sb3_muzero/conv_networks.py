@@ -1,12 +1,16 @@
 """Convolutional networks: encoders for images of any size, and a latent model whose latents are images themselves."""
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_muzero.networks import LATENT_NORMS, Prediction, PredictionOutput
 
@@ -73,16 +77,51 @@ class MultiInputExtractor(BaseFeaturesExtractor):
         return th.cat(parts, dim=1)
 
 
+class ImageNorm(nn.GroupNorm):
+    """
+    Normalises each image alone: alike in planning and in training, which batch statistics are not. ``nn.GroupNorm`` of one
+    group, which on a GPU would bring the channels of channels-last images to the front, and the next convolution back.
+
+    :param num_channels: Channels of the images
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(1, num_channels)
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        if images.is_contiguous():
+            return super().forward(images)
+        channels_last = images.permute(0, 2, 3, 1)
+        normed = F.layer_norm(channels_last, channels_last.shape[1:], eps=self.eps) * self.weight + self.bias
+        return normed.permute(0, 3, 1, 2)
+
+
+def mixed_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    :param forward: Method of a network whose attribute ``bf16`` says whether to compute in bfloat16 where autocast does
+    :return: The method, whose results are float32 either way
+    """
+
+    @functools.wraps(forward)
+    def autocast(self: Any, inputs: th.Tensor, *args: th.Tensor) -> Any:
+        # Casts of the weights can't be kept: a CUDA graph may hold them
+        with th.autocast(inputs.device.type, th.bfloat16, enabled=self.bf16, cache_enabled=False):
+            output = forward(self, inputs, *args)
+        return output.float() if isinstance(output, th.Tensor) else type(output)(*(part.float() for part in output))
+
+    return autocast
+
+
 def normed_conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
     """
-    A 3x3 convolution, normalised over each image alone: alike in planning and in training, which batch statistics are not.
+    A 3x3 convolution and its normalisation.
 
     :param in_channels: Channels of the input
     :param out_channels: Channels of the output
     :param stride: 2 halves the image, rounding up
     :return: Modules, for ``nn.Sequential``
     """
-    return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False), nn.GroupNorm(1, out_channels)]
+    return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False), ImageNorm(out_channels)]
 
 
 class ResidualBlock(nn.Module):
@@ -114,12 +153,19 @@ class ConvRepresentation(nn.Sequential):
     :param num_blocks: Residual blocks at each size
     :param activation_fn: Activation
     :param latent_norm: Normalisation of the latent, a key of ``LATENT_NORMS``
+    :param bf16: Whether to compute in bfloat16, on images whose channels come last
     """
 
     LARGEST = 10
 
     def __init__(
-        self, image_shape: Shape, num_channels: int, num_blocks: int, activation_fn: type[nn.Module], latent_norm: str
+        self,
+        image_shape: Shape,
+        num_channels: int,
+        num_blocks: int,
+        activation_fn: type[nn.Module],
+        latent_norm: str,
+        bf16: bool = False,
     ) -> None:
         channels, height, width = image_shape
         layers: list[nn.Module] = [nn.Unflatten(-1, image_shape)]
@@ -133,6 +179,13 @@ class ConvRepresentation(nn.Sequential):
                 break
         self.latent_shape = (channels, height, width)
         super().__init__(*layers, nn.Flatten(), LATENT_NORMS[latent_norm]())
+        self.bf16 = bf16
+        if bf16:
+            self.to(memory_format=th.channels_last)  # type: ignore[call-overload]
+
+    @mixed_precision
+    def forward(self, images: th.Tensor) -> th.Tensor:  # type: ignore[override]
+        return super().forward(images)
 
 
 class ConvDynamics(nn.Module):
@@ -145,12 +198,19 @@ class ConvDynamics(nn.Module):
     :param num_blocks: Residual blocks
     :param activation_fn: Activation
     :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
+    :param bf16: Whether to compute in bfloat16, on images whose channels come last
     """
 
     one_hot: th.Tensor
 
     def __init__(
-        self, latent_shape: Shape, num_actions: int, num_blocks: int, activation_fn: type[nn.Module], latent_norm: str
+        self,
+        latent_shape: Shape,
+        num_actions: int,
+        num_blocks: int,
+        activation_fn: type[nn.Module],
+        latent_norm: str,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.latent_shape = latent_shape
@@ -161,7 +221,11 @@ class ConvDynamics(nn.Module):
         )
         self.norm = LATENT_NORMS[latent_norm]()
         self.register_buffer("one_hot", th.eye(num_actions), persistent=False)
+        self.bf16 = bf16
+        if bf16:
+            self.to(memory_format=th.channels_last)  # type: ignore[call-overload]
 
+    @mixed_precision
     def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
         images = latent.unflatten(-1, self.latent_shape)
         planes = self.one_hot.index_select(0, action)[..., None, None].expand(-1, -1, *self.latent_shape[1:])
@@ -179,6 +243,7 @@ class ConvPrediction(Prediction):
     :param net_arch: Hidden widths of the trunk that the heads share
     :param activation_fn: Activation of the hidden layers
     :param num_channels: Channels that are left
+    :param bf16: Whether to compute in bfloat16, on images whose channels come last
     """
 
     def __init__(
@@ -189,17 +254,22 @@ class ConvPrediction(Prediction):
         net_arch: list[int],
         activation_fn: type[nn.Module],
         num_channels: int = 16,
+        bf16: bool = False,
     ) -> None:
         channels, height, width = latent_shape
         super().__init__(num_channels * height * width, num_actions, num_bins, net_arch, activation_fn)
         reduce = nn.Sequential(
             nn.Unflatten(-1, latent_shape),
             nn.Conv2d(channels, num_channels, 1),
-            nn.GroupNorm(1, num_channels),
+            ImageNorm(num_channels),
             activation_fn(),
         )
         self.trunk = nn.Sequential(reduce, nn.Flatten(), *self.trunk)
+        self.bf16 = bf16
+        if bf16:
+            self.to(memory_format=th.channels_last)  # type: ignore[call-overload]
 
+    @mixed_precision
     def forward(self, latent: th.Tensor) -> PredictionOutput:
         predicted = super().forward(latent.flatten(0, -2))
         return PredictionOutput(*(logits.unflatten(0, latent.shape[:-1]) for logits in predicted))

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
 from sb3_muzero.augmentation import ImageAugmentation
+from sb3_muzero.conv_networks import ImageNorm
 from sb3_muzero.policies import MuZeroPolicy
 
 POLICIES: dict[str, type[MuZeroPolicy]] = {"CnnPolicy": CnnPolicy, "ResNetPolicy": ResNetPolicy}
@@ -81,6 +82,34 @@ def test_heads_take_any_number_of_batch_axes():
     flat, square = policy.latent_model.prediction(latents), policy.latent_model.prediction(latents.unflatten(0, (2, 3)))
     for a, b in zip(flat, square, strict=True):
         th.testing.assert_close(a.unflatten(0, (2, 3)), b)
+
+
+def test_bfloat16_computes_the_same_with_fewer_digits(tmp_path):
+    images = th.randint(255, (16, *SMALL.shape), dtype=th.uint8, generator=th.Generator().manual_seed(0))
+    exact = scramble(tiny_model(TinyEnv(SMALL), policy="ResNetPolicy")).policy
+    rough = tiny_model(TinyEnv(SMALL), policy="ResNetPolicy", policy_kwargs=dict(bf16=True)).policy
+    rough.load_state_dict(exact.state_dict())
+    with th.no_grad():
+        for policy in (exact, rough):
+            latent = policy.represent(images)
+            successor = policy.latent_model.dynamics(latent, th.arange(16) % 3)
+            policy.found = [latent, successor, *policy.latent_model.prediction(successor)]
+    for a, b in zip(exact.found, rough.found, strict=True):
+        assert b.dtype == th.float32
+        assert 0 < (a - b).norm() < 0.03 * a.norm()
+    convolution = next(m for m in rough.latent_model.dynamics.modules() if isinstance(m, th.nn.Conv2d))
+    assert convolution.weight.is_contiguous(memory_format=th.channels_last) and not convolution.weight.is_contiguous()
+    rough.save(tmp_path / "policy")
+    assert ResNetPolicy.load(tmp_path / "policy").bf16
+    tiny_model(TinyEnv(SMALL), policy="ResNetPolicy", policy_kwargs=dict(bf16=True)).learn(40)
+
+
+def test_the_norm_of_images_is_that_of_one_group_in_either_memory_format():
+    images, norm = th.randn(5, 6, 3, 4), ImageNorm(6)
+    th.nn.init.normal_(norm.weight)
+    expected = th.nn.functional.group_norm(images, 1, norm.weight, norm.bias)
+    th.testing.assert_close(norm(images), expected)
+    th.testing.assert_close(norm(images.contiguous(memory_format=th.channels_last)), expected)
 
 
 def test_flat_latents_of_images_are_planned_with_in_compiled_code():

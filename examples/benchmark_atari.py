@@ -1,0 +1,168 @@
+"""
+Atari's speed and memory: environment steps and updates per second, where the time goes, and the size of the replay buffer.
+
+    python examples/benchmark_atari.py --policy CnnPolicy --batch-size 32
+    python examples/benchmark_atari.py --policy ResNetPolicy --batch-size 256 --unroll-steps 5 --device cuda
+
+ALE/Pong-v5 behind SB3's ``AtariWrapper`` and a stack of four frames, every batch searched anew. ``ResNetPolicy`` has the size
+of EfficientZero's network (https://arxiv.org/abs/2111.00210, Appendix A). Steps and updates are timed apart, after a warm-up.
+Memory is what the process grows by while a replay buffer is filled with frames of noise.
+"""
+
+import argparse
+import json
+import platform
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+from benchmark_training import Stopwatch, phases
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+
+from sb3_muzero import MuZero
+from sb3_muzero.buffers import SequenceReplayBuffer
+
+gym.register_envs(ale_py)
+FRAME_STACK = 4
+POLICY_KWARGS: dict[str, dict[str, Any]] = {"CnnPolicy": {}, "ResNetPolicy": {"num_channels": 64, "num_blocks": 1}}
+
+
+def make_env(n_envs: int) -> VecEnv:
+    """:return: Pong without the emulator's own frame skip: ``AtariWrapper`` has one"""
+    env_kwargs = {"frameskip": 1, "repeat_action_probability": 0.0}
+    return VecFrameStack(make_atari_env("ALE/Pong-v5", n_envs, seed=0, env_kwargs=env_kwargs), FRAME_STACK)
+
+
+def make_model(args: argparse.Namespace) -> MuZero:
+    """:return: a model with a replay buffer of random steps, whose rollouts are as long as is timed"""
+    model = MuZero(
+        args.policy,
+        make_env(args.n_envs),
+        buffer_size=10_000,
+        learning_starts=args.warmup_steps,
+        batch_size=args.batch_size,
+        train_freq=args.steps // args.n_envs,
+        num_simulations=args.num_simulations,
+        unroll_steps=args.unroll_steps,
+        reanalyze_ratio=1.0,
+        policy_kwargs=POLICY_KWARGS[args.policy] | ({"bf16": True} if args.bf16 else {}),
+        seed=0,
+        device=args.device,
+    )
+    return model.learn(args.warmup_steps)
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """:return: steps and updates per second, and the milliseconds of their parts"""
+    model = make_model(args)
+    synchronize = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
+    figures: dict[str, Any] = {"planning": model.policy.uncompiled_reason or "in compiled code"}
+
+    def timed(functions: dict[str, list[tuple[Any, str]]], call: Any, times: int) -> tuple[float, dict[str, float]]:
+        watches = {name: Stopwatch(synchronize) for name in functions}
+        with ExitStack() as patches:
+            for name, parts in functions.items():
+                for owner, part in parts:
+                    patches.enter_context(patch.object(owner, part, watches[name].time(getattr(owner, part))))
+            synchronize()
+            start = time.perf_counter()
+            call()
+            synchronize()
+            seconds = time.perf_counter() - start
+        return seconds, {name: round(1000 * watch.seconds / times, 3) for name, watch in watches.items()}
+
+    policy, env, buffer = model.policy, model.env, model.replay_buffer
+    assert env is not None
+    model.gradient_steps = 0
+    collecting: dict[str, list[tuple[Any, str]]] = {
+        "environment": [(env, "step")],
+        "search": [(policy, "plan")],
+        "store": [(buffer, "add")],
+    }
+    model.learn(args.steps, reset_num_timesteps=False)  # compiles the search
+    seconds, parts = timed(collecting, lambda: model.learn(args.steps, reset_num_timesteps=False), args.steps)
+    figures["environment steps per second"] = round(args.steps / seconds, 1)
+    figures["milliseconds per step"] = {"all": round(1000 * seconds / args.steps, 3)} | parts
+
+    model.train(args.warmup_updates, args.batch_size)
+    learning: dict[str, list[tuple[Any, str]]] = {
+        "reanalyze": [(model, "_reanalyze")],
+        "bootstrap": [(model, "_bootstrap_values")],
+        **phases(model),
+    }
+    learning["targets"] = [part for part in learning["targets"] if part[1] != "predict_values"]
+    seconds, parts = timed(learning, lambda: model.train(args.updates, args.batch_size), args.updates)
+    figures["updates per second"] = round(args.updates / seconds, 2)
+    figures["milliseconds per update"] = {"all": round(1000 * seconds / args.updates, 3)} | parts
+    return figures
+
+
+def resident_megabytes() -> float:
+    """:return: what the process holds in memory"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def memory(steps: int, n_envs: int) -> dict[str, float]:
+    """:return: megabytes that a full replay buffer of so many steps takes, and those of the frames alone"""
+    space = spaces.Box(0, 255, (FRAME_STACK, 84, 84), np.uint8)
+    before = resident_megabytes()
+    buffer = SequenceReplayBuffer(steps, space, spaces.Discrete(6), device="cpu", n_envs=n_envs, frame_stack=FRAME_STACK)
+    rng = np.random.default_rng(0)
+    stacks = np.zeros((n_envs, *space.shape), np.uint8)
+    policies, values = np.full((n_envs, 6), 1 / 6, np.float32), np.zeros(n_envs, np.float32)
+    for row in range(steps // n_envs):
+        frames = rng.integers(256, size=(n_envs, 1, 84, 84), dtype=np.uint8)
+        successors = np.concatenate([stacks[:, 1:], frames], axis=1)
+        dones = rng.random(n_envs) < 1 / 200
+        buffer.store_search(policies, values, row)
+        buffer.add(stacks, successors, np.zeros(n_envs), np.zeros(n_envs), dones, [{}] * n_envs)
+        stacks = successors
+        stacks[dones] = 0
+        stacks[dones, -1] = frames[dones, 0]
+    buffer.sample(256, unroll_steps=5, n_steps=5)
+    return {"all": round(resident_megabytes() - before), "frames": round(steps * 84 * 84 / 2**20)}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", choices=list(POLICY_KWARGS), default="CnnPolicy")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--unroll-steps", type=int, default=3)
+    parser.add_argument("--num-simulations", type=int, default=16)
+    parser.add_argument("--n-envs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=800, help="environment steps that are timed")
+    parser.add_argument("--updates", type=int, default=20, help="updates that are timed")
+    parser.add_argument("--warmup-steps", type=int, default=800, help="random steps before")
+    parser.add_argument("--warmup-updates", type=int, default=5)
+    parser.add_argument("--memory-steps", type=int, default=100_000, help="size of the replay buffer that is measured")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of PyTorch")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 (ResNetPolicy)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    figures = {"megabytes of the replay buffer": memory(args.memory_steps, args.n_envs)} | speed(args)
+    for name, figure in figures.items():
+        print(f"{name}: {figure}")
+    if args.json:
+        settings = {key: value for key, value in vars(args).items() if key != "json"}
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"settings": settings, "versions": versions, "figures": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
