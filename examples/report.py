@@ -105,6 +105,15 @@ def ahead_at(step: int) -> Callable[[Record], tuple[str, bool]]:
     return measure
 
 
+def times_dqn(factor: float) -> Callable[[Record], tuple[str, bool]]:
+    def measure(record: Record) -> tuple[str, bool]:
+        ours, dqn = (float(np.median(final(record, algo))) for algo in ("muzero", "dqn"))
+        each = ", ".join(f"{value:.1f}" for value in sorted(final(record)))
+        return f"{ours:.1f} ({each}), DQN {dqn:.1f}: {ours / dqn:.2f} times", ours >= factor * dqn
+
+    return measure
+
+
 def near_optimal(record: Record) -> tuple[str, bool]:
     optimum = optimal_success(record["protocol"]["env"])
     median = float(np.median(final(record)))
@@ -125,6 +134,9 @@ BARS: list[tuple[str, str, Callable[[Record], tuple[str, bool]]]] = [
     ("FrozenLake8x8-v1", "success >= 95 % of the optimal policy's", near_optimal),
     ("Taxi-v4", "7.5 in median <= 100 k steps", median_steps(7.5, 100_000)),
     ("MiniGrid-DoorKey-5x5-v0", "0.9 in median <= 50 k steps", median_steps(0.9, 50_000)),
+    ("MinAtar/Breakout-v1", "median >= 1.5 times DQN's after 300 k", times_dqn(1.5)),
+    ("MinAtar/SpaceInvaders-v1", "median >= 1.5 times DQN's after 300 k", times_dqn(1.5)),
+    ("MinAtar/Freeway-v1", "median >= 1.5 times DQN's after 300 k", times_dqn(1.5)),
 ]
 
 
@@ -132,7 +144,7 @@ def bars() -> str:
     """:return: Markdown table of what was asked and what was measured"""
     lines = ["| environment | bar | measured (each seed) | |", "|---|---|---|---|"]
     for env_id, bar, measure in BARS:
-        path = RESULTS / f"compare_{env_id}.json"
+        path = RESULTS / f"compare_{env_id.replace('/', '_')}.json"
         measured, passed = measure(json.loads(path.read_text())) if path.exists() else ("not run", False)
         lines.append(f"| {env_id} | {bar} | {measured} | {'pass' if passed else 'short'} |")
     return "\n".join(lines)
