@@ -1,9 +1,11 @@
 """Atari behind SB3's wrappers: frames, clipped rewards, lost lives."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import tiny_model
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
@@ -34,7 +36,10 @@ class Ends(BaseCallback):
 
 def test_a_lost_life_is_a_termination_and_the_end_of_time_is_not():
     # 400 frames of the emulator: 100 steps or fewer, with at most 30 frames before the first
-    model, seen = tiny_model(atari("Breakout", max_num_frames_per_episode=400), policy="CnnPolicy", learning_starts=10_000), Ends()
+    model, seen = (
+        tiny_model(atari("Breakout", max_num_frames_per_episode=400), policy="CnnPolicy", learning_starts=10_000),
+        Ends(),
+    )
     model.learn(400, callback=seen)
     buffer, dones = model.replay_buffer, np.array(seen.dones)
     np.testing.assert_array_equal(buffer.observations.ends[:400, 0], dones)
@@ -58,3 +63,29 @@ def test_pong_is_trained_saved_and_trained_on(tmp_path, policy):
     updates = again._n_updates
     again.learn(40, reset_num_timesteps=False)
     assert again.num_timesteps == 80 and again._n_updates > updates and again.replay_buffer.size() == 40
+
+
+def resident_megabytes():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_two_thousand_updates_on_pong_from_one_checkpoint_to_the_next_in_bounded_memory(tmp_path):
+    """A buffer of 2000 steps is full after a quarter of them; nothing may grow from there on."""
+    settings = dict(
+        train_freq=1, learning_starts=200, buffer_size=2_000, reanalyze_ratio=1.0, num_simulations=16, batch_size=8
+    )
+    model = tiny_model(atari("Pong", n_envs=4), policy="CnnPolicy", **settings)
+    checkpoint = CheckpointCallback(500, tmp_path, save_replay_buffer=True)
+    megabytes = [0.0]
+    while model._n_updates < 2_000:
+        model.learn(2_000, callback=checkpoint, reset_num_timesteps=False)
+        megabytes.append(resident_megabytes())
+        steps, updates = model.num_timesteps, model._n_updates
+        model = MuZero.load(tmp_path / f"rl_model_{steps}_steps", env=atari("Pong", n_envs=4))
+        model.load_replay_buffer(tmp_path / f"rl_model_replay_buffer_{steps}_steps")
+        assert model.num_timesteps == steps and model._n_updates >= updates - 1 > 0
+    print(f"{model._n_updates} updates, megabytes {megabytes[1:]}")
+    assert megabytes[-1] < megabytes[1] + 100
