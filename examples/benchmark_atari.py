@@ -89,6 +89,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     }
     model.learn(args.steps, reset_num_timesteps=False)  # compiles the search
     seconds, parts = timed(collecting, lambda: model.learn(args.steps, reset_num_timesteps=False), args.steps)
+    assert parts["search"] > 0, "no point was made in the warm-up: raise --warmup-steps"
     figures["environment steps per second"] = round(args.steps / seconds, 1)
     figures["milliseconds per step"] = {"all": round(1000 * seconds / args.steps, 3)} | parts
 

@@ -115,7 +115,8 @@ def label_of(algo: str) -> str:
 
 def settings_for(algo: str, env_id: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Settings in RL Zoo's format; ``overrides`` are MuZero's, what follows its name (``muzero n_steps=5``) a variant's."""
-    family = {"ALE": "atari"}.get(namespace := env_id.rpartition("/")[0], namespace)
+    is_atari = env_id.startswith("ALE/") or "NoFrameskip" in env_id
+    family = "atari" if is_atari else env_id.rpartition("/")[0]
     if not algo.startswith("muzero"):
         return dict(TUNED[algo].get(env_id, TUNED[algo].get(family, {})))
     sections = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
@@ -140,7 +141,12 @@ def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Na
     """:return: the model, and an evaluation environment wrapped as its training environment is"""
     kwargs = {key: resolve(value) for key, value in settings.items() if key != "n_timesteps"}
     policy, normalize = kwargs.pop("policy", "MlpPolicy"), kwargs.pop("normalize", False)
-    env_kwargs: dict[str, Any] = {"wrapper_class": wrapper(kwargs.pop("env_wrapper", [])), "env_kwargs": dict(args.env_kwargs)}
+    # AtariWrapper skips frames, so that the emulator must not
+    defaults = {"frameskip": 1, "repeat_action_probability": 0.0} if args.env.startswith("ALE/") else {}
+    env_kwargs: dict[str, Any] = {
+        "wrapper_class": wrapper(kwargs.pop("env_wrapper", [])),
+        "env_kwargs": defaults | dict(args.env_kwargs),
+    }
     env = make_vec_env(args.env, kwargs.pop("n_envs", 1), seed=seed, **env_kwargs)
     eval_env = make_vec_env(args.env, CURVE_EPISODES, **env_kwargs)
     if normalize:

@@ -12,13 +12,15 @@ class ImageAugmentation(nn.Module):
 
     :param shift: Largest shift in pixels; edges are repeated
     :param intensity: Standard deviation of the factor around 1 that an image is multiplied by, cut off at two of them
-    :raises ValueError: for a negative one
+    :raises ValueError: for a negative one, or one that is no such number
     """
 
     def __init__(self, shift: int, intensity: float) -> None:
         super().__init__()
-        if shift < 0 or intensity < 0:
-            raise ValueError(f"`random_shift` and `random_intensity` must be at least 0, got {shift} and {intensity}")
+        if not (isinstance(shift, int) and shift >= 0):
+            raise ValueError(f"`random_shift` must be an integer and at least 0, got {shift!r}")
+        if not 0 <= intensity < float("inf"):
+            raise ValueError(f"`random_intensity` must be at least 0 and finite, got {intensity}")
         self.shift = shift
         self.intensity = intensity
 

@@ -105,6 +105,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.priority_exponent = priority_exponent
         self.importance_exponent = FloatSchedule(importance_exponent)
         rows = max(buffer_size // n_envs, 1)
+        if not isinstance(frame_stack, int):
+            raise ValueError(f"`frame_stack` must be an integer, got {frame_stack!r}")
         if frame_stack != 1:
             length = (observation_space.shape or (0,))[0] if isinstance(observation_space, spaces.Box) else 0
             if frame_stack < 1 or length < 1 or length % frame_stack != 0:

@@ -18,7 +18,7 @@ def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tupl
     :param observation_space: Observation space
     :param normalize_images: Whether the policy scales images: else any array of three axes may be one
     :return: Shape of its images, channel first
-    :raises ValueError: if it is one of other than images
+    :raises ValueError: if it is one of other than images, or of float ones with their channels last
     """
     if not is_image_space(observation_space, normalized_image=not normalize_images) or len(observation_space.shape or ()) != 3:
         raise ValueError(
@@ -26,6 +26,8 @@ def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tupl
             f"three axes with `normalize_images=False`), got {observation_space}; MlpPolicy takes any Box"
         )
     channels, height, width = observation_space.shape  # type: ignore[misc]
+    if not normalize_images and width < min(channels, height):  # SB3 transposes images of uint8 only
+        raise ValueError(f"`observation_space` must have images with the channels first, got {observation_space.shape}")
     return channels, height, width
 
 
@@ -55,6 +57,10 @@ class ImagePolicy(MuZeroPolicy):
         self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
         self.random_shift = min(self.image_shape[1:]) // 20 if random_shift is None else random_shift
         self.random_intensity = random_intensity
+        if self.random_shift >= min(self.image_shape[1:]):
+            raise ValueError(
+                f"`random_shift` must be below the images' shorter side, got {random_shift} for {self.image_shape}"
+            )
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.augmentation = ImageAugmentation(self.random_shift, random_intensity)
 
@@ -114,6 +120,8 @@ class ResNetPolicy(ImagePolicy):
             raise ValueError(f"ResNetPolicy has no use for {useless}; `num_channels` and `num_blocks` size it")
         if latent_norm == "simnorm":
             raise ValueError("`latent_norm` of a ResNetPolicy must be 'minmax' or 'none', got 'simnorm'")
+        if num_channels < 1 or num_blocks < 0:
+            raise ValueError(f"`num_channels` must be at least 1 and `num_blocks` 0, got {num_channels} and {num_blocks}")
         self.num_channels = num_channels
         self.num_blocks = num_blocks
         self.bf16 = bf16

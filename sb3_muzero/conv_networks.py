@@ -1,14 +1,11 @@
 """Convolutional networks: encoders for images of any size, and a latent model whose latents are images themselves."""
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import nn
 from torch.nn import functional as F
 
@@ -50,31 +47,33 @@ def cnn_for(shape: tuple[int, ...]) -> type[GridCNN] | type[NatureCNN]:
     return NatureCNN if min(shape[1:]) >= 36 else GridCNN
 
 
-class MultiInputExtractor(BaseFeaturesExtractor):
+class MultiInputExtractor(CombinedExtractor):
     """
     SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, all else as it is, in one vector.
 
     :param observation_space: Dict space
     :param cnn_output_dim: Features of each image
+    :param normalized_image: Whether images need no scaling: any Box of three axes is one then. Set by the policy
     """
 
-    def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256) -> None:
-        extractors: list[nn.Module] = []
+    def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256, normalized_image: bool = False) -> None:
+        parts: list[nn.Module] = []
         features_dim = 0
         for space in observation_space.values():
-            if isinstance(space, spaces.Box) and is_image_space(space):
-                extractors.append(cnn_for(space.shape)(space, cnn_output_dim))
+            if isinstance(space, spaces.Box) and is_image_space(space, normalized_image=normalized_image):
+                is_nature = cnn_for(space.shape) is NatureCNN
+                checked = {"normalized_image": normalized_image} if is_nature else {}
+                parts.append(cnn_for(space.shape)(space, cnn_output_dim, **checked))
                 features_dim += cnn_output_dim
             else:
-                extractors.append(nn.Flatten())
+                parts.append(nn.Flatten())
                 features_dim += get_flattened_obs_dim(space)
-        super().__init__(observation_space, features_dim)
+        BaseFeaturesExtractor.__init__(self, observation_space, features_dim)
         self.keys = list(observation_space)
-        self.extractors = nn.ModuleList(extractors)  # a ModuleDict refuses many a name
+        self.parts = nn.ModuleList(parts)  # SB3's ModuleDict refuses many a name
 
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        parts = [extractor(observations[key]) for key, extractor in zip(self.keys, self.extractors, strict=True)]
-        return th.cat(parts, dim=1)
+        return th.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=1)
 
 
 class ImageNorm(nn.GroupNorm):
@@ -96,20 +95,26 @@ class ImageNorm(nn.GroupNorm):
         return normed.permute(0, 3, 1, 2)
 
 
-def mixed_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
+class ConvLayers(nn.Sequential):
     """
-    :param forward: Method of a network whose attribute ``bf16`` says whether to compute in bfloat16 where autocast does
-    :return: The method, whose results are float32 either way
+    Layers whose results are float32, also where they compute in less.
+
+    :param layers: Layers
+    :param bf16: Whether to compute in bfloat16 where PyTorch's autocast does, on images whose channels come last
     """
 
-    @functools.wraps(forward)
-    def autocast(self: Any, inputs: th.Tensor, *args: th.Tensor) -> Any:
+    def __init__(self, *layers: nn.Module, bf16: bool) -> None:
+        super().__init__(*layers)
+        self.bf16 = bf16
+        if bf16:
+            self.to(memory_format=th.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        if not self.bf16:
+            return super().forward(images)
         # Casts of the weights can't be kept: a CUDA graph may hold them
-        with th.autocast(inputs.device.type, th.bfloat16, enabled=self.bf16, cache_enabled=False):
-            output = forward(self, inputs, *args)
-        return output.float() if isinstance(output, th.Tensor) else type(output)(*(part.float() for part in output))
-
-    return autocast
+        with th.autocast(images.device.type, th.bfloat16, cache_enabled=False):
+            return super().forward(images).float()
 
 
 def normed_conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
@@ -178,14 +183,7 @@ class ConvRepresentation(nn.Sequential):
             if max(height, width) <= self.LARGEST:
                 break
         self.latent_shape = (channels, height, width)
-        super().__init__(*layers, nn.Flatten(), LATENT_NORMS[latent_norm]())
-        self.bf16 = bf16
-        if bf16:
-            self.to(memory_format=th.channels_last)  # type: ignore[call-overload]
-
-    @mixed_precision
-    def forward(self, images: th.Tensor) -> th.Tensor:  # type: ignore[override]
-        return super().forward(images)
+        super().__init__(ConvLayers(*layers, nn.Flatten(), bf16=bf16), LATENT_NORMS[latent_norm]())
 
 
 class ConvDynamics(nn.Module):
@@ -215,17 +213,12 @@ class ConvDynamics(nn.Module):
         super().__init__()
         self.latent_shape = latent_shape
         channels = latent_shape[0]
-        self.step = nn.Sequential(*normed_conv(channels + num_actions, channels))
-        self.blocks = nn.Sequential(
-            activation_fn(), *(ResidualBlock(channels, activation_fn) for _ in range(num_blocks)), nn.Flatten()
-        )
+        self.step = ConvLayers(*normed_conv(channels + num_actions, channels), bf16=bf16)
+        blocks = [ResidualBlock(channels, activation_fn) for _ in range(num_blocks)]
+        self.blocks = ConvLayers(activation_fn(), *blocks, nn.Flatten(), bf16=bf16)
         self.norm = LATENT_NORMS[latent_norm]()
         self.register_buffer("one_hot", th.eye(num_actions), persistent=False)
-        self.bf16 = bf16
-        if bf16:
-            self.to(memory_format=th.channels_last)  # type: ignore[call-overload]
 
-    @mixed_precision
     def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
         images = latent.unflatten(-1, self.latent_shape)
         planes = self.one_hot.index_select(0, action)[..., None, None].expand(-1, -1, *self.latent_shape[1:])
@@ -258,18 +251,9 @@ class ConvPrediction(Prediction):
     ) -> None:
         channels, height, width = latent_shape
         super().__init__(num_channels * height * width, num_actions, num_bins, net_arch, activation_fn)
-        reduce = nn.Sequential(
-            nn.Unflatten(-1, latent_shape),
-            nn.Conv2d(channels, num_channels, 1),
-            ImageNorm(num_channels),
-            activation_fn(),
-        )
-        self.trunk = nn.Sequential(reduce, nn.Flatten(), *self.trunk)
-        self.bf16 = bf16
-        if bf16:
-            self.to(memory_format=th.channels_last)  # type: ignore[call-overload]
+        reduce = [nn.Conv2d(channels, num_channels, 1), ImageNorm(num_channels), activation_fn(), nn.Flatten()]
+        self.trunk = ConvLayers(nn.Unflatten(-1, latent_shape), *reduce, *self.trunk, bf16=bf16)
 
-    @mixed_precision
     def forward(self, latent: th.Tensor) -> PredictionOutput:
         predicted = super().forward(latent.flatten(0, -2))
         return PredictionOutput(*(logits.unflatten(0, latent.shape[:-1]) for logits in predicted))

@@ -101,11 +101,14 @@ class ObservationRing:
         :param observations: As environments give them, shape ``[n_envs, *obs_shape]``
         :param successors: Those after the step, shape ``[n_envs, *obs_shape]``
         :return: The successors, as records for a Dict space
-        :raises ValueError: if the very first observations are no stacks of frames as they should be
+        :raises ValueError: if the very first ones are no stacks of frames as they should be
         """
         begun, ended = self._records(observations), self._records(successors)
         if self.frame_stack > 1:
-            self._begin_episodes(begun)
+            if self.next_row == 0 and not self.full:
+                self._check_stacks(begun, ended)
+            else:
+                self._begin_episodes(begun)
         row = self.next_row
         self._free_slots += self.slots[row, self.slots[row] >= 0].tolist()
         self.slots[row], self.ends[row] = -1, False
@@ -124,29 +127,27 @@ class ObservationRing:
             records[name] = np.reshape(observations[name], records[name].shape)
         return records
 
-    def _begin_episodes(self, observations: np.ndarray) -> None:
-        """Where stacks do not go on from the newest step, somebody else has reset the environment: another episode begins."""
-        begins = np.ones(len(observations), dtype=np.bool_)
-        is_first = self.next_row == 0 and not self.full
-        if not is_first:
-            newest_row = self.next_row - 1
-            starts = np.full(len(observations), newest_row + (len(self.frames) if self.full else 0))
-            expected = self.at(np.ones_like(starts), starts, np.arange(len(observations)))
-            differs = (expected != observations).reshape(len(observations), -1).any(axis=1)
-            for env in np.flatnonzero(differs & ~self.ends[newest_row]).tolist():
-                self.end_episode(env)
-            begins = self.ends[newest_row]
-        if not observations[begins, : -self.frames.shape[2]].any():
-            return
-        if is_first:
+    def _check_stacks(self, observations: np.ndarray, successors: np.ndarray) -> None:
+        """:raises ValueError: if the very first step does not bring one new frame, or has frames before it other than zeros"""
+        length = self.frames.shape[2]
+        if observations[:, :-length].any() or not np.array_equal(observations[:, length:], successors[:, :-length]):
             raise ValueError(
                 f"`frame_stack` must be how many frames an observation consists of along its first axis, the newest one last "
                 f"and zeros before an episode's first, as VecFrameStack has it; observations of shape {self.shape} are no "
                 f"stacks of {self.frame_stack}. `replay_buffer_kwargs=dict(frame_stack=1)` stores them whole"
             )
-        warnings.warn(
-            "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
-        )
+
+    def _begin_episodes(self, observations: np.ndarray) -> None:
+        """Where stacks do not go on from the newest step, somebody else has stepped the environment: end the episode."""
+        newest_row, length = self.next_row - 1, self.frames.shape[2]
+        expected = np.concatenate([self.frames[newest_row], self.newest], axis=1)
+        differs = (observations[:, -2 * length :] != expected).reshape(len(observations), -1).any(axis=1)
+        for env in np.flatnonzero(differs & ~self.ends[newest_row]).tolist():
+            self.end_episode(env)
+        if observations[self.ends[newest_row], :-length].any():
+            warnings.warn(
+                "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
+            )
 
     def end_episode(self, env: int) -> None:
         """

@@ -203,10 +203,11 @@ class MuZeroPolicy(BasePolicy):
         """:return: A freshly initialised latent model on the policy's device"""
         features_extractor = self.make_features_extractor()
         features_dim = features_extractor.features_dim
-        is_quantities = isinstance(self.observation_space, spaces.Box) and not is_image_space(self.observation_space)
-        is_flat = self.features_extractor_class is FlattenExtractor
+        space = self.observation_space
+        parts = space.values() if isinstance(space, spaces.Dict) else [space]
+        has_quantities = any(isinstance(part, spaces.Box) and not is_image_space(part) for part in parts)
         is_learned = any(True for _ in features_extractor.parameters())
-        normalized = self.norm_obs and (is_learned or (is_quantities and is_flat))
+        normalized = self.norm_obs and (is_learned or has_quantities)
         return LatentModel(
             features_extractor,
             RunningNorm(features_dim) if normalized else nn.Identity(),
@@ -293,6 +294,7 @@ class MuZeroPolicy(BasePolicy):
         preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
         return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]
 
+    @th.no_grad()
     def observe(self, obs: PyTorchObs) -> None:
         """
         Let running statistics of the model's input see a batch of training data.
@@ -381,7 +383,8 @@ class MuZeroPolicy(BasePolicy):
                 recurrent_fn = partial(self._recurrent_inference, model=model)
             if latent.is_cuda and type(self)._recurrent_inference is MuZeroPolicy._recurrent_inference:
                 graphs = self._cuda_graphs[self._name_of(model)]
-                recurrent_fn = graphs.get(recurrent_fn, latent, model, self.gamma, model.training)
+                used: list[Any] = [model.dynamics, model.prediction, model.value_support, model.reward_support]
+                recurrent_fn = graphs.get(recurrent_fn, latent, used, self.gamma, model.training)
             return RootOutput(predicted.policy_logits, value, latent), recurrent_fn
         return compiled.initial_inference(model.features_extractor(self._preprocess(obs))), compiled
 

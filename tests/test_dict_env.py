@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from sb3_muzero import MuZero
 from sb3_muzero.novelty import VisitCounts
@@ -93,6 +94,24 @@ def test_with_everything_else(tmp_path, novelty_coef):
 def test_small_images_among_the_parts():
     small = spaces.Dict({"image": spaces.Box(0, 255, (7, 7, 3), np.uint8), "direction": spaces.Discrete(4)})
     tiny_model(TinyEnv(small), policy="MultiInputPolicy").learn(40)
+
+
+def test_quantities_among_the_parts_are_scaled_as_a_vector_is():
+    units = spaces.Dict({"metres": spaces.Box(-1e4, 1e4, (3,), np.float32), "code": spaces.Discrete(2)})
+    policy = tiny_model(TinyEnv(units), policy="MultiInputPolicy").learn(400).policy
+    obs, _ = policy.obs_to_tensor({"metres": np.full((1, 3), 5e3, np.float32), "code": np.zeros(1, np.int64)})
+    model = policy.latent_model
+    assert model.input_norm(model.features_extractor(policy._preprocess(obs))).abs().max() < 3
+    codes = spaces.Dict({"code": spaces.Discrete(2)})
+    assert isinstance(tiny_model(TinyEnv(codes), policy="MultiInputPolicy").policy.latent_model.input_norm, nn.Identity)
+
+
+def test_float_images_need_no_scaling_where_the_policy_is_told_so():
+    floats = spaces.Dict({"image": spaces.Box(0, 1, (3, 40, 40), np.float32), "code": spaces.Discrete(2)})
+    for normalize_images, sees_an_image in ((True, False), (False, True)):
+        kwargs = dict(normalize_images=normalize_images)
+        policy = tiny_model(TinyEnv(floats), policy="MultiInputPolicy", policy_kwargs=kwargs).policy
+        assert any(isinstance(module, nn.Conv2d) for module in policy.modules()) == sees_an_image
 
 
 def test_another_space_is_refused_by_name():

@@ -133,6 +133,37 @@ def test_features_are_scaled_by_what_training_has_seen(norm_obs):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_float_images_with_their_channels_last_are_refused(policy):
+    kwargs = dict(normalize_images=False)
+    with pytest.raises(ValueError, match="channels first"):
+        tiny_model(TinyEnv(spaces.Box(0, 1, (40, 40, 3), np.float32)), policy=policy, policy_kwargs=kwargs)
+    tiny_model(TinyEnv(spaces.Box(0, 1, (3, 40, 40), np.float32)), policy=policy, policy_kwargs=kwargs)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kwargs"),
+    [
+        ("CnnPolicy", dict(random_shift=2, random_intensity=0.3)),
+        ("ResNetPolicy", dict(num_channels=8, num_blocks=2, random_shift=1, net_arch=[16])),
+    ],
+)
+def test_settings_are_saved_with_the_policy(tmp_path, policy, kwargs):
+    original = scramble(tiny_model(TinyEnv(SMALL), policy=policy, policy_kwargs=kwargs)).policy
+    original.save(tmp_path / "policy")
+    loaded = POLICIES[policy].load(tmp_path / "policy")
+    assert {name: getattr(loaded, name) for name in kwargs} == kwargs
+    images = th.randint(255, (4, *SMALL.shape), dtype=th.uint8)
+    assert th.equal(original.predict_values(images), loaded.predict_values(images))
+    assert loaded.augmentation.shift == kwargs["random_shift"]
+
+
+def test_the_target_follows_the_statistics_of_features():
+    model = tiny_model(TinyEnv(SMALL), policy="CnnPolicy", target_update_interval=1).learn(40)
+    online, target = model.policy.latent_model.input_norm, model.policy.latent_model_target.input_norm
+    assert online.count > 0 and all(map(th.equal, online.buffers(), target.buffers()))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_what_is_no_image_is_refused_by_name(policy):
     with pytest.raises(ValueError, match="`observation_space` must be images"):
         tiny_model("CartPole-v1", policy=policy)
@@ -171,9 +202,13 @@ def test_the_loss_changes_the_first_observation_and_those_that_latents_are_compa
     assert sorted(calls) == [False, True, True], "bootstraps see images as they are"
 
 
-@pytest.mark.parametrize("kwargs", [dict(random_shift=-1), dict(random_intensity=-0.1)], ids=str)
-def test_negative_changes_are_refused(kwargs):
-    with pytest.raises(ValueError, match="must be at least 0"):
+@pytest.mark.parametrize(
+    "kwargs",
+    [dict(random_shift=-1), dict(random_shift=1.5), dict(random_intensity=-0.1), dict(random_intensity=np.nan)],
+    ids=str,
+)
+def test_impossible_changes_are_refused(kwargs):
+    with pytest.raises(ValueError, match="at least 0"):
         tiny_model(TinyEnv(LARGE), policy="CnnPolicy", policy_kwargs=kwargs)
 
 
@@ -258,11 +293,14 @@ def test_stacks_are_joined_over_saved_and_continued_training(tmp_path):
 
 
 def test_environments_that_somebody_else_resets_begin_other_episodes():
-    model = tiny_model(stacked(LARGE), policy="CnnPolicy").learn(40)
+    """SB3 goes on from the observation that it saw last: that step is of no episode, the next one begins another."""
+    model = tiny_model(stacked(LARGE, length=60), policy="CnnPolicy").learn(40)
     evaluate_policy(model, model.get_env(), n_eval_episodes=3, warn=False)
     with pytest.warns(UserWarning, match="stepped outside of training"):
-        model.learn(40, reset_num_timesteps=False)
-    assert model.replay_buffer.observations.ends[19].all(), "the last step before"
+        model.learn(80, reset_num_timesteps=False)
+    ends = model.replay_buffer.observations.ends[:60]
+    assert ends[20].all(), "the step from one to the other"
+    assert ends.sum(axis=0).max() <= 2, "and its end"
 
 
 def test_a_buffer_loaded_amid_episodes_begins_others(tmp_path):
@@ -282,6 +320,11 @@ def test_the_oldest_frames_of_a_full_buffer_are_not_drawn_by_priority_either():
     assert not np.isin(starts[0], lost).any()
     leaves = (lost[:, None] * 2 + np.arange(2)).ravel()
     assert (buffer.priorities[leaves] == 0).all()
+
+
+def test_stacks_of_another_number_of_frames_are_refused():
+    with pytest.raises(ValueError, match="no stacks of 2"):
+        tiny_model(stacked(LARGE), policy="CnnPolicy", replay_buffer_kwargs=dict(frame_stack=2)).learn(40)
 
 
 @pytest.mark.parametrize("frame_stack", [0, -1, 3])

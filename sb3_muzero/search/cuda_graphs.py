@@ -60,22 +60,25 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._snapshot: Snapshot | None = None
+        self._used: list[nn.Module] = []
         self._graphs: dict[Any, RecurrentFn] = {}
 
-    def get(self, recurrent_fn: RecurrentFn, latent: torch.Tensor, model: nn.Module, *constants: Any) -> RecurrentFn:
+    def get(self, recurrent_fn: RecurrentFn, latent: torch.Tensor, used: list[nn.Module], *constants: Any) -> RecurrentFn:
         """
         :param recurrent_fn: the model as a function.
         :param latent: latent states to step from. Shape ``[B, ...]``.
-        :param model: all modules that the function uses.
+        :param used: all modules that the function uses.
         :param constants: all numbers besides that it depends on.
         :return: the graph to replay, or the function itself where it cannot be recorded.
         """
-        if self._snapshot is None or not self._snapshot.holds():
-            modules = list(model.modules())
-            if not all(type(module).__module__.startswith(self.KNOWN) for module in modules):
+        if self._snapshot is None or self._used != used or not self._snapshot.holds():
+            modules = [module for part in used if isinstance(part, nn.Module) for module in part.modules()]
+            if not all(isinstance(part, nn.Module) for part in used) or not all(
+                type(module).__module__.startswith(self.KNOWN) for module in modules
+            ):
                 return recurrent_fn
             try:
-                self._snapshot, self._graphs = Snapshot(modules, []), {}
+                self._snapshot, self._used, self._graphs = Snapshot(modules, []), used, {}
             except NotCompilable:
                 return recurrent_fn
         key = (tuple(latent.shape), latent.dtype, latent.device, *constants)

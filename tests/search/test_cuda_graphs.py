@@ -7,8 +7,9 @@ from gymnasium import spaces
 from tabular import random_model
 from torch import nn
 
+from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.search import CudaGraphs, RecurrentOutput, cuda_graphs, gumbel_muzero_search
+from sb3_muzero.search import CudaGraphs, NotCompilable, RecurrentOutput, cuda_graphs, gumbel_muzero_search
 
 
 def test_a_step_may_overwrite_what_it_returned_before():
@@ -46,14 +47,14 @@ def recorded(monkeypatch):
 
 def test_a_shape_is_recorded_once_as_long_as_the_model_stays(recorded):
     graphs, model = CudaGraphs(), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    first = graphs.get(len, torch.zeros(2, 4), model, 0.9)
+    first = graphs.get(len, torch.zeros(2, 4), [model], 0.9)
     model[0].weight.data.add_(1.0)
-    assert graphs.get(len, torch.ones(2, 4), model, 0.9) is first
-    graphs.get(len, torch.zeros(3, 4), model, 0.9)
-    graphs.get(len, torch.zeros(2, 4), model, 0.8)
+    assert graphs.get(len, torch.ones(2, 4), [model], 0.9) is first
+    graphs.get(len, torch.zeros(3, 4), [model], 0.9)
+    graphs.get(len, torch.zeros(2, 4), [model], 0.8)
     assert recorded == [(2, 4), (3, 4), (2, 4)]
     model[0].weight = nn.Parameter(torch.zeros(4, 4))
-    assert graphs.get(len, torch.zeros(2, 4), model, 0.9) is not first
+    assert graphs.get(len, torch.zeros(2, 4), [model], 0.9) is not first
     assert len(recorded) == 4
 
 
@@ -64,7 +65,7 @@ def test_a_model_that_cannot_be_recorded_is_warned_of_once(monkeypatch, recwarn)
     monkeypatch.setattr(cuda_graphs, "CudaGraph", refuse)
     graphs, model = CudaGraphs(), nn.Linear(4, 4)
     for _ in range(3):
-        assert graphs.get(len, torch.zeros(2, 4), model) is len
+        assert graphs.get(len, torch.zeros(2, 4), [model]) is len
     assert len(recwarn) == 1 and "not permitted" in str(recwarn[0].message)
 
 
@@ -77,16 +78,46 @@ def test_unknown_modules_and_hooks_are_not_recorded(recorded):
     hooked[0].register_forward_hook(lambda module, inputs, output: None)
     for model in (nn.Sequential(Counter(4, 4)), hooked):
         graphs = CudaGraphs()
-        assert all(graphs.get(len, torch.zeros(2, 4), model) is len for _ in range(3))
+        assert all(graphs.get(len, torch.zeros(2, 4), [model]) is len for _ in range(3))
     assert recorded == []
 
 
 def test_only_so_many_shapes_are_kept(recorded):
     graphs, model = CudaGraphs(), nn.Linear(4, 4)
     for rows in [*range(1, 12), 11, 1]:
-        graphs.get(len, torch.zeros(rows, 4), model)
+        graphs.get(len, torch.zeros(rows, 4), [model])
     assert [shape[0] for shape in recorded] == [*range(1, 12), 1]
     assert len(graphs._graphs) == cuda_graphs.MAX_GRAPHS
+
+
+IMAGES = spaces.Box(0, 255, (1, 84, 84), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("policy_class", "space"),
+    [
+        (MuZeroPolicy, spaces.Box(-1, 1, (5,))),
+        (CnnPolicy, IMAGES),
+        (ResNetPolicy, IMAGES),
+        (MultiInputPolicy, spaces.Dict({"image": IMAGES, "vector": spaces.Box(-1, 1, (5,))})),
+    ],
+)
+def test_the_model_of_every_policy_is_recorded(monkeypatch, recorded, policy_class, space):
+    """The features extractor, which may be anybody's, has no part in it."""
+
+    def refuse(model):
+        raise NotCompilable("on a GPU")
+
+    policy = policy_class(space, spaces.Discrete(3), lambda _: 1e-3)
+    monkeypatch.setattr(policy, "compiled_model", refuse)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    obs, _ = policy.obs_to_tensor(space.sample())
+    for _ in range(2):
+        _, recurrent_fn = policy._root_inference(obs, policy.latent_model)
+    assert len(recorded) == 1 and type(recurrent_fn) is cuda_graphs.CudaGraph
+    policy.latent_model.dynamics = nn.Identity()
+    policy._root_inference(obs, policy.latent_model)
+    assert len(recorded) == 2, "another dynamics function"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
