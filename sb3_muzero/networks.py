@@ -57,6 +57,7 @@ class RunningNorm(nn.Module):
     :param num_features: Size of the features
     :param clip: Largest absolute value after scaling
     :param min_share: Weight of a new batch against all those before, at least
+    :param min_var: Variance that a feature counts as having at least, once something was observed
     """
 
     kernel = "standardize"  # what the compiled search may take it for
@@ -65,8 +66,9 @@ class RunningNorm(nn.Module):
     var: th.Tensor
     count: th.Tensor
 
-    def __init__(self, num_features: int, clip: float = 100.0, min_share: float = 0.01) -> None:
+    def __init__(self, num_features: int, clip: float = 100.0, min_share: float = 0.01, min_var: float = 0.0) -> None:
         super().__init__()
+        self.min_var = min_var
         self.clip = clip
         self.min_share = min_share
         self.register_buffer("mean", th.zeros(num_features))
@@ -85,7 +87,7 @@ class RunningNorm(nn.Module):
         var, mean = th.var_mean(features, dim=0, correction=0)
         delta = mean - self.mean
         self.mean.lerp_(mean, share)
-        self.var.lerp_(var, share).addcmul_(delta, (mean - self.mean) * share)
+        self.var.lerp_(var, share).addcmul_(delta, (mean - self.mean) * share).clamp_(min=self.min_var)
 
     def forward(self, features: th.Tensor) -> th.Tensor:
         return ((features - self.mean) * (self.var + 1e-8).rsqrt()).clamp(-self.clip, self.clip)

@@ -84,6 +84,13 @@ def test_heads_take_any_number_of_batch_axes():
         th.testing.assert_close(a.unflatten(0, (2, 3)), b)
 
 
+def test_a_silent_unit_that_wakes_is_not_thrown_to_the_clip():
+    norm = tiny_model(TinyEnv(SMALL), policy="CnnPolicy").policy.latent_model.input_norm
+    for _ in range(500):
+        norm.observe(th.zeros(64, 128))
+    assert norm(th.full((1, 128), 0.01)).abs().max() <= 1.01
+
+
 def test_bfloat16_computes_the_same_with_fewer_digits(tmp_path):
     images = th.randint(255, (16, *SMALL.shape), dtype=th.uint8, generator=th.Generator().manual_seed(0))
     exact = scramble(tiny_model(TinyEnv(SMALL), policy="ResNetPolicy")).policy
@@ -124,10 +131,10 @@ def test_features_are_scaled_by_what_training_has_seen(norm_obs):
     with th.no_grad():
         features = latent_model.features_extractor(images / 255)
         scaled = latent_model.input_norm(features)
-    varied = features.std(0) > 1e-3
-    assert features[:, varied].std(0).median() < 0.1
+    varied = features.std(0) > 0.01
+    assert features[:, varied].std(0).median() < 0.2
     if norm_obs:  # the extractor moves on, and its statistics follow
-        assert 0.2 < scaled[:, varied].std(0).median() < 2
+        assert 0.25 < scaled[:, varied].std(0).median() < 2
     else:
         assert th.equal(scaled, features)
 
