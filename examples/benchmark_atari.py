@@ -10,19 +10,14 @@ Memory is what the process grows by while a replay buffer is filled with frames 
 """
 
 import argparse
-import json
-import platform
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import ale_py
 import gymnasium as gym
 import numpy as np
 import torch
-from benchmark_training import Stopwatch, phases
+from benchmark_training import phases, time_parts, write_results
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
@@ -66,18 +61,11 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     synchronize = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
     figures: dict[str, Any] = {"planning": model.policy.uncompiled_reason or "in compiled code"}
 
-    def timed(functions: dict[str, list[tuple[Any, str]]], call: Any, times: int) -> tuple[float, dict[str, float]]:
-        watches = {name: Stopwatch(synchronize) for name in functions}
-        with ExitStack() as patches:
-            for name, parts in functions.items():
-                for owner, part in parts:
-                    patches.enter_context(patch.object(owner, part, watches[name].time(getattr(owner, part))))
-            synchronize()
-            start = time.perf_counter()
-            call()
-            synchronize()
-            seconds = time.perf_counter() - start
-        return seconds, {name: round(1000 * watch.seconds / times, 3) for name, watch in watches.items()}
+    def per(times: int, call: Any, parts: dict[str, list[tuple[Any, str]]]) -> tuple[float, dict[str, float]]:
+        synchronize()
+        seconds, split = time_parts(call, parts, synchronize)
+        milliseconds = {name: round(1000 * part / times, 3) for name, part in ({"all": seconds} | split).items()}
+        return times / seconds, milliseconds
 
     policy, env, buffer = model.policy, model.env, model.replay_buffer
     assert env is not None
@@ -88,10 +76,9 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         "store": [(buffer, "add")],
     }
     model.learn(args.steps, reset_num_timesteps=False)  # compiles the search
-    seconds, parts = timed(collecting, lambda: model.learn(args.steps, reset_num_timesteps=False), args.steps)
-    assert parts["search"] > 0, "no point was made in the warm-up: raise --warmup-steps"
-    figures["environment steps per second"] = round(args.steps / seconds, 1)
-    figures["milliseconds per step"] = {"all": round(1000 * seconds / args.steps, 3)} | parts
+    rate, milliseconds = per(args.steps, lambda: model.learn(args.steps, reset_num_timesteps=False), collecting)
+    assert milliseconds["search"] > 0, "no point was made in the warm-up: raise --warmup-steps"
+    figures |= {"environment steps per second": round(rate, 1), "milliseconds per step": milliseconds}
 
     model.train(args.warmup_updates, args.batch_size)
     learning: dict[str, list[tuple[Any, str]]] = {
@@ -100,10 +87,8 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         **phases(model),
     }
     learning["targets"] = [part for part in learning["targets"] if part[1] != "predict_values"]
-    seconds, parts = timed(learning, lambda: model.train(args.updates, args.batch_size), args.updates)
-    figures["updates per second"] = round(args.updates / seconds, 2)
-    figures["milliseconds per update"] = {"all": round(1000 * seconds / args.updates, 3)} | parts
-    return figures
+    rate, milliseconds = per(args.updates, lambda: model.train(args.updates, args.batch_size), learning)
+    return figures | {"updates per second": round(rate, 2), "milliseconds per update": milliseconds}
 
 
 def resident_megabytes() -> float:
@@ -159,10 +144,7 @@ def main() -> None:
     for name, figure in figures.items():
         print(f"{name}: {figure}")
     if args.json:
-        settings = {key: value for key, value in vars(args).items() if key != "json"}
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"settings": settings, "versions": versions, "figures": figures}, indent=1) + "\n")
+        write_results(args.json, {key: value for key, value in vars(args).items() if key != "json"}, figures)
 
 
 if __name__ == "__main__":

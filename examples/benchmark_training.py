@@ -80,6 +80,26 @@ def phases(model: MuZero) -> dict[str, list[tuple[Any, str]]]:
     }
 
 
+def time_parts(
+    call: Callable[[], Any], parts: dict[str, list[tuple[Any, str]]], synchronize: Callable[[], None]
+) -> tuple[float, dict[str, float]]:
+    """
+    :param call: what is timed
+    :param parts: functions in it, as ``phases`` gives them
+    :param synchronize: waits for the GPU
+    :return: seconds of the whole, and of each part
+    """
+    watches = {name: Stopwatch(synchronize) for name in parts}
+    whole = Stopwatch(synchronize)
+    with ExitStack() as patches:
+        for name, functions in parts.items():
+            for owner, function in functions:
+                timed = watches[name].time(getattr(owner, function))
+                patches.enter_context(patch.object(owner, function, timed))
+        whole.time(call)()
+    return whole.seconds, {name: watch.seconds for name, watch in watches.items()}
+
+
 class Product(NamedTuple):
     """
     One use of a linear layer in an update: a product with its weights, and those of its backward pass.
@@ -151,21 +171,21 @@ def measure(width: int, batch_size: int, args: argparse.Namespace) -> dict[str, 
     split = phases(model)
     seconds: dict[str, list[float]] = {name: [] for name in ("update", "gemm", *split, "outside")}
     for _ in range(args.repeats):
-        watches = {name: Stopwatch(synchronize) for name in ("update", "gemm", *split)}
-        watches["update"].time(update)()
-        watches["gemm"].time(multiply)()
-        whole = Stopwatch(synchronize)
-        with ExitStack() as patches:
-            for name, functions in split.items():
-                for owner, function in functions:
-                    timed = watches[name].time(getattr(owner, function))
-                    patches.enter_context(patch.object(owner, function, timed))
-            whole.time(update)()
-        for name, watch in watches.items():
-            seconds[name].append(watch.seconds)
-        seconds["outside"].append(whole.seconds - sum(watches[name].seconds for name in split))
+        for name, call in (("update", update), ("gemm", multiply)):
+            seconds[name].append(time_parts(call, {}, synchronize)[0])
+        whole, parts = time_parts(update, split, synchronize)
+        for name, part in parts.items():
+            seconds[name].append(part)
+        seconds["outside"].append(whole - sum(parts.values()))
     figures = {name: 1000 * median(values) for name, values in seconds.items()}
     return {"width": width, "batch_size": batch_size, "ratio": figures["update"] / figures["gemm"], **figures}
+
+
+def write_results(path: Path, settings: dict[str, Any], results: Any) -> None:
+    """Writes figures and what they were measured with as JSON."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"settings": settings, "versions": versions, "results": results}, indent=1) + "\n")
 
 
 def row(result: dict[str, Any]) -> str:
@@ -197,10 +217,7 @@ def main() -> None:
                 print("| " + " | ".join(results[0]) + " |\n|" + "---|" * len(results[0]))
             print(row(results[-1]), flush=True)
     if args.json:
-        settings = {key: getattr(args, key) for key in ("repeats", "warmup", "threads", "device")}
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"settings": settings, "versions": versions, "results": results}, indent=1) + "\n")
+        write_results(args.json, {key: getattr(args, key) for key in ("repeats", "warmup", "threads", "device")}, results)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ def bars() -> str:
     lines = ["| environment | bar | measured (each seed) | |", "|---|---|---|---|"]
     for env_id, bar, measure in BARS:
         path = RESULTS / f"compare_{env_id.replace('/', '_')}.json"
-        measured, passed = measure(json.loads(path.read_text())) if path.exists() else ("not run", False)
+        record = json.loads(path.read_text()) if path.exists() else {"runs": []}
+        measured, passed = measure(record) if runs(record) else ("not run", False)
         lines.append(f"| {env_id} | {bar} | {measured} | {'pass' if passed else 'short'} |")
     return "\n".join(lines)
 

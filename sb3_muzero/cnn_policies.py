@@ -57,12 +57,12 @@ class ImagePolicy(MuZeroPolicy):
         self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
         self.random_shift = min(self.image_shape[1:]) // 20 if random_shift is None else random_shift
         self.random_intensity = random_intensity
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        self.augmentation = ImageAugmentation(self.random_shift, random_intensity)
         if self.random_shift >= min(self.image_shape[1:]):
             raise ValueError(
                 f"`random_shift` must be below the images' shorter side, got {random_shift} for {self.image_shape}"
             )
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
-        self.augmentation = ImageAugmentation(self.random_shift, random_intensity)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

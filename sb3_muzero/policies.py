@@ -209,11 +209,11 @@ class MuZeroPolicy(BasePolicy):
         is_learned = any(True for _ in features_extractor.parameters())
         # An extractor that learns moves on and wakes silent units. Breakout of MinAtar reached 9.1 after 100 k frames
         # with these, 6.9 with those of observations (trial seed 100)
-        follows = {"clip": 10.0, "min_share": 0.05, "min_var": 1e-4} if is_learned else {}
+        statistics = {"clip": 10.0, "min_share": 0.05, "min_var": 1e-4} if is_learned else {}
         normalized = self.norm_obs and (is_learned or has_quantities)
         return LatentModel(
             features_extractor,
-            RunningNorm(features_dim, **follows) if normalized else nn.Identity(),
+            RunningNorm(features_dim, **statistics) if normalized else nn.Identity(),
             *self.make_networks(features_dim),
             CategoricalSupport(self.num_bins, self.value_support),
             CategoricalSupport(self.num_bins, self.reward_support),

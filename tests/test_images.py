@@ -219,6 +219,17 @@ def test_impossible_changes_are_refused(kwargs):
         tiny_model(TinyEnv(LARGE), policy="CnnPolicy", policy_kwargs=kwargs)
 
 
+def test_images_are_not_shifted_out_of_sight():
+    with pytest.raises(ValueError, match="`random_shift` must be below"):
+        tiny_model(TinyEnv(SMALL), policy="CnnPolicy", policy_kwargs=dict(random_shift=10))
+
+
+@pytest.mark.parametrize("kwargs", [dict(num_channels=0), dict(num_blocks=-1)], ids=str)
+def test_impossible_sizes_of_residual_networks_are_refused(kwargs):
+    with pytest.raises(ValueError, match="`num_channels` must be"):
+        tiny_model(TinyEnv(SMALL), policy="ResNetPolicy", policy_kwargs=kwargs)
+
+
 @pytest.mark.parametrize("kwargs", [dict(latent_dim=64), dict(latent_norm="simnorm"), dict(norm_obs=True)], ids=str)
 def test_settings_of_no_use_to_residual_networks_are_refused(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):

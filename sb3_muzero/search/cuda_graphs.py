@@ -72,10 +72,8 @@ class CudaGraphs:
         :return: the graph to replay, or the function itself where it cannot be recorded.
         """
         if self._snapshot is None or self._used != used or not self._snapshot.holds():
-            modules = [module for part in used if isinstance(part, nn.Module) for module in part.modules()]
-            if not all(isinstance(part, nn.Module) for part in used) or not all(
-                type(module).__module__.startswith(self.KNOWN) for module in modules
-            ):
+            modules = [module for part in used for module in (part.modules() if isinstance(part, nn.Module) else [part])]
+            if not all(type(module).__module__.startswith(self.KNOWN) for module in modules):
                 return recurrent_fn
             try:
                 self._snapshot, self._used, self._graphs = Snapshot(modules, []), used, {}
