@@ -26,6 +26,8 @@ class SequenceSamples(NamedTuple):
     :param actions: Action indices of steps 0..K-1, uniformly random beyond the end, shape ``[K, B]``
     :param rewards: Of steps 0..K+n-1, zero beyond the end, shape ``[K + n, B]``
     :param policies: Search policies at positions 0..K, zero where there was no search, shape ``[K + 1, B, num_actions]``
+    :param action_masks: True for legal actions at positions 0..K, for all of them from the end on, shape
+        ``[K + 1, B, num_actions]``; ``None`` where every action always was
     :param lengths: Steps in the sequence, from 1 to K + n, shape ``[B]``
     :param terminated: Whether the sequence ends in a terminal state, shape ``[B]``
     :param horizons: Steps of the value targets before they bootstrap, from 1 to n, shape ``[B]``
@@ -39,6 +41,7 @@ class SequenceSamples(NamedTuple):
     actions: th.Tensor
     rewards: th.Tensor
     policies: th.Tensor
+    action_masks: th.Tensor | None
     lengths: th.Tensor
     terminated: th.Tensor
     horizons: th.Tensor
@@ -128,6 +131,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         super().reset()
         self._allocated = False
         self._search: tuple[np.ndarray, np.ndarray, int] | None = None
+        self._new_masks: np.ndarray | None = None
+        # Allocated when the first masks come
+        self.action_masks: np.ndarray | None = None
         self._visits: VisitCounts | None = None
         self._largest_error = 0.0
         # Mean size of the rewards other than zero, and their number
@@ -159,6 +165,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param stamp: Age of the model that searched, in gradient updates
         """
         self._search = policies, root_values, stamp
+
+    def store_action_masks(self, action_masks: np.ndarray) -> None:
+        """
+        Keep the masks that belong to the transitions of the next ``add``. In steps without masks every action is legal.
+
+        :param action_masks: True for legal actions, shape ``[n_envs, num_actions]``
+        """
+        self._new_masks = action_masks
 
     def update_search(self, starts: np.ndarray, policies: np.ndarray, root_values: np.ndarray, stamp: int) -> None:
         """
@@ -220,6 +234,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         search = (0.0, 0.0, 0) if self._search is None else self._search
         self.policies[row], self.root_values[row], self.policy_stamps[row] = search
         self._search = None
+        if self._new_masks is not None and self.action_masks is None:
+            self.action_masks = np.ones(self.policies.shape, dtype=np.bool_)
+        if self.action_masks is not None:
+            self.action_masks[row] = True if self._new_masks is None else self._new_masks
+        self._new_masks = None
         if self._visits is not None:
             self.codes[row] = self._visits.visit(successors)
         if self.priorities is not None:
@@ -347,6 +366,10 @@ class SequenceReplayBuffer(ReplayBuffer):
             unit = self._normalize_reward(np.array(self._reward_size), env) if self._num_rewards > 0 else 1.0
             rewards = rewards + novelty_coef * unit * self._novelty(starts + steps, envs)
         policies = read_ring(self.policies, starts + positions, envs)
+        before_end = inside[: unroll_steps + 1, :, None]
+        action_masks = None
+        if self.action_masks is not None:
+            action_masks = self.to_torch(read_ring(self.action_masks, starts + positions, envs) | ~before_end, copy=False)
         terminals = read_ring(self.terminals, starts + lengths - 1, envs)
         # None of these arrays shares memory with the ring
         parts = self._normalize_obs(parts_of(observations), env)
@@ -356,7 +379,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             bootstrap_observations=map_observations(lambda part: part[unroll_steps + 1 :], both_observations),
             actions=self.to_torch(actions, copy=False),
             rewards=self.to_torch((rewards * inside).astype(np.float32), copy=False),
-            policies=self.to_torch(policies * inside[: unroll_steps + 1, :, None], copy=False),
+            policies=self.to_torch(policies * before_end, copy=False),
+            action_masks=action_masks,
             lengths=self.to_torch(lengths, copy=False),
             terminated=self.to_torch(terminals, copy=False),
             horizons=self.to_torch(horizons, copy=False),
@@ -393,6 +417,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         state = self.__dict__.copy()
         if self._allocated:
             state.update({name: getattr(self, name)[: self.size()] for name in self._RINGS})
+            if self.action_masks is not None:
+                state["action_masks"] = self.action_masks[: self.size()]
             state["observations"] = self.observations.resized(self.size())
             if self.priorities is not None:
                 state["priorities"] = self.priorities[np.arange(self.size() * self.n_envs)]
@@ -405,5 +431,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             self.observations = state["observations"].resized(self.buffer_size)
             for name in self._RINGS:
                 getattr(self, name)[: len(state[name])] = state[name]
+            if self.action_masks is not None:
+                self.action_masks = np.ones(self.policies.shape, dtype=np.bool_)
+                self.action_masks[: len(state["action_masks"])] = state["action_masks"]
             if self.priorities is not None:
                 self.priorities.update(np.arange(len(state["priorities"])), state["priorities"])

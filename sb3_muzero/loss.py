@@ -16,7 +16,7 @@ class LossTerms(NamedTuple):
     Each term summed over the unroll and averaged over the batch, before its coefficient; scalars but for the last.
 
     :param policy: Cross-entropy to the search policies
-    :param entropy: Negative entropy of the policy, where there is a search policy
+    :param entropy: Negative entropy of the policy among legal actions, where there is a search policy
     :param value: Cross-entropy to the n-step returns on the value support
     :param reward: Cross-entropy to the rewards on the reward support
     :param consistency: Negative cosine between predicted latents and those of the observations that followed, plus one
@@ -78,6 +78,8 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
 
     log_policies = F.log_softmax(predicted.policy_logits, dim=-1)
     policy_loss = -(targets.policies * log_policies).sum(-1)
+    if samples.action_masks is not None:  # the policy itself is to learn which actions are legal, deeper in the tree
+        log_policies = F.log_softmax(predicted.policy_logits.masked_fill(~samples.action_masks, -1e8), dim=-1)
     entropy_loss = (log_policies.exp() * log_policies * targets.policies.sum(-1, keepdim=True)).sum(-1)
     value_loss = model.value_support.cross_entropy(predicted.value_logits, targets.values)
     reward_loss = model.reward_support.cross_entropy(predicted.reward_logits[1:], targets.rewards)

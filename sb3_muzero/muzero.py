@@ -3,6 +3,7 @@
 import io
 import pathlib
 import time
+import warnings
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.loss import muzero_loss
@@ -197,6 +199,10 @@ class MuZero(OffPolicyAlgorithm):
         self._has_something_to_plan_for = False
         # What the last decision's search found, None where the action was random
         self._last_search: SearchOutput | None = None
+        # Which actions were legal then, None where the environment does not say
+        self._last_action_masks: np.ndarray | None = None
+        self._use_masking: bool | None = None
+        self.uses_action_masks = False
 
         if not issubclass(self.policy_class, MuZeroPolicy):
             raise ValueError(
@@ -295,8 +301,19 @@ class MuZero(OffPolicyAlgorithm):
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.cut()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._set_up_masking()
         self._check_finite("observation", self._last_obs if self._vec_normalize_env is None else self._last_original_obs)
         return result
+
+    def _set_up_masking(self) -> None:
+        assert self.env is not None
+        supported = has_action_masks(self.env)
+        if self._use_masking and not supported:
+            raise ValueError(
+                "`use_masking=True`, but the environment has no method `action_masks`: "
+                "add it, or wrap the environment in sb3_contrib.common.wrappers.ActionMasker"
+            )
+        self.uses_action_masks = supported if self._use_masking is None else self._use_masking
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """
@@ -328,30 +345,40 @@ class MuZero(OffPolicyAlgorithm):
         :param n_envs: Number of environments
         :return: actions for the environments and their indices, counted from 0, for the replay buffer
         """
+        assert self.env is not None
+        masks = env_action_masks(self.env, int(self.action_space.n)) if self.uses_action_masks else None
+        self._last_action_masks = masks
         novelty = self.novelty_coef(self._current_progress_remaining)
         if self.num_timesteps < learning_starts or not (self._has_something_to_plan_for or novelty > 0):
             self._last_search = None
-            actions = self._persistent_random_actions(n_envs)
+            actions = self._persistent_random_actions(n_envs, masks)
         else:
             assert self._last_obs is not None, "self._last_obs was not set"
             start = time.perf_counter()
             obs_tensor, _ = self.policy.obs_to_tensor(self._last_obs)
             exploration = self.exploration(self._current_progress_remaining)
-            self._last_search = self.policy.plan(obs_tensor, exploration=exploration)  # type: ignore[arg-type]
+            self._last_search = self.policy.plan(obs_tensor, exploration=exploration, action_masks=masks)
             self._log_search(self._last_search, time.perf_counter() - start)
             actions = self._last_search.action
         return actions + self.action_space.start, actions
 
-    def _persistent_random_actions(self, n_envs: int) -> np.ndarray:
+    def _persistent_random_actions(self, n_envs: int, action_masks: np.ndarray | None) -> np.ndarray:
         """
         :param n_envs: Number of environments
+        :param action_masks: True for legal actions, shape ``[n_envs, num_actions]``, or ``None`` if all are
         :return: Action indices, each that of the step before or a new one, shape ``[n_envs]``
         """
-        fresh = np.random.randint(int(self.action_space.n), size=n_envs)
+        num_actions = int(self.action_space.n)
+        if action_masks is None:
+            fresh = np.random.randint(num_actions, size=n_envs)
+        else:
+            fresh = np.where(action_masks, np.random.rand(n_envs, num_actions), -1.0).argmax(axis=1)
         if self._random_actions is None or len(self._random_actions) != n_envs:
             self._random_actions = fresh
         persistence = self.action_persistence if self.num_timesteps >= self.learning_starts else 1.0
         renewed = np.random.rand(n_envs) < 1 / persistence
+        if action_masks is not None:
+            renewed |= ~action_masks[np.arange(n_envs), self._random_actions]
         self._random_actions = np.where(renewed, fresh, self._random_actions)
         return self._random_actions
 
@@ -384,6 +411,8 @@ class MuZero(OffPolicyAlgorithm):
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         if self._last_search is not None:
             replay_buffer.store_search(self._last_search.action_weights, self._last_search.value, self._n_updates)
+        if self._last_action_masks is not None:
+            replay_buffer.store_action_masks(self._last_action_masks)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _look_for_something_to_plan_for(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
@@ -495,7 +524,8 @@ class MuZero(OffPolicyAlgorithm):
             model = self.policy.latent_model_target
             observations = map_observations(lambda part: part[:, chosen], samples.observations)
             roots = map_observations(lambda part: part[0], observations)
-            search = self.policy.plan(roots, deterministic=True, model=model)
+            masks = None if samples.action_masks is None else samples.action_masks[0, chosen].numpy(force=True)
+            search = self.policy.plan(roots, deterministic=True, model=model, action_masks=masks)
             samples.policies[0, chosen] = th.as_tensor(search.action_weights, device=self.device)
             samples.policy_stamps[chosen] = self._n_updates
             self.replay_buffer.update_search(samples.starts[:, chosen], search.action_weights, search.value, self._n_updates)
@@ -518,7 +548,24 @@ class MuZero(OffPolicyAlgorithm):
         tb_log_name: str = "MuZero",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        use_masking: bool | None = None,
     ) -> SelfMuZero:
+        """
+        Return a trained model.
+
+        :param total_timesteps: The total number of samples (env steps) to train on
+        :param callback: callback(s) called at every step with state of the algorithm.
+        :param log_interval: the number of episodes before logging
+        :param tb_log_name: the name of the run for TensorBoard logging
+        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
+        :param progress_bar: Display a progress bar using tqdm and rich.
+        :param use_masking: Whether to ask the environment's ``action_masks()`` (sb3-contrib's convention) which actions are
+            legal; by default if it has that method
+        :return: the trained model
+        :raises ValueError: for arguments of the model that were assigned since and are not allowed, and if masks are demanded
+            of an environment without
+        """
+        self._use_masking = use_masking
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -527,6 +574,33 @@ class MuZero(OffPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Plan an action for each observation.
+
+        :param observation: An observation or a batch of them
+        :param state: Handed back: the model has none
+        :param episode_start: Not used
+        :param deterministic: Without the noise that explores
+        :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``; all by default
+        :return: The actions and ``state``
+        :raises ValueError: for observations of another shape than the observation space's, or that are not finite, and for
+            masks of another shape or without a legal action
+        """
+        if action_masks is None and self.uses_action_masks:
+            warnings.warn(
+                "The model was trained with action masks, but `predict` was given none: it may choose illegal actions. Pass "
+                "`action_masks`, and evaluate with sb3_contrib's MaskableEvalCallback and common.maskable.evaluation"
+            )
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
@@ -553,7 +627,7 @@ class MuZero(OffPolicyAlgorithm):
             self._has_something_to_plan_for = bool(terminals.any() or (rewards != rewards[0, 0]).any())
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_search", "_random_actions"]
+        return [*super()._excluded_save_params(), "_last_search", "_last_action_masks", "_random_actions"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "policy.optimizer"]

@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_muzero.action_masks import check_action_masks
 from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
 from sb3_muzero.search import (
     CompiledModel,
@@ -320,7 +321,12 @@ class MuZeroPolicy(BasePolicy):
         return model.value_support.expectation(value_logits).unsqueeze(-1)
 
     def plan(
-        self, obs: PyTorchObs, deterministic: bool = False, exploration: float = 1.0, model: LatentModel | None = None
+        self,
+        obs: PyTorchObs,
+        deterministic: bool = False,
+        exploration: float = 1.0,
+        model: LatentModel | None = None,
+        action_masks: np.ndarray | None = None,
     ) -> SearchOutput:
         """
         Search from each observation, all in one batch.
@@ -329,6 +335,8 @@ class MuZeroPolicy(BasePolicy):
         :param deterministic: Without the noise that explores; draws no random number then
         :param exploration: What that noise is multiplied by
         :param model: The online model by default
+        :param action_masks: True for legal actions, shape ``[B, num_actions]``, bool; all by default. Deeper in the
+            tree nothing is known of them (MuZero, Appendix A), but what the policy has learned
         :return: The search's result; ``action`` counts from 0
         """
         model = model or self.latent_model
@@ -336,6 +344,8 @@ class MuZeroPolicy(BasePolicy):
         settings.update(self.search_kwargs)
         for name, default in NOISE[self.search].items():
             settings[name] = 0.0 if deterministic else exploration * settings.get(name, default)
+        if action_masks is not None:
+            settings["invalid_actions"] = ~action_masks
         if self.search == "puct":
             settings["dirichlet_fraction"] = min(settings["dirichlet_fraction"], 1.0)
         with th.no_grad():
@@ -410,9 +420,41 @@ class MuZeroPolicy(BasePolicy):
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
         return self._predict(obs, deterministic=deterministic)
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> th.Tensor:
-        actions = self.plan(observation, deterministic=deterministic).action
+    def _predict(
+        self, observation: PyTorchObs, deterministic: bool = True, action_masks: np.ndarray | None = None
+    ) -> th.Tensor:
+        actions = self.plan(observation, deterministic=deterministic, action_masks=action_masks).action
         return th.as_tensor(actions + self.action_space.start, device=self.device)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Plan an action for each observation.
+
+        :param observation: An observation or a batch of them
+        :param state: Handed back: the policy has none
+        :param episode_start: Not used
+        :param deterministic: Without the noise that explores
+        :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``; all by default
+        :return: The actions and ``state``
+        :raises ValueError: for observations of another shape than the observation space's, or that are not finite, and for
+            masks of another shape or without a legal action
+        """
+        if action_masks is None:
+            return super().predict(observation, state, episode_start, deterministic)
+        obs_tensor, vectorized_env = self.obs_to_tensor(observation)
+        part = next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor
+        masks = check_action_masks(action_masks, len(part), int(self.action_space.n))
+        self.set_training_mode(False)
+        with th.no_grad():
+            actions = self._predict(obs_tensor, deterministic, masks).cpu().numpy()
+        return actions if vectorized_env else actions[0], state
 
     def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
         parts = observation.values() if isinstance(observation, dict) else [observation]

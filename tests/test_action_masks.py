@@ -1,0 +1,257 @@
+"""Action masks in sb3-contrib's convention: no illegal action is ever taken, stored as a target or predicted."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from conftest import tiny_model
+from gymnasium import spaces
+from sb3_contrib.common.envs import InvalidActionEnvDiscrete
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from sb3_contrib.common.maskable.evaluation import evaluate_policy
+from sb3_contrib.common.wrappers import ActionMasker
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+
+from sb3_muzero import MuZero
+from sb3_muzero.action_masks import has_action_masks
+from sb3_muzero.loss import muzero_loss
+from sb3_muzero.targets import unroll_targets
+
+NUM_ACTIONS = 5
+
+
+class MaskedEnv(gym.Env):
+    """Shows which actions are legal, and ends in an error if another is taken."""
+
+    observation_space = spaces.Box(0.0, 1.0, (NUM_ACTIONS,), np.float32)
+
+    def __init__(self, start: int = 0, length: int = 7) -> None:
+        self.action_space = spaces.Discrete(NUM_ACTIONS, start=start)
+        self.start = start
+        self.length = length
+
+    def _show(self) -> np.ndarray:
+        self.legal = self.np_random.random(NUM_ACTIONS) < 0.4
+        self.legal[self.np_random.integers(NUM_ACTIONS)] = True
+        return self.legal.astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._show(), {}
+
+    def step(self, action):
+        index = int(action) - self.start
+        if not self.legal[index]:
+            raise AssertionError("illegal action")
+        self.steps += 1
+        return self._show(), float(index), self.steps == self.length, False, {}
+
+    def action_masks(self) -> np.ndarray:
+        return self.legal
+
+
+class WithoutMasks(gym.Wrapper):
+    """Gymnasium's wrappers forward no attributes but through ``get_wrapper_attr``."""
+
+    def get_wrapper_attr(self, name):
+        if name == "action_masks":
+            raise AttributeError(name)
+        return super().get_wrapper_attr(name)
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("search", ["gumbel", "puct"])
+def test_no_illegal_action_is_taken_or_learned(search, start):
+    env = DummyVecEnv([lambda: MaskedEnv(start)] * 2)
+    model = tiny_model(env, search=search, reanalyze_ratio=1.0, learning_starts=60, action_persistence=3.0)
+    model.learn(240)  # an illegal action ends it
+    buffer = model.replay_buffer
+    shown = buffer.observations.at(*np.meshgrid([0], np.arange(buffer.size()), indexing="ij"), np.zeros(buffer.size(), int))[0]
+    assert np.array_equal(buffer.action_masks[: buffer.size(), 0], shown > 0)
+    searched = buffer.policies[: buffer.size()].sum(-1) > 0
+    assert searched.sum() > 100
+    assert (buffer.policies[: buffer.size()] * ~buffer.action_masks[: buffer.size()]).sum() == 0
+
+
+def test_random_actions_are_uniform_over_legal_ones():
+    model = tiny_model(MaskedEnv(), learning_starts=10**6)
+    legal = np.array([[True, False, True, True, False]] * 30_000)
+    counts = np.bincount(model._persistent_random_actions(len(legal), legal), minlength=NUM_ACTIONS)
+    assert counts[1] == counts[4] == 0
+    assert np.abs(counts[[0, 2, 3]] / len(legal) - 1 / 3).max() < 0.02
+
+
+def test_samples_have_the_masks_of_their_positions():
+    model = tiny_model(MaskedEnv(length=3), learning_starts=40)
+    model.learn(60)
+    samples = model.replay_buffer.sample(64, unroll_steps=4, n_steps=2)
+    masks, shown = samples.action_masks, samples.observations > 0
+    assert masks.shape == (5, 64, NUM_ACTIONS)
+    for k in range(5):
+        before_end = k < samples.lengths
+        assert th.equal(masks[k, before_end], shown[k, before_end])
+        assert masks[k, ~before_end].all()
+
+
+def test_the_entropy_is_that_of_legal_actions():
+    model = tiny_model(MaskedEnv(), learning_starts=20)
+    model.learn(60)
+    samples = model.replay_buffer.sample(16, unroll_steps=2, n_steps=2)
+    none = th.full((3, 16), th.nan)
+    terms = muzero_loss(model.policy, samples, unroll_targets(samples, th.zeros(3, 16), none, 0.9))
+
+    latents = [model.policy.represent(samples.observations[0])]
+    for action in samples.actions:
+        latents.append(model.policy.latent_model.dynamics(latents[-1], action))
+    logits = model.policy.latent_model.prediction(th.stack(latents)).policy_logits
+    expected = th.zeros(())
+    for k, b in np.ndindex(3, 16):
+        if samples.policies[k, b].sum() > 0:
+            entropy = th.distributions.Categorical(logits=logits[k, b, samples.action_masks[k, b]]).entropy()
+            expected = expected - entropy / 16 / (1 if k == 0 else 2)
+    th.testing.assert_close(terms.entropy, expected, rtol=1e-4, atol=1e-6)
+    terms.entropy.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.policy.parameters())
+
+
+def test_predict_takes_masks_of_one_and_of_many():
+    model = tiny_model(MaskedEnv(start=2))
+    observations = np.random.default_rng(0).random((NUM_ACTIONS, NUM_ACTIONS), dtype=np.float32)
+    only_one = np.eye(NUM_ACTIONS, dtype=bool)
+    for policy in (model, model.policy):
+        for masks in (only_one, only_one.astype(int), only_one.tolist()):
+            assert policy.predict(observations, action_masks=masks)[0].tolist() == [2, 3, 4, 5, 6]
+        for masks in (only_one[3], only_one[3:4]):
+            action, state = policy.predict(observations[3], deterministic=True, action_masks=masks)
+            assert action.shape == () and action == 5 and state is None
+    every = np.ones((NUM_ACTIONS, NUM_ACTIONS), dtype=bool)
+    with_all = model.predict(observations, deterministic=True, action_masks=every)[0]
+    assert np.array_equal(with_all, model.predict(observations, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(
+    "masks, message",
+    [
+        (np.ones(NUM_ACTIONS, bool), r"shape \[2, 5\], got \[5\]"),
+        (np.ones((2, 4), bool), r"shape \[2, 5\], got \[2, 4\]"),
+        (np.zeros((2, NUM_ACTIONS), bool), "none in row 0"),
+        (np.array([[1] * NUM_ACTIONS, [0] * NUM_ACTIONS]), "none in row 1"),
+        (np.full((2, NUM_ACTIONS), -np.inf), "True where an action is legal"),
+        (np.arange(2 * NUM_ACTIONS).reshape(2, -1), "True where an action is legal"),
+        ([["yes"] * NUM_ACTIONS] * 2, "True where an action is legal"),
+    ],
+)
+def test_bad_masks_of_predict(masks, message):
+    model = tiny_model(MaskedEnv())
+    with pytest.raises(ValueError, match=message):
+        model.predict(np.zeros((2, NUM_ACTIONS), np.float32), action_masks=masks)
+
+
+@pytest.mark.parametrize("masks, message", [(np.zeros(5, bool), "none in row 0"), (np.ones(4, bool), r"shape \[1, 5\]")])
+def test_bad_masks_of_an_environment(masks, message):
+    model = tiny_model(ActionMasker(MaskedEnv(), lambda env: masks))
+    with pytest.raises(ValueError, match=message):
+        model.learn(10)
+    assert model.replay_buffer.size() == 0
+
+
+def test_masks_that_are_demanded_and_missing():
+    model = tiny_model(WithoutMasks(MaskedEnv()))
+    with pytest.raises(ValueError, match=r"no method `action_masks`.*ActionMasker"):
+        model.learn(10, use_masking=True)
+
+
+def test_masks_can_be_ignored():
+    model = tiny_model(MaskedEnv())
+    with pytest.raises(AssertionError, match="illegal action"):
+        model.learn(100, use_masking=False)
+
+
+def test_an_environment_that_cannot_be_asked_has_no_masks():
+    class Mute(DummyVecEnv):
+        def has_attr(self, attr_name):
+            raise NotImplementedError
+
+    assert not has_action_masks(Mute([MaskedEnv]))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda make: DummyVecEnv([lambda: ActionMasker(WithoutMasks(make()), lambda env: env.unwrapped.legal)]),
+        lambda make: VecNormalize(DummyVecEnv([make])),
+        lambda make: VecFrameStack(DummyVecEnv([make]), 2),
+        lambda make: SubprocVecEnv([make, make]),
+    ],
+    ids=["ActionMasker", "VecNormalize", "VecFrameStack", "SubprocVecEnv"],
+)
+def test_wrapped(wrap):
+    env = wrap(MaskedEnv)
+    model = tiny_model(env, learning_starts=10)
+    model.learn(40)  # an illegal action ends it
+    assert model.replay_buffer.action_masks is not None
+    env.close()
+
+
+def test_sb3_contribs_evaluation():
+    model = tiny_model(MaskedEnv(), learning_starts=20)
+    model.learn(60, callback=MaskableEvalCallback(MaskedEnv(), n_eval_episodes=2, eval_freq=20, warn=False))
+    evaluate_policy(model, MaskedEnv(), 3, warn=False)
+    evaluate_policy(model.policy, MaskedEnv(), 3, deterministic=False, warn=False)
+
+
+def test_predicting_without_masks_warns_who_was_trained_with_them(tmp_path):
+    observation = np.zeros(NUM_ACTIONS, np.float32)
+    model = tiny_model(WithoutMasks(MaskedEnv()), learning_starts=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(observation)
+    model.set_env(MaskedEnv())
+    model.learn(20)
+    model.save(tmp_path / "model")
+    for masked in (model, MuZero.load(tmp_path / "model")):
+        with pytest.warns(UserWarning, match="trained with action masks"):
+            masked.predict(observation)
+
+
+def test_masks_survive_saving_the_replay_buffer(tmp_path):
+    model = tiny_model(MaskedEnv(), learning_starts=10)
+    model.learn(30)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = tiny_model(MaskedEnv(), learning_starts=10)
+    other.load_replay_buffer(tmp_path / "buffer")
+    assert np.array_equal(other.replay_buffer.action_masks[:30], model.replay_buffer.action_masks[:30])
+    other.learn(30, reset_num_timesteps=False)
+    assert np.array_equal(other.replay_buffer.action_masks[:30], model.replay_buffer.action_masks[:30])
+
+
+def test_steps_without_masks_leave_every_action_legal():
+    model = tiny_model(ActionMasker(MaskedEnv(), lambda env: env.legal), buffer_size=20, learning_starts=10**6)
+    model.learn(20)
+    assert not model.replay_buffer.action_masks.all()
+    buffer = model.replay_buffer
+    for _ in range(20):
+        buffer.add(np.zeros((1, 5)), np.zeros((1, 5)), np.zeros(1), np.zeros(1), np.zeros(1, bool), [{}])
+    assert buffer.action_masks.all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_invalid_action_env_is_solved(seed):
+    class Counting(InvalidActionEnvDiscrete):
+        illegal = 0
+
+        def step(self, action):
+            Counting.illegal += action in self.invalid_actions
+            return super().step(action)
+
+    def make():
+        return Counting(dim=20, n_invalid_actions=10)
+
+    model = MuZero("MlpPolicy", make(), seed=seed)
+    model.learn(4000, callback=MaskableEvalCallback(make(), n_eval_episodes=2, eval_freq=1000, warn=False))
+    assert evaluate_policy(model, make(), 20, warn=False)[0] >= 90
+    assert Counting.illegal == 0
