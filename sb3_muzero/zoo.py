@@ -1,0 +1,174 @@
+"""
+RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo) with MuZero among its algorithms.
+
+    python -m sb3_muzero.zoo train --algo muzero --env CartPole-v1
+
+runs the Zoo's own program, with all its options. ``import sb3_muzero.zoo`` alone registers MuZero, for scripts of your own.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import optuna
+from rl_zoo3 import ALGOS
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import SimpleLinearSchedule
+
+from sb3_muzero.muzero import MuZero
+
+# The Zoo's programs: modules to run, or functions to call where another module has imported them
+PROGRAMS = {
+    "train": "rl_zoo3.train:train",
+    "tune": "rl_zoo3.train:train",
+    "enjoy": "rl_zoo3.enjoy:enjoy",
+    "benchmark": "rl_zoo3.benchmark",
+    "record-video": "rl_zoo3.record_video",
+    "record-training": "rl_zoo3.record_training",
+    "push-to-hub": "rl_zoo3.push_to_hub",
+    "load-from-hub": "rl_zoo3.load_from_hub",
+    "plot-train": "rl_zoo3.plots.plot_train:plot_train",
+    "plot-from-file": "rl_zoo3.plots.plot_from_file:plot_from_file",
+    "all-plots": "rl_zoo3.plots.all_plots:all_plots",
+}
+
+# In the package where it is installed, beside it in a checkout
+CONF_FILE = next(file for folder in Path(__file__).parents[:2] if (file := folder / "zoo_configs" / "muzero.yml").exists())
+
+
+def sample_muzero_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Sampler for MuZero hyperparams.
+
+    :param trial: Optuna's trial
+    :param n_actions: Not used
+    :param n_envs: Not used
+    :param additional_args: Not used
+    :return: Arguments of ``MuZero``
+    """
+    return convert_muzero_params(
+        {
+            "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.003, 0.05, log=True),
+            "learning_rate": trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
+            "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 8),
+            "train_freq": trial.suggest_int("train_freq", 1, 8),
+            "n_steps": trial.suggest_int("n_steps", 1, 50, log=True),
+            "num_simulations_pow": trial.suggest_int("num_simulations_pow", 2, 5),
+            "unroll_steps": trial.suggest_int("unroll_steps", 2, 5),
+            "reanalyze_ratio": trial.suggest_categorical("reanalyze_ratio", [0.0, 0.5, 1.0]),
+            "target_update_interval": trial.suggest_int("target_update_interval", 20, 500, log=True),
+            "ent_coef": trial.suggest_categorical("ent_coef", [0.0, 0.03, 0.1, 0.3]),
+            "consistency_coef": trial.suggest_categorical("consistency_coef", [0.0, 0.5, 2.0]),
+            "novelty_coef": trial.suggest_categorical("novelty_coef", [0.0, 0.1, 0.5]),
+            "net_arch": trial.suggest_categorical("net_arch", ["small", "medium", "big"]),
+        }
+    )
+
+
+def convert_muzero_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param sampled_params: What a trial suggested
+    :return: Arguments of ``MuZero``
+    """
+    hyperparams = sampled_params.copy()
+    hyperparams["gamma"] = 1 - hyperparams.pop("one_minus_gamma")
+    for name in ("batch_size", "num_simulations"):
+        hyperparams[name] = 2 ** hyperparams.pop(f"{name}_pow")
+    width = {"small": 64, "medium": 128, "big": 256}[hyperparams.pop("net_arch")]
+    return hyperparams | {"policy_kwargs": {"net_arch": [width], "latent_dim": width}}
+
+
+def register() -> None:
+    """Make MuZero known wherever the Zoo looks for an algorithm."""
+    ALGOS["muzero"] = MuZero
+    HYPERPARAMS_SAMPLER["muzero"] = sample_muzero_params
+    HYPERPARAMS_CONVERTER["muzero"] = convert_muzero_params
+    # Its class is named by the programs that use it, so that nothing but its methods can be replaced
+    ExperimentManager.read_hyperparameters = _with_our_conf_file(ExperimentManager.read_hyperparameters)  # type: ignore
+    ExperimentManager._preprocess_hyperparams = _with_our_notation(ExperimentManager._preprocess_hyperparams)  # type: ignore
+
+
+def _with_our_conf_file(read_hyperparameters: Any) -> Any:
+    @functools.wraps(read_hyperparameters)
+    def wrapped(self: ExperimentManager) -> Any:
+        is_default = Path(self.config) == Path(inspect.getfile(ExperimentManager)).parent / "hyperparams" / "muzero.yml"
+        if is_default:
+            self.config = str(CONF_FILE)
+        return read_hyperparameters(self)
+
+    return wrapped
+
+
+def _with_our_notation(preprocess_hyperparams: Any) -> Any:
+    """``lin_`` and ``dict()`` for arguments that only MuZero has, and a word about those that it does not have."""
+
+    @functools.wraps(preprocess_hyperparams)
+    def wrapped(self: ExperimentManager, hyperparams: dict[str, Any]) -> Any:
+        if self.algo != "muzero":
+            return preprocess_hyperparams(self, hyperparams)
+        for name in ("exploration", "novelty_coef"):
+            value = hyperparams.get(name)
+            if isinstance(value, str):
+                if not value.startswith("lin_"):
+                    raise ValueError(f"`{name}` must be a number or lin_<start>, got {value!r}")
+                hyperparams[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
+        if isinstance(hyperparams.get("search_kwargs"), str):
+            hyperparams["search_kwargs"] = eval(hyperparams["search_kwargs"])
+        result = preprocess_hyperparams(self, hyperparams)
+        arguments = inspect.signature(MuZero).parameters
+        for name in result[0].keys() - arguments:
+            close = difflib.get_close_matches(name, arguments, n=1)
+            raise ValueError(
+                f"MuZero has no hyperparameter `{name}` (in {self.config} or -params)"
+                + (f": did you mean `{close[0]}`?" if close else f", but {', '.join(arguments)}")
+            )
+        return result
+
+    return wrapped
+
+
+def main() -> None:
+    """
+    Run one of the Zoo's programs.
+
+    :raises SystemExit: for one that there is not
+    """
+    usage = f"usage: python -m sb3_muzero.zoo {{{','.join(PROGRAMS)}}} ... (each has its own --help)"
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage)
+        return
+    if name not in PROGRAMS:
+        raise SystemExit(f"{usage}\nerror: there is no {name!r}")
+    if name == "tune":
+        arguments = ["--optimize-hyperparameters", *arguments]
+    sys.argv = [f"{sys.argv[0]} {name}", *arguments]
+    module, _, function = PROGRAMS[name].partition(":")
+    with mock.patch("subprocess.call", _call):
+        if function:
+            getattr(importlib.import_module(module), function)()
+        else:
+            runpy.run_module(module, run_name="__main__")
+
+
+def _call(command: list[str], *args: Any, **kwargs: Any) -> int:
+    """``subprocess.call``, but that the Zoo's own programs know MuZero."""
+    ours = {("python", "enjoy.py"): "enjoy", ("python", "-m", "rl_zoo3.record_video"): "record-video"}
+    for theirs, name in ours.items():
+        if tuple(command[: len(theirs)]) == theirs:
+            command = [sys.executable, "-m", "sb3_muzero.zoo", name, *command[len(theirs) :]]
+    return subprocess.Popen(command, *args, **kwargs).wait()
+
+
+register()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""RL Zoo's own programs with MuZero: every section of our settings trains, and what is wrong in one is named."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import rl_zoo3.train
+import yaml
+from rl_zoo3 import ALGOS
+from stable_baselines3 import PPO
+
+from sb3_muzero import MuZero, zoo
+
+SECTIONS = yaml.safe_load(zoo.CONF_FILE.read_text())
+ENVIRONMENTS = {"default": "CliffWalking-v1", "atari": "ALE/Pong-v5"}  # sections that are not an environment's id
+
+
+def train(monkeypatch, folder: Path, *arguments: str) -> Path:
+    """:return: Where the Zoo has put the model"""
+    monkeypatch.setattr(
+        sys, "argv", ["train", "--eval-freq", "-1", "--num-threads", "1", "-f", str(folder), "--seed", "0", *arguments]
+    )
+    rl_zoo3.train.train()
+    return max(folder.glob("*/*_*"), key=lambda path: path.stat().st_mtime)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_trains(section, monkeypatch, tmp_path):
+    env = ENVIRONMENTS.get(section, section)
+    packages = {"MiniGrid": ["minigrid"], "MinAtar": ["sb3_muzero.minatar"]}.get(env.split("-")[0].split("/")[0], [])
+    overwritten = ["learning_starts:60", "buffer_size:2000", *(["batch_size:8"] if section == "atari" else [])]
+    path = train(
+        monkeypatch, tmp_path, "--algo", "muzero", "--env", env, "-n", "300", "-params", *overwritten,
+        *(["--gym-packages", *packages] if packages else []),
+        *(["--env-kwargs", "frameskip:1"] if section == "atari" else []),
+    )  # fmt: skip
+    model = MuZero.load(next(path.glob("*.zip")))
+    assert model.num_timesteps >= 300 and model._n_updates > 0
+    settings = SECTIONS[section]
+    assert model.n_steps == settings.get("n_steps", 40) and model.gamma == settings.get("gamma", 0.99)
+
+
+def test_what_only_muzero_has_may_be_a_schedule(monkeypatch, tmp_path):
+    path = train(
+        monkeypatch, tmp_path, "--algo", "muzero", "--env", "CartPole-v1", "-n", "40",
+        "-params", "exploration:'lin_4.0'", "novelty_coef:'lin_0.5'", "search_kwargs:'dict(max_depth=2)'",
+    )  # fmt: skip
+    model = MuZero.load(next(path.glob("*.zip")))
+    assert [model.exploration(p) for p in (1.0, 0.5)] == [4.0, 2.0]
+    assert [model.novelty_coef(p) for p in (1.0, 0.5)] == [0.5, 0.25]
+    assert model.search_kwargs == {"max_depth": 2}
+
+
+def test_other_algorithms_stay_as_they_are(monkeypatch, tmp_path):
+    path = train(monkeypatch, tmp_path, "--algo", "ppo", "--env", "CartPole-v1", "-n", "64", "-params", "n_steps:8")
+    assert PPO.load(next(path.glob("*.zip"))).num_timesteps >= 64
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("learning_rat:0.1", r"no hyperparameter `learning_rat` \(in .*muzero.yml or -params\): did you mean `learning_rate`"),
+        ("zzz:1", "no hyperparameter `zzz`.*, but policy, env, learning_rate"),
+        ("exploration:'cos_1'", "`exploration` must be a number or lin_<start>, got 'cos_1'"),
+    ],
+)
+def test_what_muzero_does_not_know_is_named(given, message, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(monkeypatch, tmp_path, "--algo", "muzero", "--env", "CartPole-v1", "-params", given)
+    assert not any(tmp_path.iterdir())  # no run without a model, which `enjoy` would take for the latest
+
+
+def test_a_yaml_of_the_users_own(monkeypatch, tmp_path):
+    (tmp_path / "mine.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 40, n_steps: 7}")
+    folder = tmp_path / "logs"
+    path = train(monkeypatch, folder, "--algo", "muzero", "--env", "CartPole-v1", "-conf", str(tmp_path / "mine.yml"))
+    assert MuZero.load(next(path.glob("*.zip"))).n_steps == 7
+
+
+def test_whatever_is_sampled_is_allowed():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(50):
+        trial = study.ask()
+        sampled = zoo.sample_muzero_params(trial, 0, 1, {})
+        MuZero(env="CartPole-v1", policy="MlpPolicy", device="cpu", **sampled)
+        assert zoo.convert_muzero_params(trial.params) == sampled
+    assert 0.95 <= sampled["gamma"] < 1
+
+
+def test_registration_is_an_import(tmp_path):
+    code = "import rl_zoo3; assert 'muzero' not in rl_zoo3.ALGOS; import sb3_muzero.zoo; print(rl_zoo3.ALGOS['muzero'])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "<class 'sb3_muzero.muzero.MuZero'>" and ALGOS["muzero"] is MuZero
+
+
+def run(cwd: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "sb3_muzero.zoo", *arguments]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "agg"})
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, expected", [([], "usage"), (["--help"], "record-video"), (["nothing"], "there is no 'nothing'")]
+)
+def test_usage(arguments, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+    try:
+        zoo.main()
+        assert expected in capsys.readouterr().out
+    except SystemExit as error:
+        assert expected in str(error)
+
+
+@pytest.mark.slow
+def test_the_zoos_programs(tmp_path):
+    cartpole = ["--algo", "muzero", "--env", "CartPole-v1"]
+    assert "muzero" in run(tmp_path, "train", "--help") and "muzero" in run(tmp_path, "enjoy", "--help")
+    run(tmp_path, "train", *cartpole, "-n", "6000", "--eval-freq", "3000", "--save-replay-buffer", "--save-freq", "5000",
+        "--num-threads", "1", "--seed", "0")  # fmt: skip
+    first = tmp_path / "logs" / "muzero" / "CartPole-v1_1"
+    assert {"best_model.zip", "CartPole-v1.zip", "replay_buffer.pkl", "rl_model_5000_steps.zip"} <= {
+        p.name for p in first.iterdir()
+    }
+    played = run(tmp_path, "enjoy", *cartpole, "-f", "logs", "--no-render", "-n", "2100", "--load-best", "--num-threads", "1")
+    assert float(played.split("Mean reward: ")[1].split()[0]) >= 195, played
+    continued = run(tmp_path, "train", *cartpole, "-n", "1000", "-i", str(first / "CartPole-v1.zip"), "--num-threads", "1")
+    assert "Loading replay buffer" in continued
+    assert "Results written" in run(tmp_path, "benchmark", "--log-dir", "logs", "--no-hub", "-n", "1000", "--num-threads", "1")
+    assert "| muzero |" in (tmp_path / "benchmark.md").read_text().replace("|muzero|", "| muzero |")
+    run(tmp_path, "plot-train", *cartpole, "-f", "logs", "-w", "10")
+    run(tmp_path, "record-video", *cartpole, "-f", "logs", "-n", "50", "-o", "videos")
+    assert list((tmp_path / "videos").glob("*.mp4"))
+    trials = ["--n-trials", "5", "--n-startup-trials", "2", "--n-evaluations", "2", "--eval-episodes", "2", "--no-optim-plots"]
+    tuned = run(tmp_path, "tune", *cartpole, "-n", "1000", "--num-threads", "1", "--seed", "0", *trials)
+    assert "Number of finished trials:  5" in tuned
+    assert np.isfinite(float(tuned.split("Value: ")[1].split()[0]))
