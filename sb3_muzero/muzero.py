@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -24,6 +24,7 @@ from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.loss import muzero_loss
 from sb3_muzero.observation_ring import frames_in_observation, map_observations
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
+from sb3_muzero.progress_bar import MuZeroProgressBar, TimeSplit
 from sb3_muzero.search import SearchOutput, is_cached
 from sb3_muzero.targets import needs_bootstrap, unroll_targets
 
@@ -202,6 +203,8 @@ class MuZero(OffPolicyAlgorithm):
         # Which actions were legal then, None where the environment does not say
         self._last_action_masks: np.ndarray | None = None
         self._use_masking: bool | None = None
+        self.time_split = TimeSplit()
+        self._acted_at = 0.0
         self.uses_action_masks = False
 
         if not issubclass(self.policy_class, MuZeroPolicy):
@@ -302,8 +305,16 @@ class MuZero(OffPolicyAlgorithm):
             self.replay_buffer.cut()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._set_up_masking()
+        self.time_split = TimeSplit()
         self._check_finite("observation", self._last_obs if self._vec_normalize_env is None else self._last_original_obs)
         return result
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if progress_bar:
+            callbacks = callback if isinstance(callback, list) else [callback]
+            converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
+            callback = CallbackList([*converted, MuZeroProgressBar()])
+        return super()._init_callback(callback)
 
     def _set_up_masking(self) -> None:
         assert self.env is not None
@@ -358,8 +369,11 @@ class MuZero(OffPolicyAlgorithm):
             obs_tensor, _ = self.policy.obs_to_tensor(self._last_obs)
             exploration = self.exploration(self._current_progress_remaining)
             self._last_search = self.policy.plan(obs_tensor, exploration=exploration, action_masks=masks)
-            self._log_search(self._last_search, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self.time_split["search"] += seconds
+            self._log_search(self._last_search, seconds)
             actions = self._last_search.action
+        self._acted_at = time.perf_counter()
         return actions + self.action_space.start, actions
 
     def _persistent_random_actions(self, n_envs: int, action_masks: np.ndarray | None) -> np.ndarray:
@@ -399,6 +413,7 @@ class MuZero(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
+        self.time_split["environment"] += time.perf_counter() - self._acted_at
         # VecNormalize's running statistics spread one environment's NaN to all: look at what came in
         normalize = self._vec_normalize_env
         raw_reward = reward if normalize is None else normalize.get_original_reward()
@@ -442,6 +457,7 @@ class MuZero(OffPolicyAlgorithm):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         if self.replay_buffer.size() == 0 or gradient_steps < 1:
             return
+        start, reanalysis_before = time.perf_counter(), self.time_split["reanalysis"]
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         # Update learning rate according to schedule
@@ -460,7 +476,9 @@ class MuZero(OffPolicyAlgorithm):
                 progress_remaining=self._current_progress_remaining,
             )
             self.policy.observe(map_observations(lambda part: part[0], samples.observations))
+            reanalysis_start = time.perf_counter()
             policy_age, fresh_values = self._reanalyze(samples)
+            self.time_split["reanalysis"] += time.perf_counter() - reanalysis_start
             targets = unroll_targets(samples, self._bootstrap_values(samples), fresh_values, self.gamma)
             known_values = targets.values[targets.value_weights > 0]
             self.policy.fit_supports(known_values, targets.rewards)
@@ -496,6 +514,14 @@ class MuZero(OffPolicyAlgorithm):
                  "grad_norm", "value_target_clipped", "policy_age")  # fmt: skip
         for name, value in zip(names, th.stack(logs).mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
+        reanalysis = self.time_split["reanalysis"] - reanalysis_before
+        self.time_split["learning"] += time.perf_counter() - start - reanalysis
+
+    def dump_logs(self) -> None:
+        """Write log data."""
+        for part, share in self.time_split.shares().items():
+            self.logger.record(f"time/{part}_share", share)
+        super().dump_logs()
 
     @th.no_grad()
     def _bootstrap_values(self, samples: SequenceSamples) -> th.Tensor:
@@ -627,7 +653,8 @@ class MuZero(OffPolicyAlgorithm):
             self._has_something_to_plan_for = bool(terminals.any() or (rewards != rewards[0, 0]).any())
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_search", "_last_action_masks", "_random_actions"]
+        own = ["_last_search", "_last_action_masks", "_random_actions", "time_split", "_acted_at"]
+        return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "policy.optimizer"]

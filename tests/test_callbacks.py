@@ -1,6 +1,7 @@
 """Stable-Baselines3's callbacks work as they do with its own algorithms."""
 
 import os
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -20,8 +21,10 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
+from tqdm.rich import tqdm
 
 from sb3_muzero import MuZero
+from sb3_muzero.progress_bar import MuZeroProgressBar
 
 
 class Recorder(BaseCallback):
@@ -198,6 +201,36 @@ def test_progress_bar(as_argument, capfd):
         model.learn(24, callback=ProgressBarCallback())
     printed = "".join(capfd.readouterr())
     assert "24/24" in printed
+
+
+@pytest.mark.parametrize("callback", [None, lambda locals_, globals_: True, Recorder, [Recorder]])
+def test_progress_bar_tells_the_return_and_what_takes_time(callback, monkeypatch):
+    described = []
+    monkeypatch.setattr(MuZeroProgressBar, "EVERY", 0.0)
+    monkeypatch.setattr(tqdm, "set_description", lambda self, text, refresh: described.append(text))
+    if callback is Recorder:
+        callback = Recorder()
+    elif isinstance(callback, list):
+        callback = [part() for part in callback]
+    tiny_model(TinyEnv(), reanalyze_ratio=1.0).learn(60, callback=callback, progress_bar=True)  # in a Monitor
+    assert re.fullmatch(r"return [\d.]+, env \d+% search \d+% learn \d+%", described[-1])
+
+
+def test_the_time_split_is_logged_and_adds_up(monkeypatch):
+    seconds = iter(range(10**6))
+    monkeypatch.setattr("sb3_muzero.muzero.time.perf_counter", lambda: float(next(seconds)))
+    model = tiny_model(tiny_envs(), learning_starts=20, train_freq=1, reanalyze_ratio=1.0)
+    model.learn(60, log_interval=10**9)
+    # Two calls tell each part, and one the start of the environment's step
+    steps, searches, updates = 60, 40, 40
+    assert model.time_split["search"] == searches
+    assert model.time_split["reanalysis"] == updates
+    assert model.time_split["learning"] == 2 * updates
+    assert model.time_split["environment"] == steps
+    logged = {}
+    monkeypatch.setattr(model.logger, "dump", lambda step: logged.update(model.logger.name_to_value))
+    model.dump_logs()
+    assert sum(logged[f"time/{part}_share"] for part in model.time_split) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

@@ -1,0 +1,50 @@
+"""SB3's progress bar, that also tells how the agent does and what the time goes to."""
+
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import ProgressBarCallback
+from stable_baselines3.common.utils import safe_mean
+from tqdm.rich import tqdm
+
+from sb3_muzero.search import is_cached
+
+
+class TimeSplit(dict[str, float]):
+    """Seconds that went to each part of training; ``environment`` is its steps with the callbacks that follow them."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(("environment", "search", "reanalysis", "learning"), 0.0))
+
+    def shares(self) -> dict[str, float]:
+        """:return: The same as shares of their sum, which may be 0"""
+        total = sum(self.values())
+        return {part: seconds / total if total > 0 else 0.0 for part, seconds in self.items()}
+
+
+class MuZeroProgressBar(ProgressBarCallback):
+    """Steps, mean return of the latest episodes and the time split, which a ``MuZero`` model keeps."""
+
+    EVERY = 0.5  # seconds between new descriptions
+
+    def _on_training_start(self) -> None:
+        # Not tqdm's columns, which leave no room for a description in 80 characters
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), "<", TimeRemainingColumn(),
+                   "{task.description}")  # fmt: skip
+        self.pbar = tqdm(total=self.locals["total_timesteps"] - self.model.num_timesteps, progress=columns)
+        self._described_at = time.monotonic()
+        if not is_cached():
+            self.pbar.set_description("compiles the first search", refresh=False)
+
+    def _on_step(self) -> bool:
+        if time.monotonic() - self._described_at > self.EVERY:
+            self._described_at = time.monotonic()
+            self.pbar.set_description(self._describe(), refresh=False)
+        return super()._on_step()
+
+    def _describe(self) -> str:
+        episodes = self.model.ep_info_buffer
+        mean_return = f"return {safe_mean([episode['r'] for episode in episodes]):.4g}, " if episodes else ""
+        shares: dict[str, float] = self.model.time_split.shares()  # type: ignore[attr-defined]
+        learning = shares["learning"] + shares["reanalysis"]
+        return f"{mean_return}env {shares['environment']:.0%} search {shares['search']:.0%} learn {learning:.0%}"
