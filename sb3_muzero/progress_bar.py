@@ -34,12 +34,12 @@ class MuZeroProgressBar(ProgressBarCallback):
         self.pbar = tqdm(total=self.locals["total_timesteps"] - self.model.num_timesteps, progress=columns)
         self._described_at = time.monotonic()
         if not is_cached():
-            self.pbar.set_description("compiles the first search", refresh=False)
+            self.pbar.set_description_str("compiles the first search", refresh=False)
 
     def _on_step(self) -> bool:
         if time.monotonic() - self._described_at > self.EVERY:
             self._described_at = time.monotonic()
-            self.pbar.set_description(self._describe(), refresh=False)
+            self.pbar.set_description_str(self._describe(), refresh=False)
         return super()._on_step()
 
     def _describe(self) -> str:

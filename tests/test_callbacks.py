@@ -207,7 +207,7 @@ def test_progress_bar(as_argument, capfd):
 def test_progress_bar_tells_the_return_and_what_takes_time(callback, monkeypatch):
     described = []
     monkeypatch.setattr(MuZeroProgressBar, "EVERY", 0.0)
-    monkeypatch.setattr(tqdm, "set_description", lambda self, text, refresh: described.append(text))
+    monkeypatch.setattr(tqdm, "set_description_str", lambda self, text, refresh: described.append(text))
     if callback is Recorder:
         callback = Recorder()
     elif isinstance(callback, list):
