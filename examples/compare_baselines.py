@@ -58,7 +58,7 @@ _DQN_SMALL = dict(_DQN_256, n_timesteps=1e5, learning_rate=6.3e-4, batch_size=12
 _MINATAR: dict[str, Any] = dict(
     env_wrapper="sb3_muzero.minatar.ImageObservation",
     policy="CnnPolicy",
-    policy_kwargs="dict(features_extractor_class=GridCNN, net_arch=[])",
+    policy_kwargs="dict(features_extractor_class=GridCNN, net_arch=[128])",
 )
 _ATARI: dict[str, Any] = dict(
     env_wrapper="stable_baselines3.common.atari_wrappers.AtariWrapper", frame_stack=4, policy="CnnPolicy", n_timesteps=1e7

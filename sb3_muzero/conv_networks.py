@@ -16,24 +16,20 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 class GridCNN(BaseFeaturesExtractor):
     """
-    One layer of 3x3 convolutions and a linear one, for images that SB3's ``NatureCNN`` is too coarse for: MinAtar's DQN
-    (https://arxiv.org/abs/1903.03176, Section 4).
+    One layer of 3x3 convolutions, for images that SB3's ``NatureCNN`` is too coarse for: that of MinAtar's DQN
+    (https://arxiv.org/abs/1903.03176, Section 4). The linear layer behind it is left to the networks that follow, which
+    normalise theirs: of 128 units behind a ReLU 70 to 80 % were dead after 100 k frames of Freeway and Breakout, and told of
+    neither cars (15 % of a probe's guesses of a car's place were right, 97 % without that layer) nor, half of the time, the
+    chicken.
 
     :param observation_space: Images, channel first
-    :param features_dim: Number of features extracted
     :param num_channels: Channels of the convolutions
     """
 
-    def __init__(self, observation_space: spaces.Box, features_dim: int = 128, num_channels: int = 16) -> None:
-        super().__init__(observation_space, features_dim)
+    def __init__(self, observation_space: spaces.Box, num_channels: int = 16) -> None:
         channels, height, width = observation_space.shape
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, num_channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(num_channels * height * width, features_dim),
-            nn.ReLU(),
-        )
+        super().__init__(observation_space, num_channels * height * width)
+        self.layers = nn.Sequential(nn.Conv2d(channels, num_channels, 3, padding=1), nn.ReLU(), nn.Flatten())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.layers(observations)
@@ -52,7 +48,7 @@ class MultiInputExtractor(CombinedExtractor):
     SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, all else as it is, in one vector.
 
     :param observation_space: Dict space
-    :param cnn_output_dim: Features of each image
+    :param cnn_output_dim: Features of each image that ``NatureCNN`` encodes
     :param normalized_image: Whether images need no scaling: any Box of three axes is one then. Set by the policy
     """
 
@@ -61,10 +57,10 @@ class MultiInputExtractor(CombinedExtractor):
         features_dim = 0
         for space in observation_space.values():
             if isinstance(space, spaces.Box) and is_image_space(space, normalized_image=normalized_image):
-                is_nature = cnn_for(space.shape) is NatureCNN
-                checked = {"normalized_image": normalized_image} if is_nature else {}
-                parts.append(cnn_for(space.shape)(space, cnn_output_dim, **checked))
-                features_dim += cnn_output_dim
+                is_small = cnn_for(space.shape) is GridCNN
+                cnn = GridCNN(space) if is_small else NatureCNN(space, cnn_output_dim, normalized_image)
+                parts.append(cnn)
+                features_dim += cnn.features_dim
             else:
                 parts.append(nn.Flatten())
                 features_dim += get_flattened_obs_dim(space)
