@@ -20,6 +20,7 @@ def random_samples(length: int, terminated: bool, unroll: int, n: int, horizon: 
         actions=th.zeros(unroll, 1, dtype=th.long),
         rewards=th.randn(unroll + n, 1) * (th.arange(unroll + n) < length).unsqueeze(-1),
         policies=th.full((unroll + 1, 1, 2), 0.5) * (th.arange(unroll + 1) < length).reshape(-1, 1, 1),
+        action_masks=None,
         lengths=th.tensor([length]),
         terminated=th.tensor([terminated]),
         horizons=th.tensor([horizon]),
