@@ -31,6 +31,7 @@ def history(steps: int, n_envs: int, rng: np.random.Generator):
             "done": end,
             "infos": [{"TimeLimit.truncated": bool(t)} for t in truncated],
             "policy": rng.dirichlet(np.ones(NUM_ACTIONS), size=n_envs).astype(np.float32),
+            "masks": rng.random((n_envs, NUM_ACTIONS)) < 0.5,
         }
         reset = np.array([[next(serial)] for _ in range(n_envs)], dtype=np.float32)
         obs = np.where(end[:, None], reset, successor)
@@ -40,6 +41,7 @@ def filled(buffer: SequenceReplayBuffer, steps: list[dict]) -> SequenceReplayBuf
     for step in steps:
         step = dict(step)
         buffer.store_search(step.pop("policy"), np.zeros(buffer.n_envs), 0)
+        buffer.store_action_masks(step.pop("masks"))
         buffer.add(**step)
     return buffer
 
