@@ -48,7 +48,8 @@ class MultiInputExtractor(CombinedExtractor):
     SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, all else as it is, in one vector.
 
     :param observation_space: Dict space
-    :param cnn_output_dim: Features of each image that ``NatureCNN`` encodes
+    :param cnn_output_dim: Features of each image. Behind ``GridCNN`` a linear layer makes them: its activations alone beside a
+        vector of five did not learn SB3's ``SimpleMultiObsEnv``
     :param normalized_image: Whether images need no scaling: any Box of three axes is one then. Set by the policy
     """
 
@@ -57,10 +58,12 @@ class MultiInputExtractor(CombinedExtractor):
         features_dim = 0
         for space in observation_space.values():
             if isinstance(space, spaces.Box) and is_image_space(space, normalized_image=normalized_image):
-                is_small = cnn_for(space.shape) is GridCNN
-                cnn = GridCNN(space) if is_small else NatureCNN(space, cnn_output_dim, normalized_image)
-                parts.append(cnn)
-                features_dim += cnn.features_dim
+                if cnn_for(space.shape) is GridCNN:
+                    grid_cnn = GridCNN(space)
+                    parts.append(nn.Sequential(grid_cnn, nn.Linear(grid_cnn.features_dim, cnn_output_dim), nn.ReLU()))
+                else:
+                    parts.append(NatureCNN(space, cnn_output_dim, normalized_image))
+                features_dim += cnn_output_dim
             else:
                 parts.append(nn.Flatten())
                 features_dim += get_flattened_obs_dim(space)
