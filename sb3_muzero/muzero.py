@@ -609,18 +609,7 @@ class MuZero(OffPolicyAlgorithm):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        Plan an action for each observation.
-
-        :param observation: An observation or a batch of them
-        :param state: Handed back: the model has none
-        :param episode_start: Not used
-        :param deterministic: Without the noise that explores
-        :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``; all by default
-        :return: The actions and ``state``
-        :raises ValueError: for observations of another shape than the observation space's, or that are not finite, and for
-            masks of another shape or without a legal action
-        """
+        """``MuZeroPolicy.predict``, with a warning where a model that was trained with action masks is given none."""
         if action_masks is None and self.uses_action_masks:
             warnings.warn(
                 "The model was trained with action masks, but `predict` was given none: it may choose illegal actions. Pass "

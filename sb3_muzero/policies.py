@@ -446,7 +446,7 @@ class MuZeroPolicy(BasePolicy):
         :raises ValueError: for observations of another shape than the observation space's, or that are not finite, and for
             masks of another shape or without a legal action
         """
-        if action_masks is None:
+        if action_masks is None or isinstance(observation, tuple):  # which is an error there
             return super().predict(observation, state, episode_start, deterministic)
         obs_tensor, vectorized_env = self.obs_to_tensor(observation)
         part = next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor

@@ -33,8 +33,7 @@ class MuZeroProgressBar(ProgressBarCallback):
                    "{task.description}")  # fmt: skip
         self.pbar = tqdm(total=self.locals["total_timesteps"] - self.model.num_timesteps, progress=columns)
         self._described_at = time.monotonic()
-        if not is_cached():
-            self.pbar.set_description_str("compiles the first search", refresh=False)
+        self._compiles = not is_cached()
 
     def _on_step(self) -> bool:
         if time.monotonic() - self._described_at > self.EVERY:
@@ -46,5 +45,7 @@ class MuZeroProgressBar(ProgressBarCallback):
         episodes = self.model.ep_info_buffer
         mean_return = f"return {safe_mean([episode['r'] for episode in episodes]):.4g}, " if episodes else ""
         shares: dict[str, float] = self.model.time_split.shares()  # type: ignore[attr-defined]
+        if self._compiles and shares["search"] == 0:  # what is seen meanwhile, for some 20 seconds
+            return f"{mean_return}the first search compiles"
         learning = shares["learning"] + shares["reanalysis"]
         return f"{mean_return}env {shares['environment']:.0%} search {shares['search']:.0%} learn {learning:.0%}"

@@ -150,6 +150,11 @@ def test_bad_masks_of_predict(masks, message):
         model.predict(np.zeros((2, NUM_ACTIONS), np.float32), action_masks=masks)
 
 
+def test_what_reset_returns_is_no_observation():
+    with pytest.raises(ValueError, match="Gym API"):
+        tiny_model(MaskedEnv()).predict(MaskedEnv().reset(seed=0), action_masks=np.ones(NUM_ACTIONS, bool))
+
+
 @pytest.mark.parametrize("masks, message", [(np.zeros(5, bool), "none in row 0"), (np.ones(4, bool), r"shape \[1, 5\]")])
 def test_bad_masks_of_an_environment(masks, message):
     model = tiny_model(ActionMasker(MaskedEnv(), lambda env: masks))

@@ -216,6 +216,17 @@ def test_progress_bar_tells_the_return_and_what_takes_time(callback, monkeypatch
     assert re.fullmatch(r"return [\d.]+, env \d+% search \d+% learn \d+%", described[-1])
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_progress_bar_tells_what_takes_so_long_the_first_time(cached, monkeypatch):
+    described = []
+    monkeypatch.setattr(MuZeroProgressBar, "EVERY", 0.0)
+    monkeypatch.setattr("sb3_muzero.progress_bar.is_cached", lambda: cached)
+    monkeypatch.setattr(tqdm, "set_description_str", lambda self, text, refresh: described.append(text))
+    tiny_model(TinyEnv(), learning_starts=20).learn(40, progress_bar=True)
+    told = ["compiles" in text for text in described]
+    assert any(told) == (not cached) and not told[-1]  # only until there is a search
+
+
 def test_the_time_split_is_logged_and_adds_up(monkeypatch):
     seconds = iter(range(10**6))
     monkeypatch.setattr("sb3_muzero.muzero.time.perf_counter", lambda: float(next(seconds)))
