@@ -6,6 +6,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_muzero.buffers import SequenceSamples
+from sb3_muzero.networks import PredictionOutput
 from sb3_muzero.observation_ring import map_observations
 from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.targets import UnrollTargets
@@ -52,12 +53,28 @@ def cosine_similarity(a: th.Tensor, b: th.Tensor) -> th.Tensor:
     return th.linalg.vecdot(a, b) * inverse_norms[0] * inverse_norms[1]
 
 
+def unroll(policy: MuZeroPolicy, samples: SequenceSamples, augment: bool) -> tuple[th.Tensor, PredictionOutput]:
+    """
+    Imagine the sequences from their first observation. Only the K dynamics calls follow one another; every head runs once,
+    on all latents. The gradient is halved where a latent enters the next dynamics call, not where its own heads read it.
+
+    :param policy: Its online model imagines
+    :param samples: The sequences
+    :param augment: Whether images are changed at random first
+    :return: Latents at positions 0..K, shape ``[K + 1, B, latent_dim]``, and what the prediction function says of them
+    """
+    model = policy.latent_model
+    latents = [policy.represent(map_observations(lambda part: part[0], samples.observations), augment=augment)]
+    for action in samples.actions:
+        latents.append(model.dynamics(scale_gradient(latents[-1], 0.5), action))
+    stacked = th.stack(latents)
+    return stacked, model.prediction(stacked)
+
+
 def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollTargets) -> LossTerms:
     """
     The loss of MuZero (https://arxiv.org/abs/1911.08265, Appendix G, Equation 1) with EfficientZero's self-supervised
-    consistency (https://arxiv.org/abs/2111.00210, Section 4.1). Only the K dynamics calls follow one another;
-    every head runs once, on all latents. Unrolled steps weigh 1/K, and the gradient is halved
-    where a latent enters the next dynamics call, not where its own heads read it.
+    consistency (https://arxiv.org/abs/2111.00210, Section 4.1). Unrolled steps weigh 1/K.
 
     :param policy: Its online model is trained
     :param samples: The sequences
@@ -65,15 +82,9 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     :return: The terms, with gradients
     """
     model = policy.latent_model
-    latent = policy.represent(map_observations(lambda part: part[0], samples.observations), augment=True)
-    latents = [latent]
-    for action in samples.actions:
-        latent = model.dynamics(scale_gradient(latent, 0.5), action)
-        latents.append(latent)
-    stacked = th.stack(latents)
-    predicted = model.prediction(stacked)
+    latents, predicted = unroll(policy, samples, augment=True)
 
-    weights = (samples.weights / len(latent)).repeat(len(latents), 1)
+    weights = (samples.weights / latents.shape[1]).repeat(len(latents), 1)
     weights[1:] /= len(samples.actions)
 
     log_policies = F.log_softmax(predicted.policy_logits, dim=-1)
@@ -86,7 +97,7 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     with th.no_grad():
         observed = policy.represent(map_observations(lambda part: part[1:], samples.observations), augment=True)
         value_errors = (model.value_support.expectation(predicted.value_logits[0]) - targets.values[0]).abs()
-    consistency_loss = 1 - cosine_similarity(stacked[1:], observed)
+    consistency_loss = 1 - cosine_similarity(latents[1:], observed)
 
     return LossTerms(
         policy=(policy_loss * weights).sum(),

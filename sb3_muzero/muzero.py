@@ -21,12 +21,12 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
-from sb3_muzero.loss import muzero_loss
+from sb3_muzero.loss import LossTerms, muzero_loss
 from sb3_muzero.observation_ring import frames_in_observation, map_observations
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.progress_bar import MuZeroProgressBar, TimeSplit
 from sb3_muzero.search import SearchOutput, is_cached
-from sb3_muzero.targets import needs_bootstrap, unroll_targets
+from sb3_muzero.targets import UnrollTargets, needs_bootstrap, unroll_targets
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
@@ -199,7 +199,7 @@ class MuZero(OffPolicyAlgorithm):
         # Whether the environment has shown anything that one action could be preferred for
         self._has_something_to_plan_for = False
         # What the last decision's search found, None where the action was random
-        self._last_search: SearchOutput | None = None
+        self.last_search: SearchOutput | None = None
         # Which actions were legal then, None where the environment does not say
         self._last_action_masks: np.ndarray | None = None
         self._use_masking: bool | None = None
@@ -361,18 +361,18 @@ class MuZero(OffPolicyAlgorithm):
         self._last_action_masks = masks
         novelty = self.novelty_coef(self._current_progress_remaining)
         if self.num_timesteps < learning_starts or not (self._has_something_to_plan_for or novelty > 0):
-            self._last_search = None
+            self.last_search = None
             actions = self._persistent_random_actions(n_envs, masks)
         else:
             assert self._last_obs is not None, "self._last_obs was not set"
             start = time.perf_counter()
             obs_tensor, _ = self.policy.obs_to_tensor(self._last_obs)
             exploration = self.exploration(self._current_progress_remaining)
-            self._last_search = self.policy.plan(obs_tensor, exploration=exploration, action_masks=masks)
+            self.last_search = self.policy.plan(obs_tensor, exploration=exploration, action_masks=masks)
             seconds = time.perf_counter() - start
             self.time_split["search"] += seconds
-            self._log_search(self._last_search, seconds)
-            actions = self._last_search.action
+            self._log_search(self.last_search, seconds)
+            actions = self.last_search.action
         self._acted_at = time.perf_counter()
         return actions + self.action_space.start, actions
 
@@ -424,8 +424,8 @@ class MuZero(OffPolicyAlgorithm):
                 self._check_finite("terminal observation", infos[i]["terminal_observation"], env=int(i))
         self._look_for_something_to_plan_for(raw_reward, dones, infos)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
-        if self._last_search is not None:
-            replay_buffer.store_search(self._last_search.action_weights, self._last_search.value, self._n_updates)
+        if self.last_search is not None:
+            replay_buffer.store_search(self.last_search.action_weights, self.last_search.value, self._n_updates)
         if self._last_action_masks is not None:
             replay_buffer.store_action_masks(self._last_action_masks)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
@@ -466,32 +466,18 @@ class MuZero(OffPolicyAlgorithm):
 
         logs = []
         for _ in range(gradient_steps):
-            samples = self.replay_buffer.sample(
-                batch_size,
-                env=self._vec_normalize_env,
-                unroll_steps=self.unroll_steps,
-                n_steps=self.n_steps,
-                n_steps_half_life=self.n_steps_half_life,
-                novelty_coef=self.novelty_coef(self._current_progress_remaining),
-                progress_remaining=self._current_progress_remaining,
-            )
+            samples = self.sample(batch_size, self.unroll_steps)
             self.policy.observe(map_observations(lambda part: part[0], samples.observations))
             reanalysis_start = time.perf_counter()
             policy_age, fresh_values = self._reanalyze(samples)
             self.time_split["reanalysis"] += time.perf_counter() - reanalysis_start
-            targets = unroll_targets(samples, self._bootstrap_values(samples), fresh_values, self.gamma)
+            targets = self.targets(samples, fresh_values)
             known_values = targets.values[targets.value_weights > 0]
             self.policy.fit_supports(known_values, targets.rewards)
             clipped = self.policy.latent_model.value_support.outside(known_values).float().mean()
 
             terms = muzero_loss(self.policy, samples, targets)
-            loss = (
-                terms.policy
-                + self.ent_coef * terms.entropy
-                + self.vf_coef * terms.value
-                + self.reward_coef * terms.reward
-                + self.consistency_coef * terms.consistency
-            )
+            loss: th.Tensor = sum(self.weighted_losses(terms))  # type: ignore[assignment]  # never 0, the sum of nothing
 
             # Optimize the policy
             self.policy.optimizer.zero_grad()
@@ -516,6 +502,42 @@ class MuZero(OffPolicyAlgorithm):
             self.logger.record(f"train/{name}", value)
         reanalysis = self.time_split["reanalysis"] - reanalysis_before
         self.time_split["learning"] += time.perf_counter() - start - reanalysis
+
+    def sample(self, batch_size: int, unroll_steps: int) -> SequenceSamples:
+        """
+        Draw sequences as training does.
+
+        :param batch_size: Number of sequences B
+        :param unroll_steps: Steps K that the model is to be unrolled over
+        :return: The sequences
+        """
+        return self.replay_buffer.sample(
+            batch_size,
+            env=self._vec_normalize_env,
+            unroll_steps=unroll_steps,
+            n_steps=self.n_steps,
+            n_steps_half_life=self.n_steps_half_life,
+            novelty_coef=self.novelty_coef(self._current_progress_remaining),
+            progress_remaining=self._current_progress_remaining,
+        )
+
+    def targets(self, samples: SequenceSamples, fresh_values: th.Tensor | None = None) -> UnrollTargets:
+        """
+        :param samples: The sequences
+        :param fresh_values: See ``unroll_targets``; none by default
+        :return: What the model should say of them
+        """
+        if fresh_values is None:
+            fresh_values = th.full(samples.policies.shape[:2], th.nan, device=self.device)
+        return unroll_targets(samples, self._bootstrap_values(samples), fresh_values, self.gamma)
+
+    def weighted_losses(self, terms: LossTerms) -> list[th.Tensor]:
+        """
+        :param terms: Terms of the loss
+        :return: Each times its coefficient, in the order of ``LossTerms``
+        """
+        coefs = (1.0, self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef)
+        return [coef * term for coef, term in zip(coefs, terms[:5], strict=True)]
 
     def dump_logs(self) -> None:
         """Write log data."""
@@ -642,7 +664,7 @@ class MuZero(OffPolicyAlgorithm):
             self._has_something_to_plan_for = bool(terminals.any() or (rewards != rewards[0, 0]).any())
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_last_search", "_last_action_masks", "_random_actions", "time_split", "_acted_at"]
+        own = ["last_search", "_last_action_masks", "_random_actions", "time_split", "_acted_at"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

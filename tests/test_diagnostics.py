@@ -1,0 +1,232 @@
+"""What the diagnostics say is true, checked where the truth is known."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+from sb3_muzero.callbacks import DiagnosticsCallback
+from sb3_muzero.diagnostics import (
+    discounted_returns,
+    dormant_share,
+    effective_rank,
+    model_errors,
+    policy_improvement,
+)
+from sb3_muzero.loss import unroll
+
+
+class CountingEnv(gym.Env):
+    """A state that counts up to its end, and pays what it counts to."""
+
+    observation_space = spaces.Box(-100.0, 100.0, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, length: int = 6, terminates: bool = True) -> None:
+        self.length, self.terminates = length, terminates
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.array([0.0], np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        end = self.count == self.length
+        return np.array([self.count], np.float32), float(self.count), end and self.terminates, end and not self.terminates, {}
+
+
+def logged(model, callback, steps) -> dict[str, float]:
+    """Everything that a run logged last."""
+    seen: dict[str, float] = {}
+    dump = Logger.dump
+
+    def keep(self, step=0):
+        seen.update(self.name_to_value)
+        dump(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Logger, "dump", keep)
+        model.learn(steps, callback=callback, log_interval=1)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["plain", "normalized", "masked", "priorities"])
+def test_a_run_is_the_same_with_and_without(kind):
+    def trained(callback):
+        env = tiny_envs(2)
+        settings = {}
+        if kind == "normalized":
+            env = VecNormalize(env)
+        if kind == "masked":
+            env = DummyVecEnv([MaskedEnv] * 2)
+        if kind == "priorities":
+            settings = {"replay_buffer_kwargs": {"priority_exponent": 0.6}}
+        return snapshot(tiny_model(env, **settings).learn(80, callback=callback))
+
+    class MaskedEnv(TinyEnv):
+        def action_masks(self):
+            return np.array([True, self.steps % 2 == 0, True])
+
+    callback = DiagnosticsCallback(log_freq=10, batch_size=16)
+    with_it, without = trained(callback), trained(None)
+    assert len(callback.timesteps) >= 3
+    assert differences(with_it, without) == []
+
+
+def test_errors_are_those_of_each_depth():
+    """One sequence at a time, by hand."""
+    model = tiny_model(tiny_envs(2)).learn(60)
+    samples = model.sample(16, 4)
+    targets = model.targets(samples)
+    errors = model_errors(model.policy, samples, targets)
+    policy, latent_model = model.policy, model.policy.latent_model
+    sums = {name: np.zeros((5, 2)) for name in errors._fields}
+    with th.no_grad():
+        for i in range(16):
+            latent = policy.represent(samples.observations[0, i : i + 1])
+            for depth in range(5):
+                if depth > 0:
+                    latent = latent_model.dynamics(latent, samples.actions[depth - 1, i : i + 1])
+                said = latent_model.prediction(latent)
+                value = latent_model.value_support.expectation(said.value_logits).item()
+                log_policy = said.policy_logits[0].log_softmax(-1)
+                found = {}
+                if targets.value_weights[depth, i] > 0:
+                    found["value"] = abs(value - targets.values[depth, i].item())
+                target = targets.policies[depth, i]
+                if target.sum() > 0:
+                    found["policy"] = sum(
+                        p * (np.log(p) - q) for p, q in zip(target.tolist(), log_policy.tolist(), strict=True) if p > 0
+                    )
+                if depth > 0 and targets.reward_weights[depth - 1, i] > 0:
+                    reward = latent_model.reward_support.expectation(said.reward_logits).item()
+                    found["reward"] = abs(reward - targets.rewards[depth - 1, i].item())
+                if depth > 0 and targets.latent_weights[depth - 1, i] > 0:
+                    observed = policy.represent(samples.observations[depth, i : i + 1])
+                    found["consistency"] = 1 - th.cosine_similarity(latent, observed).item()
+                for name, error in found.items():
+                    sums[name][depth] += error, 1
+    for name, by_depth in errors._asdict().items():
+        expected = sums[name][-len(by_depth) :]
+        np.testing.assert_allclose(by_depth, expected[:, 0] / expected[:, 1], rtol=2e-4, atol=1e-5, err_msg=name)
+
+
+def test_policy_improvement_by_hand():
+    model = tiny_model(tiny_envs(2)).learn(60)
+    obs = model.replay_buffer.sample(8, unroll_steps=1, n_steps=1).observations[0]
+    search = model.policy.plan(obs, deterministic=True)
+    with th.no_grad():
+        prior = model.policy.latent_model.prediction(model.policy.represent(obs)).policy_logits.softmax(-1)
+    improved = th.as_tensor(search.action_weights)
+    gain = policy_improvement(search)
+    categorical = th.distributions.Categorical
+    both = th.distributions.kl_divergence(categorical(improved), categorical(prior))
+    assert gain.divergence == pytest.approx(both.mean().item(), abs=1e-4)
+    assert gain.prior_entropy == pytest.approx(categorical(prior).entropy().mean().item(), abs=1e-4)
+    assert gain.improved_entropy == pytest.approx(categorical(improved).entropy().mean().item(), abs=1e-4)
+    assert gain.agreement == (prior.argmax(-1) == improved.argmax(-1)).float().mean().item()
+
+
+def test_effective_rank():
+    generator = th.Generator().manual_seed(0)
+    directions = th.linalg.qr(th.randn(20, 5, generator=generator)).Q
+    # Equal shares of five directions around some mean
+    coefficients = th.linalg.qr(th.randn(400, 6, generator=generator) - 0.0).Q[:, :5]
+    coefficients = th.linalg.qr(coefficients - coefficients.mean(0)).Q
+    assert effective_rank(coefficients @ directions.T + 3.0) == pytest.approx(5.0, abs=0.01)
+    assert effective_rank(th.ones(30, 4)) == 0.0
+
+
+def test_dormant_share():
+    """Of four units two never act; one that acts hundreds of times less than another counts as a third, one ten times less does not."""
+    layer = nn.Linear(1, 4, bias=True)
+    model = nn.Sequential(layer, nn.ReLU())
+    with th.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(th.tensor([1.0, -1.0, -1.0, 0.005]))
+    assert dormant_share(model, nn.ReLU, lambda: model(th.zeros(7, 1))) == 0.75
+    with th.no_grad():
+        layer.bias.copy_(th.tensor([1.0, -1.0, -1.0, 0.1]))
+    assert dormant_share(model, nn.ReLU, lambda: model(th.zeros(7, 1))) == 0.5
+    assert np.isnan(dormant_share(layer, nn.ReLU, lambda: layer(th.zeros(7, 1))))
+    assert not model[1]._forward_hooks  # nothing is left behind
+
+    image_model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())  # a channel is a unit
+    with th.no_grad():
+        image_model[0].bias.copy_(th.tensor([1.0, -1.0]))
+        image_model[0].weight.zero_()
+    assert dormant_share(image_model, nn.ReLU, lambda: image_model(th.zeros(3, 1, 5, 5))) == 0.5
+
+
+def test_dead_units_are_seen_in_every_network():
+    model = tiny_model(tiny_envs(1)).learn(60)
+    samples = model.sample(16, 3)
+    networks = model.policy.latent_model
+    count = dormant_share(networks, nn.ReLU, lambda: unroll(model.policy, samples, augment=False))
+    for part in (networks.representation, networks.dynamics, networks.prediction.trunk):
+        norm = next(module for module in part.modules() if isinstance(module, nn.LayerNorm))
+        with th.no_grad():
+            norm.weight.zero_()
+            norm.bias.fill_(-1.0)
+        before, count = count, dormant_share(networks, nn.ReLU, lambda: unroll(model.policy, samples, augment=False))
+        assert count > before
+
+
+def test_discounted_returns():
+    np.testing.assert_allclose(discounted_returns(np.array([1.0, 2.0, 3.0]), 0.5, 8.0), [1 + 1 + 0.75 + 1, 2 + 1.5 + 2, 3 + 4])
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+def test_values_are_compared_with_what_followed(terminates):
+    model = tiny_model(DummyVecEnv([lambda: CountingEnv(6, terminates)] * 2), gamma=0.9, learning_starts=10)
+    callback = DiagnosticsCallback(log_freq=20, batch_size=16)
+    said = logged(model, callback, 120)
+    returns = discounted_returns(np.arange(1.0, 7.0), 0.9)
+    for values, realised in list(callback.episodes)[2:]:  # episodes that were searched throughout
+        assert len(values) == len(realised) == 6
+        beyond = realised - returns  # what the value promises behind a time limit, discounted
+        if terminates:
+            np.testing.assert_allclose(beyond, 0, atol=1e-6)
+        else:
+            np.testing.assert_allclose(beyond, beyond[-1] * 0.9 ** np.arange(5, -1, -1), atol=1e-5)
+            assert beyond[-1] > 0
+    values, realised = map(np.concatenate, zip(*callback.episodes, strict=True))
+    assert said["diagnostics/value_bias"] == pytest.approx((values - realised).mean(), abs=2.0)
+
+
+def test_everything_is_logged():
+    model = tiny_model(tiny_envs(2), replay_buffer_kwargs={"priority_exponent": 0.6})
+    said = logged(model, DiagnosticsCallback(log_freq=20, batch_size=16, unroll_steps=2), 100)
+    depths = {"reward": (1, 2), "value": (0, 1, 2), "policy": (0, 1, 2), "consistency": (1, 2)}
+    expected = {f"model_error/{name}_{depth}" for name, known in depths.items() for depth in known}
+    losses = ("policy", "entropy", "value", "reward", "consistency")
+    names = ["policy_kl", "agreement", "prior_entropy", "search_entropy", "value_bias", "value_correlation", "effective_rank"]
+    names += ["dormant_units", "replay_coverage", *(f"grad_norm_{loss}" for loss in losses)]
+    expected |= {f"diagnostics/{name}" for name in names} | {"time/diagnostics_share"}
+    assert expected == {name for name in said if name.startswith(("model_error/", "diagnostics/")) or "diagnostics" in name}
+    assert all(np.isfinite(said[name]) for name in expected)
+    assert 0 < said["diagnostics/replay_coverage"] <= 1
+
+
+def test_priorities_in_effect():
+    """One of a hundred steps with all the priority: coverage 0.01."""
+    model = tiny_model(tiny_envs(1), replay_buffer_kwargs={"priority_exponent": 1.0}).learn(100)
+    model.replay_buffer.priorities.update(np.arange(100), np.r_[1.0, np.full(99, 1e-9)])
+    callback = DiagnosticsCallback(batch_size=4)
+    callback.init_callback(model)
+    callback._measure()
+    assert model.logger.name_to_value["diagnostics/replay_coverage"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="`log_freq` must be at least 1, got 0"):
+        DiagnosticsCallback(log_freq=0)
+    with pytest.raises(ValueError, match="made for MuZero, got DQN"):
+        DQN("MlpPolicy", "CartPole-v1").learn(1, callback=DiagnosticsCallback())
