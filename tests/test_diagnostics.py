@@ -57,7 +57,7 @@ def logged(model, callback, steps) -> dict[str, float]:
     return seen
 
 
-@pytest.mark.parametrize("kind", ["plain", "normalized", "masked", "priorities"])
+@pytest.mark.parametrize("kind", ["plain", "normalized", "masked", "priorities", "images"])
 def test_a_run_is_the_same_with_and_without(kind):
     def trained(callback):
         env = tiny_envs(2)
@@ -66,6 +66,9 @@ def test_a_run_is_the_same_with_and_without(kind):
             env = VecNormalize(env)
         if kind == "masked":
             env = DummyVecEnv([MaskedEnv] * 2)
+        if kind == "images":  # which are changed at random in the loss
+            env = tiny_envs(2, observation_space=spaces.Box(0, 255, (8, 8, 1), np.uint8))
+            settings = {"policy": "CnnPolicy", "policy_kwargs": {"random_shift": 2}}
         if kind == "priorities":
             settings = {"replay_buffer_kwargs": {"priority_exponent": 0.6}}
         return snapshot(tiny_model(env, **settings).learn(80, callback=callback))
