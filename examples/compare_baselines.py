@@ -38,6 +38,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
 from sb3_muzero.conv_networks import GridCNN  # noqa: F401  # settings name it
+from sb3_muzero.plotting import plot_learning_curves
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE_EPISODES, CURVE_SEED = 20, 10_000
@@ -45,8 +46,6 @@ FINAL_SEED = 20_000
 PROTOCOL = ("env", "steps", "eval_every", "threshold", "stop_at_threshold", "final_episodes")
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"muzero": MuZero, "ppo": PPO, "dqn": DQN}
 LABELS = {algo: algorithm.__name__ for algo, algorithm in ALGORITHMS.items()}
-COLOURS = {"muzero": "#D55E00", "ppo": "#0072B2", "dqn": "#009E73"}  # Okabe-Ito
-
 # RL Zoo 2.9.2, hyperparams/ppo.yml and dqn.yml. An environment that is not there gets SB3's defaults, in a MiniGrid with the
 # Zoo's wrapper. MinAtar's games get DQN's settings of Atari with the network and the exploration of their paper
 # (https://arxiv.org/abs/1903.03176, Section 4), and PPO's of Atari with that network.
@@ -319,54 +318,18 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def iqm(curves: np.ndarray, samples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Interquartile mean over seeds and its bootstrap interval (Agarwal et al., https://arxiv.org/abs/2108.13264); in NumPy since
-    rliable runs neither with pandas 3 nor with arch 7.
-
-    :param curves: [seeds, evaluations]
-    :return: [evaluations] and lower and upper bound of 95 %, [2, evaluations]
-    """
-    cut = len(curves) // 4
-
-    def aggregate(scores: np.ndarray) -> np.ndarray:  # [..., seeds, evaluations]
-        return np.sort(scores, axis=-2)[..., cut : len(curves) - cut, :].mean(axis=-2)
-
-    picks = np.random.default_rng(0).integers(len(curves), size=(samples, len(curves)))
-    return aggregate(curves), np.percentile(aggregate(curves[picks]), [2.5, 97.5], axis=0)
-
-
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Interquartile mean of the returns over environment steps; a run that stopped early counts with its last value."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Returns over environment steps; a run that stopped early counts with its last value."""
     protocol = record["protocol"]
-    fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    ax.axhline(protocol["threshold"], color="0.55", linewidth=1, linestyle="--", label=f"threshold {protocol['threshold']:g}")
+    curves = {}
     for algo in record["settings"]:
         runs = [r for r in record["runs"] if r["algo"] == algo and r["steps"]]
-        if not runs:
-            continue
-        x = max((r["steps"] for r in runs), key=len)
-        curves = np.array([r["returns"] + r["returns"][-1:] * (len(x) - len(r["returns"])) for r in runs])
-        label = f"{label_of(algo)} ({len(runs)} seeds)"
-        middle, interval = iqm(curves)
-        (line,) = ax.plot(x, middle, color=COLOURS.get(algo), linewidth=2, label=label)
-        ax.fill_between(x, *interval, color=line.get_color(), alpha=0.18, linewidth=0)
-    ax.set_xlim(0, protocol["steps"])
-    ax.set_xlabel("environment steps")
-    ax.set_ylabel(f"mean return of {CURVE_EPISODES} deterministic episodes")
-    ax.set_title(f"{protocol['env']}: interquartile mean over seeds, 95 % bootstrap band", fontsize=11, loc="left")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
-    ax.grid(color="0.92")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    fig.legend(frameon=False, loc="outside lower center", ncols=4)
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
+        if runs:
+            x = max((r["steps"] for r in runs), key=len)
+            returns = np.array([r["returns"] + r["returns"][-1:] * (len(x) - len(r["returns"])) for r in runs])
+            curves[label_of(algo)] = x, returns
+    title = f"{protocol['env']}: {CURVE_EPISODES} deterministic episodes, interquartile mean over seeds"
+    plot_learning_curves(curves, protocol["threshold"], title).savefig(path, dpi=150)
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -2,60 +2,21 @@
 
 import time
 from collections import deque
-from functools import partial
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_muzero.diagnostics import (
-    ModelErrors,
-    discounted_returns,
-    dormant_share,
-    effective_rank,
-    model_errors,
-    policy_improvement,
-)
-from sb3_muzero.loss import LossTerms, muzero_loss, unroll
+from sb3_muzero.diagnostics import ModelErrors, discounted_returns, measure, value_figures
 from sb3_muzero.muzero import MuZero
-from sb3_muzero.observation_ring import map_observations
 
 
 class DiagnosticsCallback(BaseCallback):
     """
-    Log from time to time whether the model predicts, the search improves and the values come true. It changes nothing: with
-    it and without, the same seed gives the same parameters.
-
-    ============================ ======================================================================================
-    logged                       what it is; what is healthy; what the alarm means
-    ============================ ======================================================================================
-    ``model_error/reward_k``     Mean absolute error of the reward after k imagined steps. Far below the size of a
-                                 reward; growing with k: the dynamics lose what rewards depend on
-    ``model_error/value_k``      Of the value from its target. Falls with training, and grows little with k. What is
-                                 high at k = 0 already is noise of the returns, or a value that is not learned
-    ``model_error/policy_k``     KL divergence of the policy from the search's. Below 0.1 once learning is done; high at
-                                 k = 0: old search results contradict each other (``reanalyze_ratio``)
-    ``model_error/consistency_k`` One minus the cosine between imagined and observed latents. Below 0.1; more than half
-                                 of that between any two states: imagined states are not told apart
-    ``diagnostics/policy_kl``    Of the search's policy from the network's: 0 if planning finds nothing new. It falls as
-                                 the policy learns; 0 from the beginning: values are flat, nothing is to be found
-    ``diagnostics/agreement``    Share of states where the likeliest action is the same before and after the search. 0.7
-                                 and more late in training; 1 / number of actions: the network does not follow
-    ``diagnostics/prior_entropy`` Of the network's policy, in nats. Near 0 with a low return: collapsed (``ent_coef``)
-    ``diagnostics/search_entropy`` Of the search's policy, in nats
-    ``diagnostics/value_bias``   Mean of root value minus the discounted return that followed, in episodes of late. Small
-                                 against their spread; well above 0: values promise what does not come (novelty bonuses
-                                 are part of values, and old data of priorities)
-    ``diagnostics/value_correlation`` Between both. Above 0.5; near 0: the search plans by noise
-    ``diagnostics/effective_rank`` Directions that latents make use of (Roy and Vetterli, 2007). Falling to a few:
-                                 collapsed, states look alike to the model
-    ``diagnostics/dormant_units`` Share of hidden units that hardly ever act (https://arxiv.org/abs/2302.12902). Above
-                                 0.5: a layer has died, observations may need scaling
-    ``diagnostics/replay_coverage`` Share of the stored steps that priorities leave in effect,
-                                 :math:`(\\\\sum p)^2 / (n \\\\sum p^2)`; below 0.05 few steps are replayed again and again
-    ``diagnostics/grad_norm_*``  Gradient norm of each weighted loss. One that is ten times the others rules the latents
-    ``time/diagnostics_share``   Share of the time that all this took
-    ============================ ======================================================================================
+    Log from time to time whether the model predicts, the search improves and the values come true. What each figure means,
+    what is healthy and what the alarm says stands in ``sb3_muzero.diagnostics.HEALTHY``. It changes nothing: with it and
+    without, the same seed gives the same parameters. ``model_error/*`` is not printed, but goes to every file;
+    ``time/diagnostics_share`` is the share of the time that all this takes.
 
     :param log_freq: Environment steps between two measurements
     :param batch_size: Sequences that each is taken from
@@ -128,50 +89,14 @@ class DiagnosticsCallback(BaseCallback):
         self.logger.record("time/diagnostics_share", self._seconds / (time.perf_counter() - self._started))
 
     def _measure(self) -> None:
-        policy = self.model.policy
-        policy.set_training_mode(False)
-        samples = self.model.sample(self.batch_size, self.unroll_steps)
-        targets = self.model.targets(samples)
-
-        errors = model_errors(policy, samples, targets)
+        errors, figures = measure(self.model, self.batch_size, self.unroll_steps)
         self.timesteps.append(self.num_timesteps)
         self.errors.append(errors)
         for name, by_depth in errors._asdict().items():
             first = self.unroll_steps + 1 - len(by_depth)
             for depth, error in enumerate(by_depth.tolist(), start=first):
                 self.logger.record(f"model_error/{name}_{depth}", error, exclude="stdout")
-
-        roots = map_observations(lambda part: part[0], samples.observations)
-        masks = None if samples.action_masks is None else samples.action_masks[0].numpy(force=True)
-        gain = policy_improvement(policy.plan(roots, deterministic=True, action_masks=masks))
-        self._record("policy_kl", gain.divergence)
-        self._record("agreement", gain.agreement)
-        self._record("prior_entropy", gain.prior_entropy)
-        self._record("search_entropy", gain.improved_entropy)
-
         if self.episodes:
-            values, returns = map(np.concatenate, zip(*self.episodes, strict=True))
-            self._record("value_bias", float((values - returns).mean()))
-            if values.std() > 0 and returns.std() > 0:
-                self._record("value_correlation", float(np.corrcoef(values, returns)[0, 1]))
-
-        with th.no_grad():
-            latents = policy.represent(roots)
-        self._record("effective_rank", effective_rank(latents))
-        imagine = partial(unroll, policy, samples, augment=False)
-        self._record("dormant_units", dormant_share(policy.latent_model, policy.activation_fn, imagine))
-
-        priorities = self.model.replay_buffer.priorities
-        if priorities is not None:
-            shares = priorities[np.arange(self.model.replay_buffer.size() * self.model.n_envs)]
-            self._record("replay_coverage", float(shares.sum() ** 2 / (len(shares) * (shares**2).sum())))
-
-        parameters = list(policy.latent_model.parameters())
-        losses = self.model.weighted_losses(muzero_loss(policy, samples, targets))
-        for name, loss in zip(LossTerms._fields, losses, strict=False):  # value_errors is no loss
-            gradients = th.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            norms = [gradient.norm() for gradient in gradients if gradient is not None]
-            self._record(f"grad_norm_{name}", float(th.stack(norms).norm()))
-
-    def _record(self, name: str, value: float) -> None:
-        self.logger.record(f"diagnostics/{name}", value)
+            figures |= value_figures(*map(np.concatenate, zip(*self.episodes, strict=True)))
+        for name, value in figures.items():
+            self.logger.record(f"diagnostics/{name}", value)

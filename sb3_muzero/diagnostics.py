@@ -1,6 +1,11 @@
-"""What a model says about itself: errors of the model, the search and the values, the state of the networks."""
+"""
+What a model says about itself: errors of the model, the search and the values, the state of the networks.
+
+``HEALTHY`` says what each figure is, what is healthy and what the alarm means.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +14,38 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_muzero.buffers import SequenceSamples
-from sb3_muzero.loss import cosine_similarity, unroll
+from sb3_muzero.loss import LossTerms, cosine_similarity, muzero_loss, unroll
+from sb3_muzero.muzero import MuZero
 from sb3_muzero.observation_ring import map_observations
 from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.search import SearchOutput
 from sb3_muzero.targets import UnrollTargets
+
+HEALTHY = {
+    "model_error/reward": "Mean absolute error of the reward after k imagined steps. Far below the size of a reward; if it "
+    "grows with k, the dynamics lose what rewards depend on.",
+    "model_error/value": "Mean absolute error of the value from its target. Falls with training and grows little with k. What "
+    "is high at k = 0 already is noise of the returns, or a value that is not learned.",
+    "model_error/policy": "KL divergence of the policy from the search's, in nats. Below 0.1 late in training; high at k = 0: "
+    "old search results contradict each other (`reanalyze_ratio`).",
+    "model_error/consistency": "One minus the cosine between imagined and observed latents. Below 0.1; near 1: the model sees "
+    "nothing of what follows.",
+    "policy_kl": "KL divergence of the search's policy from the network's, in nats. Falls as the policy learns; 0 from the "
+    "beginning: values are flat, planning finds nothing.",
+    "agreement": "Share of states whose likeliest action is the same before and after the search. Above 0.7 late in training; "
+    "near 1 / number of actions: the network does not follow.",
+    "prior_entropy": "Entropy of the network's policy, in nats. Near 0 while the return is low: collapsed (`ent_coef`).",
+    "search_entropy": "Entropy of the search's policy, in nats. That of the network: planning changes nothing.",
+    "value_bias": "Mean of root value minus the discounted return that followed. Small against their size; well above 0: "
+    "values promise what does not come (bonuses for novelty are part of values, and so is what priorities repeat).",
+    "value_correlation": "Correlation of root values with the returns that followed. Above 0.5; near 0: planning by noise.",
+    "effective_rank": "Directions that latents make use of (Roy and Vetterli, 2007). Falling to a few: states look alike.",
+    "dormant_units": "Share of hidden units that hardly ever act (https://arxiv.org/abs/2302.12902). Above 0.5: a layer has "
+    "died, observations may need scaling.",
+    "replay_coverage": "Share of the stored steps that priorities leave in effect, (sum p)^2 / (n sum p^2). Below 0.05: few "
+    "steps are replayed again and again.",
+    "grad_norm": "Gradient norm of each weighted loss. One that is ten times the others decides alone what latents hold.",
+}
 
 
 class ModelErrors(NamedTuple):
@@ -41,7 +73,7 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
     :return: Errors by unroll depth
     """
     model = policy.latent_model
-    latents, predicted = unroll(policy, samples, augment=False)
+    latents, predicted = unroll(policy, map_observations(lambda part: part[0], samples.observations), samples.actions)
     observed = policy.represent(map_observations(lambda part: part[1:], samples.observations))
     values = model.value_support.expectation(predicted.value_logits)
     rewards = model.reward_support.expectation(predicted.reward_logits[1:])
@@ -60,16 +92,16 @@ class PolicyImprovement(NamedTuple):
     """
     Search against prior, means over decisions.
 
-    :param divergence: KL divergence of the improved policy from the prior, in nats
+    :param policy_kl: KL divergence of the improved policy from the prior, in nats
     :param agreement: Share of decisions whose likeliest action is the same in both
     :param prior_entropy: In nats
-    :param improved_entropy: In nats
+    :param search_entropy: Of the improved policy, in nats
     """
 
-    divergence: float
+    policy_kl: float
     agreement: float
     prior_entropy: float
-    improved_entropy: float
+    search_entropy: float
 
 
 def policy_improvement(search: SearchOutput) -> PolicyImprovement:
@@ -80,10 +112,10 @@ def policy_improvement(search: SearchOutput) -> PolicyImprovement:
     prior, improved = search.tree.children_prior_probs[:, 0], search.action_weights
     log_prior, log_improved = (np.log(np.maximum(policy, np.finfo(np.float32).tiny)) for policy in (prior, improved))
     return PolicyImprovement(
-        divergence=float((improved * (log_improved - log_prior)).sum(-1).mean()),
+        policy_kl=float((improved * (log_improved - log_prior)).sum(-1).mean()),
         agreement=float((prior.argmax(-1) == improved.argmax(-1)).mean()),
         prior_entropy=float(-(prior * log_prior).sum(-1).mean()),
-        improved_entropy=float(-(improved * log_improved).sum(-1).mean()),
+        search_entropy=float(-(improved * log_improved).sum(-1).mean()),
     )
 
 
@@ -145,3 +177,51 @@ def discounted_returns(rewards: np.ndarray, gamma: float, last_value: float = 0.
         last_value = rewards[step] + gamma * last_value
         returns[step] = last_value
     return returns
+
+
+def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErrors, dict[str, float]]:
+    """
+    All that can be told of a model and its replay buffer at one moment. Draws random numbers, but trains nothing.
+
+    :param model: Model with something in its buffer
+    :param batch_size: Sequences that it is taken from
+    :param unroll_steps: Depth of the errors
+    :return: The model's errors by unroll depth, and the other figures of ``HEALTHY`` but for those of episodes
+    """
+    policy = model.policy
+    policy.set_training_mode(False)
+    samples = model.sample(batch_size, unroll_steps)
+    targets = model.targets(samples)
+    roots = map_observations(lambda part: part[0], samples.observations)
+    masks = None if samples.action_masks is None else samples.action_masks[0].numpy(force=True)
+    figures = policy_improvement(policy.plan(roots, deterministic=True, action_masks=masks))._asdict()
+
+    with th.no_grad():
+        figures["effective_rank"] = effective_rank(policy.represent(roots))
+    imagine = partial(unroll, policy, roots, samples.actions)
+    figures["dormant_units"] = dormant_share(policy.latent_model, policy.activation_fn, imagine)
+
+    priorities = model.replay_buffer.priorities
+    if priorities is not None:
+        shares = priorities[np.arange(model.replay_buffer.size() * model.replay_buffer.n_envs)]
+        figures["replay_coverage"] = float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
+
+    parameters = list(policy.latent_model.parameters())
+    losses = model.weighted_losses(muzero_loss(policy, samples, targets))
+    for name, loss in zip(LossTerms._fields, losses, strict=False):  # value_errors is no loss
+        gradients = th.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norms = [gradient.norm() for gradient in gradients if gradient is not None]
+        figures[f"grad_norm_{name}"] = float(th.stack(norms).norm())
+    return model_errors(policy, samples, targets), figures
+
+
+def value_figures(values: np.ndarray, returns: np.ndarray) -> dict[str, float]:
+    """
+    :param values: Root values, shape ``[N]``
+    :param returns: Discounted returns that followed, shape ``[N]``
+    :return: ``value_bias``, and ``value_correlation`` where both vary
+    """
+    figures = {"value_bias": float((values - returns).mean())}
+    if values.std() > 0 and returns.std() > 0:
+        figures["value_correlation"] = float(np.corrcoef(values, returns)[0, 1])
+    return figures

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
 
 from sb3_muzero.buffers import SequenceSamples
@@ -53,19 +54,22 @@ def cosine_similarity(a: th.Tensor, b: th.Tensor) -> th.Tensor:
     return th.linalg.vecdot(a, b) * inverse_norms[0] * inverse_norms[1]
 
 
-def unroll(policy: MuZeroPolicy, samples: SequenceSamples, augment: bool) -> tuple[th.Tensor, PredictionOutput]:
+def unroll(
+    policy: MuZeroPolicy, observations: PyTorchObs, actions: th.Tensor, augment: bool = False
+) -> tuple[th.Tensor, PredictionOutput]:
     """
-    Imagine the sequences from their first observation. Only the K dynamics calls follow one another; every head runs once,
-    on all latents. The gradient is halved where a latent enters the next dynamics call, not where its own heads read it.
+    Imagine what follows observations. Only the K dynamics calls follow one another; every head runs once, on all latents.
+    The gradient is halved where a latent enters the next dynamics call, not where its own heads read it.
 
     :param policy: Its online model imagines
-    :param samples: The sequences
+    :param observations: What is seen, shape ``[B, *obs_shape]``
+    :param actions: Indices of the actions that are taken from there, shape ``[K, B]``
     :param augment: Whether images are changed at random first
     :return: Latents at positions 0..K, shape ``[K + 1, B, latent_dim]``, and what the prediction function says of them
     """
     model = policy.latent_model
-    latents = [policy.represent(map_observations(lambda part: part[0], samples.observations), augment=augment)]
-    for action in samples.actions:
+    latents = [policy.represent(observations, augment=augment)]
+    for action in actions:
         latents.append(model.dynamics(scale_gradient(latents[-1], 0.5), action))
     stacked = th.stack(latents)
     return stacked, model.prediction(stacked)
@@ -82,7 +86,8 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     :return: The terms, with gradients
     """
     model = policy.latent_model
-    latents, predicted = unroll(policy, samples, augment=True)
+    roots = map_observations(lambda part: part[0], samples.observations)
+    latents, predicted = unroll(policy, roots, samples.actions, augment=True)
 
     weights = (samples.weights / latents.shape[1]).repeat(len(latents), 1)
     weights[1:] /= len(samples.actions)

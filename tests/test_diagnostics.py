@@ -131,9 +131,9 @@ def test_policy_improvement_by_hand():
     gain = policy_improvement(search)
     categorical = th.distributions.Categorical
     both = th.distributions.kl_divergence(categorical(improved), categorical(prior))
-    assert gain.divergence == pytest.approx(both.mean().item(), abs=1e-4)
+    assert gain.policy_kl == pytest.approx(both.mean().item(), abs=1e-4)
     assert gain.prior_entropy == pytest.approx(categorical(prior).entropy().mean().item(), abs=1e-4)
-    assert gain.improved_entropy == pytest.approx(categorical(improved).entropy().mean().item(), abs=1e-4)
+    assert gain.search_entropy == pytest.approx(categorical(improved).entropy().mean().item(), abs=1e-4)
     assert gain.agreement == (prior.argmax(-1) == improved.argmax(-1)).float().mean().item()
 
 
@@ -148,7 +148,7 @@ def test_effective_rank():
 
 
 def test_dormant_share():
-    """Of four units two never act; one that acts hundreds of times less than another counts as a third, one ten times less does not."""
+    """Two of four units never act; a third that acts 200 times less than the fourth counts too, 10 times less not."""
     layer = nn.Linear(1, 4, bias=True)
     model = nn.Sequential(layer, nn.ReLU())
     with th.no_grad():
@@ -172,13 +172,16 @@ def test_dead_units_are_seen_in_every_network():
     model = tiny_model(tiny_envs(1)).learn(60)
     samples = model.sample(16, 3)
     networks = model.policy.latent_model
-    count = dormant_share(networks, nn.ReLU, lambda: unroll(model.policy, samples, augment=False))
+    count = dormant_share(networks, nn.ReLU, lambda: unroll(model.policy, samples.observations[0], samples.actions))
     for part in (networks.representation, networks.dynamics, networks.prediction.trunk):
         norm = next(module for module in part.modules() if isinstance(module, nn.LayerNorm))
         with th.no_grad():
             norm.weight.zero_()
             norm.bias.fill_(-1.0)
-        before, count = count, dormant_share(networks, nn.ReLU, lambda: unroll(model.policy, samples, augment=False))
+        before, count = (
+            count,
+            dormant_share(networks, nn.ReLU, lambda: unroll(model.policy, samples.observations[0], samples.actions)),
+        )
         assert count > before
 
 
