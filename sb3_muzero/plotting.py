@@ -305,18 +305,19 @@ def plot_imagined_episode(real: Mapping[str, np.ndarray], imagined: Mapping[str,
     return figure
 
 
-def plot_imagined_frames(real: np.ndarray, imagined: np.ndarray) -> Figure:
+def plot_imagined_frames(real: np.ndarray, imagined: np.ndarray, depths: Sequence[int]) -> Figure:
     """
     Frames that followed, above what the model imagined, read off its latents by a decoder.
 
-    :param real: Shape ``[depth, height, width, 3]``, from 0 to 1
+    :param real: Shape ``[N, height, width, 3]``, from 0 to 1
     :param imagined: The same
+    :param depths: How many steps ahead each is, shape ``[N]``
     :return: The figure
     """
     figure, axes = new_figure(1.3 * len(real) + 0.4, 3.1, rows=2, columns=len(real))
     for row, frames in enumerate((real, imagined)):
-        for depth, frame in enumerate(frames):
-            ax: Axes = axes[row, depth]
+        for column, (depth, frame) in enumerate(zip(depths, frames, strict=True)):
+            ax: Axes = axes[row, column]
             ax.imshow(np.clip(frame, 0, 1), interpolation="nearest")
             ax.grid(False)
             ax.set_xticks([])

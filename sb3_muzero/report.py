@@ -1,0 +1,353 @@
+"""
+A page about a saved model: what it earns, how it decides and whether it can be trusted, in one HTML file.
+
+    python -m sb3_muzero.report model.zip --env CartPole-v1
+"""
+
+import argparse
+import ast
+import base64
+import functools
+import html
+import importlib
+import io
+import pydoc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from matplotlib.figure import Figure
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+
+from sb3_muzero import __version__
+from sb3_muzero.decoder import DecoderProbe, to_rgb
+from sb3_muzero.diagnostics import HEALTHY, discounted_returns, measure, value_figures
+from sb3_muzero.loss import unroll
+from sb3_muzero.muzero import MuZero
+from sb3_muzero.observation_ring import frames_in_observation, map_observations
+from sb3_muzero.plotting import (
+    plot_imagined_episode,
+    plot_imagined_frames,
+    plot_latent_map,
+    plot_policies,
+    plot_search_tree,
+    plot_value_calibration,
+)
+from sb3_muzero.recording import Episode, play, stacked
+
+DEPTH = 15  # steps that the model imagines on its own
+NUM_ENVS = 8
+DECODER_UPDATES = 2_000
+MOST_QUANTITIES = 6  # of a vector observation, that are drawn
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; font-size: 0.9rem }
+td { padding: 0.25rem 0.8rem; vertical-align: top } td.number { font-variant-numeric: tabular-nums }
+tr:nth-child(even) { background: #f6f6f6 } .note { color: #666; font-size: 0.9rem }
+img { max-width: 100% } .wide { overflow-x: auto } .wide img { max-width: none }
+"""
+
+
+def picture(figure: Figure, text: str) -> str:
+    """
+    :param figure: Figure
+    :param text: What it shows, for who cannot see it
+    :return: The figure itself as HTML, no file beside it
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def table(rows: list[tuple[str, Any, str]]) -> str:
+    """
+    :param rows: Name, figure or text, and explanation of each
+    :return: HTML
+    """
+    cells = []
+    for name, value, explanation in rows:
+        number = isinstance(value, (int, float))
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        cells.append(
+            f"<tr><td>{html.escape(name)}</td><td{' class=number' if number else ''}>{html.escape(shown)}</td>"
+            f"<td>{html.escape(explanation)}</td></tr>"
+        )
+    return f"<table>{''.join(cells)}</table>"
+
+
+def settings_of(model: MuZero) -> list[tuple[str, Any, str]]:
+    """:return: Rows for what the model was trained with"""
+    names = ("learning_rate", "buffer_size", "learning_starts", "batch_size", "tau", "gamma", "train_freq", "gradient_steps",
+             "n_steps", "n_steps_half_life", "num_simulations", "search", "search_kwargs", "unroll_steps", "reanalyze_ratio",
+             "target_update_interval", "ent_coef", "vf_coef", "reward_coef", "consistency_coef", "exploration", "novelty_coef",
+             "replay_buffer_kwargs", "policy_kwargs", "seed")  # fmt: skip
+    return [(name, str(getattr(model, name)), "") for name in names]
+
+
+class Imagination:
+    """
+    What the model makes of an episode, from some of its steps on, told the actions and nothing else.
+
+    :param model: The model
+    :param episode: The episode
+    :param decoder: Reads observations off latents; ``None`` for none
+    """
+
+    def __init__(self, model: MuZero, episode: Episode, decoder: DecoderProbe | None) -> None:
+        steps = len(episode.actions)
+        self.depth = min(DEPTH, steps)
+        self.starts = np.unique(np.linspace(0, steps - self.depth, 5).astype(int))
+        policy, latent_model = model.policy, model.policy.latent_model
+        seen = stacked(episode.observations, model.device)
+        actions = th.as_tensor(episode.actions[self.starts + np.arange(self.depth)[:, None]], device=model.device)
+        with th.no_grad():
+            latents, predicted = unroll(policy, map_observations(lambda part: part[self.starts], seen), actions)
+            values = latent_model.value_support.expectation(predicted.value_logits).T.numpy(force=True)
+            rewards = latent_model.reward_support.expectation(predicted.reward_logits).T.numpy(force=True)
+            real_values = policy.predict_values(seen).squeeze(-1).numpy(force=True)
+            self.decoded = None if decoder is None else decoder(latents).transpose(0, 1)
+            self.seen = None if decoder is None else decoder.newest(seen)
+        rewards[:, 0] = np.nan  # of the step before, which was not imagined
+        self.real = {"reward": np.concatenate([[np.nan], episode.rewards]), "value": real_values}
+        self.imagined = {"reward": rewards, "value": values}
+        if self.decoded is not None and self.seen is not None and self.decoded.dim() == 3:  # vectors
+            for i in range(min(self.decoded.shape[-1], MOST_QUANTITIES)):
+                self.real[f"observation {i}"] = self.seen[:, i].numpy(force=True)
+                self.imagined[f"observation {i}"] = self.decoded[..., i].numpy(force=True)
+
+    def pictures(self) -> list[str]:
+        """:return: HTML"""
+        found = [
+            picture(
+                plot_imagined_episode(self.real, self.imagined, list(self.starts)),
+                "rewards, values and observations of an episode, and what the model imagined",
+            )
+        ]
+        if self.decoded is not None and self.seen is not None and self.decoded.dim() == 5:  # images
+            shown = np.unique(np.linspace(0, self.depth, 8).astype(int))
+            start = int(self.starts[len(self.starts) // 2])
+            frames = plot_imagined_frames(
+                to_rgb(self.seen[start + shown]).numpy(force=True),
+                to_rgb(self.decoded[len(self.starts) // 2][shown]).numpy(force=True),
+                list(shown),
+            )
+            found.insert(0, picture(frames, "real frames above imagined ones"))
+        return found
+
+
+def write_report(model: MuZero, env: VecEnv, path: str | Path, num_steps: int = 10_000, seed: int = 0, name: str = "") -> None:
+    """
+    Let a model play, look at it from all sides, and write the page. The model's replay buffer must be empty, and is after.
+
+    :param model: The model, as it was loaded
+    :param env: Environments as it was trained in
+    :param path: HTML file to write
+    :param num_steps: Steps to play; half of them without the noise that explores, which the results are of
+    :param seed: Of environments and noise
+    :param name: Name of the environment, for the title
+    :raises ValueError: for a model that holds experience already
+    """
+    if model.replay_buffer.size() > 0:
+        raise ValueError(
+            "`model` must have an empty replay buffer, as after `MuZero.load`: it is filled with what is played here"
+        )
+    set_random_seed(seed)
+    env.seed(seed)
+    model.policy.set_training_mode(False)
+    buffer = model.replay_buffer
+    episodes = play(model, env, num_steps // 2, deterministic=True, replay_buffer=buffer)
+    buffer.cut()
+    explored = play(model, env, num_steps // 2, deterministic=False, replay_buffer=buffer)
+    complete = [episode for episode in episodes if episode.complete]
+
+    errors, figures = measure(model, 512, 5)
+    values, returns = [], []
+    for episode in complete:
+        last = 0.0
+        if not episode.terminated:
+            with th.no_grad():
+                last = model.policy.predict_values(stacked(episode.observations[-1:], model.device)).item()
+        values.append(episode.root_values)
+        returns.append(discounted_returns(episode.rewards, model.gamma, last))
+    if complete:
+        figures |= value_figures(np.concatenate(values), np.concatenate(returns))
+
+    longest = max(episodes, key=lambda episode: len(episode.actions))
+    everything = [obs for episode in episodes + explored for obs in episode.observations]
+    picked = np.random.permutation(len(everything))[:2_000]
+    some = stacked([everything[i] for i in picked], model.device)
+    with th.no_grad():
+        latents = model.policy.represent(some).numpy(force=True)
+        latent_values = model.policy.predict_values(some).squeeze(-1).numpy(force=True)
+
+    sections = [_results(model, env, episodes, complete), _decisions(model, longest)]
+    sections.append(_imagination(model, env, everything, longest))
+    sections.append(_trust(errors, figures, values, returns))
+    sections.append(f"<h2>What it sees</h2>{picture(plot_latent_map(latents, latent_values), 'map of latents')}")
+    sections.append(f"<h2>Settings</h2>{table(settings_of(model))}")
+    title = f"MuZero on {html.escape(name or 'an environment')}"
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
+    page += (
+        f'<p class="note">sb3_muzero {__version__}, {num_steps} steps played with seed {seed}</p>{"".join(sections)}</html>'
+    )
+    Path(path).write_text(page, encoding="utf-8")
+    buffer.reset()
+
+
+def _results(model: MuZero, env: VecEnv, episodes: list[Episode], complete: list[Episode]) -> str:
+    rows: list[tuple[str, Any, str]] = [
+        ("trained", model.num_timesteps, "environment steps"),
+        ("gradient updates", model._n_updates, ""),
+        ("complete episodes", len(complete), f"deterministic, of {len(episodes)} that were begun; more with more steps"),
+    ]
+    if complete:
+        earned = [float(episode.rewards.sum()) for episode in complete]
+        unit = (
+            "normalised rewards"
+            if isinstance(env, VecNormalize) and env.norm_reward
+            else "rewards as the environment gives them"
+        )
+        rows += [
+            ("mean return", float(np.mean(earned)), f"standard deviation {np.std(earned):.4g} {unit}"),
+            ("least and largest", f"{min(earned):.4g} to {max(earned):.4g}", ""),
+            ("mean length", float(np.mean([len(episode.actions) for episode in complete])), "steps"),
+        ]
+    rows.append(("planning", model.policy.uncompiled_reason or "in compiled code", f"{model.num_simulations} simulations"))
+    return f"<h2>Results</h2>{table(rows)}"
+
+
+def _decisions(model: MuZero, longest: Episode) -> str:
+    observations = stacked(longest.observations[:-1], model.device)
+    search = model.policy.plan(observations, deterministic=True, action_masks=longest.action_masks)
+    weights = np.sort(search.action_weights, axis=1)
+    contested = int((weights[:, -1] - weights[:, -2]).argmin()) if weights.shape[1] > 1 else 0
+    steps = list(dict.fromkeys((0, len(longest.actions) // 2, contested)))
+    parts = ["<h2>How it decides</h2><p>The first step of an episode, its middle and its closest decision.</p>"]
+    for step in steps:
+        bars = picture(plot_policies(search, step), f"policies of step {step}")
+        tree = picture(plot_search_tree(search, step), f"search tree of step {step}")
+        parts.append(f"<h3>Step {step}</h3><div>{bars}</div><div class=wide>{tree}</div>")
+    return "".join(parts)
+
+
+def _imagination(model: MuZero, env: VecEnv, everything: list[Any], longest: Episode) -> str:
+    note = ""
+    decoder: DecoderProbe | None = None
+    try:
+        decoder = DecoderProbe(model.policy, frames_in_observation(env))
+    except ValueError as reason:
+        note = f"No observations are decoded: {reason}. "
+    if decoder is not None:
+        share = decoder.fit(stacked(everything, model.device), DECODER_UPDATES)
+        note = (
+            f"Observations are read off the latents by a decoder that was fitted afterwards; it explains {share:.0%} of the "
+            "variance of observations that it was not fitted to. What it cannot tell, latents have not kept: the model keeps "
+            "what rewards and values depend on. "
+        )
+    pictures = "".join(f"<div>{shown}</div>" for shown in Imagination(model, longest, decoder).pictures())
+    return (
+        f"<h2>What it imagines</h2><p>From five steps of an episode on the model goes on by itself for up to {DEPTH} steps, "
+        f"told the actions that were taken and nothing else. {html.escape(note)}</p>{pictures}"
+    )
+
+
+def _trust(errors: Any, figures: dict[str, float], values: list[np.ndarray], returns: list[np.ndarray]) -> str:
+    rows: list[tuple[str, Any, str]] = []
+    for kind, by_depth in errors._asdict().items():
+        shown = ", ".join(f"{error:.3g}" for error in by_depth)
+        rows.append((f"model_error/{kind}", shown, HEALTHY[f"model_error/{kind}"]))
+    for name, figure in figures.items():
+        key = "grad_norm" if name.startswith("grad_norm") else name
+        rows.append((name, figure, HEALTHY[key]))
+    parts = ["<h2>Can it be trusted?</h2>", table(rows)]
+    if values:
+        shown = picture(plot_value_calibration(np.concatenate(values), np.concatenate(returns)), "values against returns")
+        parts.insert(1, f"<div>{shown}</div>")
+    return "".join(parts)
+
+
+def make_env(args: argparse.Namespace) -> VecEnv:
+    """
+    :param args: Of the command line
+    :return: Environments as RL Zoo makes them
+    :raises SystemExit: where something is not installed or not known, with the remedy
+    """
+    for package in args.gym_packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise SystemExit(f"error: `--gym-packages {package}` can't be imported: {error}") from error
+    wrappers = []
+    for name in args.env_wrapper:
+        try:
+            wrappers.append(pydoc.locate(name))
+        except pydoc.ErrorDuringImport as error:
+            raise SystemExit(f"error: `--env-wrapper {name}` can't be imported: {error}") from error
+        if wrappers[-1] is None:
+            raise SystemExit(f"error: `--env-wrapper {name}` is not there: it takes the dotted name of a class")
+    wrapper: Callable[[gym.Env], gym.Env] = lambda env: functools.reduce(lambda inner, outer: outer(inner), wrappers, env)  # type: ignore  # noqa: E731
+    try:
+        env: VecEnv = make_vec_env(args.env, NUM_ENVS, seed=args.seed, wrapper_class=wrapper, env_kwargs=dict(args.env_kwargs))
+    except (gym.error.Error, ImportError) as error:
+        raise SystemExit(
+            f"error: `--env {args.env}` can't be made: {error}\n"
+            "Install the package that it is from; `--gym-packages` imports what registers it"
+        ) from error
+    if args.vec_normalize is not None:
+        env = VecNormalize.load(args.vec_normalize, env)
+        env.training = False
+    return VecFrameStack(env, args.frame_stack) if args.frame_stack > 1 else env
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """:return: Key and value of ``key=value``, a Python literal or else a string"""
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"must be key=value, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m sb3_muzero.report", description=__doc__.strip().splitlines()[0])  # type: ignore
+    parser.add_argument("model", type=Path, help="file that MuZero.save wrote")
+    parser.add_argument("--env", required=True, help="id of its environment")
+    parser.add_argument("--env-kwargs", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="for the environment")
+    parser.add_argument("--env-wrapper", nargs="+", default=[], help="dotted names, innermost first, as in RL Zoo's YAML")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
+    parser.add_argument("--frame-stack", type=int, default=1, help="frames of VecFrameStack")
+    parser.add_argument("--vec-normalize", type=Path, help="file that VecNormalize.save wrote")
+    parser.add_argument("--steps", type=int, default=10_000, help="steps to play")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, default=Path("report.html"))
+    args = parser.parse_args()
+    if not args.model.exists():
+        raise SystemExit(f"error: there is no model {args.model}")
+    if args.steps < 100:
+        raise SystemExit(f"error: `--steps` must be at least 100, got {args.steps}")
+    env = make_env(args)
+    try:
+        model = MuZero.load(args.model, env=env, device=args.device)
+    except ValueError as error:
+        raise SystemExit(
+            f"error: {args.model} can't be loaded for `--env {args.env}`: {error}\n"
+            "The model must be MuZero's; `--env-wrapper`, `--frame-stack` and `--vec-normalize` make the environment what it "
+            "was trained in"
+        ) from error
+    write_report(model, model.get_env() or env, args.output, args.steps, args.seed, args.env)
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()

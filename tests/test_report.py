@@ -1,0 +1,187 @@
+"""``python -m sb3_muzero.report`` writes one file that says it all, for every kind of environment."""
+
+import shutil
+import struct
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+from sb3_muzero import MuZero, report
+from sb3_muzero.recording import play
+
+
+class Page(HTMLParser):
+    """What a page shows and refers to."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.references: list[str] = []
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        assert self.open == [], "tags that are not closed"
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.references += [value for name, value in attrs if name in ("src", "href") and not value.startswith("data:")]
+        if tag == "img":
+            self.images.append(dict(attrs)["src"])
+            assert dict(attrs)["alt"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+def run(monkeypatch, *args) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, args)])
+    report.main()
+
+
+@pytest.fixture(autouse=True)
+def hasty_decoder(monkeypatch):
+    monkeypatch.setattr(report, "DECODER_UPDATES", 20)
+
+
+SECTIONS = ["How it decides", "What it imagines", "Can it be trusted?", "What it sees", "Settings"]
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    model = tiny_model("CartPole-v1").learn(200)
+    model.save(tmp_path / "model.zip")
+    run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--steps", 600, "--output", tmp_path / "page.html")
+    assert "wrote" in capsys.readouterr().out
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.headings == ["MuZero on CartPole-v1", "Results", *SECTIONS]
+    assert page.references == []  # nothing is fetched
+    assert len(page.images) >= 6
+    assert {"num_simulations", "mean return", "value_bias", "dormant_units"} <= set(page.text)
+    assert page.text[page.text.index("trained") + 1] == "200"
+
+    chromium = shutil.which("chromium")
+    if chromium:  # where there is one, it shows the page
+        options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+        shot = tmp_path / "shot.png"
+        command = [chromium, *options.split(), "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/c"]
+        subprocess.run(
+            [*command, "--window-size=1200,4000", f"--screenshot={shot}", (tmp_path / "page.html").as_uri()],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert struct.unpack(">II", shot.read_bytes()[16:24]) == (1200, 4000)
+
+
+class MaskedEnv(TinyEnv):
+    """Every other step the first action is illegal."""
+
+    def action_masks(self):
+        return np.array([self.steps % 2 == 0, True, True])
+
+
+BITS = spaces.Box(0, 255, (2, 8, 8), np.uint8)
+ENVS = {
+    "images": lambda: tiny_envs(2, observation_space=BITS),
+    "stacked": lambda: VecFrameStack(tiny_envs(2, observation_space=BITS), 2),
+    "dict": lambda: tiny_envs(2, observation_space=spaces.Dict({"image": BITS, "code": spaces.Discrete(3)})),
+    "discrete": lambda: tiny_envs(2, observation_space=spaces.Discrete(5)),
+    "normalized": lambda: VecNormalize(tiny_envs(2)),
+    "masked": lambda: DummyVecEnv([MaskedEnv] * 2),
+    "endless": lambda: tiny_envs(2, length=10**9),
+    "truncated": lambda: tiny_envs(2, terminates=False),
+    "action start": lambda: tiny_envs(2, action_space=spaces.Discrete(2, start=5)),
+}
+
+
+@pytest.mark.parametrize("kind", ENVS)
+def test_every_kind_of_environment(kind, tmp_path):
+    env = ENVS[kind]()
+    policy = {"images": "CnnPolicy", "stacked": "CnnPolicy", "dict": "MultiInputPolicy"}.get(kind, "MlpPolicy")
+    model = tiny_model(env, policy).learn(60)
+    before = snapshot(model)
+    model.replay_buffer.reset()
+    report.write_report(model, model.get_env(), tmp_path / "page.html", num_steps=200)
+    assert differences(before, snapshot(model)) == []
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.headings == ["MuZero on an environment", "Results", *SECTIONS]
+    complete = page.text[page.text.index("complete episodes") + 1]
+    assert (complete == "0") == (kind == "endless")
+    decoded = not any("No observations are decoded" in text for text in page.text)
+    assert decoded == (kind not in ("dict", "discrete"))
+
+
+def test_played_episodes_are_those_of_the_environment():
+    env = tiny_envs(2, length=7)
+    model = tiny_model(env).learn(40)
+    env.reset()
+    first = [len(one.shown) for one in env.envs]
+    buffer = model.replay_buffer
+    buffer.reset()
+    episodes = play(model, env, 50, deterministic=True, replay_buffer=buffer)
+    assert sum(len(episode.actions) for episode in episodes) == 50
+    assert [episode.complete for episode in episodes] == [True] * 6 + [False] * 2
+    assert all(episode.terminated for episode in episodes[:6])
+    for i, one in enumerate(env.envs):
+        played = [episodes[j] for j in (i, 2 + i, 4 + i, 6 + i)]
+        for number, episode in enumerate(played, start=first[i]):
+            np.testing.assert_array_equal(episode.observations, one.shown[number])
+            assert list(episode.actions) == one.taken[number]
+            assert list(episode.rewards) == one.rewards[number]
+    assert buffer.size() == 25
+    np.testing.assert_array_equal(buffer.root_values[:7, 1], episodes[1].root_values)
+    assert buffer.terminals[:25].sum() == 6
+
+
+def test_illegal_actions_are_not_played():
+    model = tiny_model(DummyVecEnv([MaskedEnv] * 2)).learn(60)
+    for episode in play(model, model.get_env(), 60, deterministic=False):
+        assert episode.action_masks[np.arange(len(episode.actions)), episode.actions].all()
+
+
+def test_bad_input(tmp_path, monkeypatch):
+    missing = tmp_path / "missing.zip"
+    with pytest.raises(SystemExit, match=r"there is no model .*missing\.zip"):
+        run(monkeypatch, missing, "--env", "CartPole-v1")
+    DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu").save(tmp_path / "dqn.zip")
+    with pytest.raises(SystemExit, match=r"(?s)dqn\.zip can't be loaded.*must be MuZero's"):
+        run(monkeypatch, tmp_path / "dqn.zip", "--env", "CartPole-v1")
+    tiny_model("CartPole-v1").save(tmp_path / "model.zip")
+    with pytest.raises(SystemExit, match=r"(?s)`--env Acrobot-v1`.*--env-wrapper"):
+        run(monkeypatch, tmp_path / "model.zip", "--env", "Acrobot-v1")
+    with pytest.raises(SystemExit, match=r"(?s)`--env Nowhere-v0` can't be made.*`--gym-packages`"):
+        run(monkeypatch, tmp_path / "model.zip", "--env", "Nowhere-v0")
+    with pytest.raises(SystemExit, match=r"`--gym-packages nowhere` can't be imported"):
+        run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--gym-packages", "nowhere")
+    with pytest.raises(SystemExit, match=r"`--env-wrapper nowhere\.Wrapper` is not there"):
+        run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--env-wrapper", "nowhere.Wrapper")
+    with pytest.raises(SystemExit, match=r"`--steps` must be at least 100, got 5"):
+        run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--steps", 5)
+    model = tiny_model("CartPole-v1").learn(30)
+    with pytest.raises(ValueError, match="`model` must have an empty replay buffer"):
+        report.write_report(model, model.get_env(), tmp_path / "page.html")
+
+
+def test_what_was_trained_normalized_needs_its_statistics(tmp_path, monkeypatch):
+    env = VecNormalize(make_vec_env("CartPole-v1", 1))
+    model = tiny_model(env).learn(60)
+    model.save(tmp_path / "model.zip")
+    env.save(tmp_path / "statistics.pkl")
+    arguments = [tmp_path / "model.zip", "--env", "CartPole-v1", "--steps", 200, "--output", tmp_path / "page.html"]
+    run(monkeypatch, *arguments, "--vec-normalize", tmp_path / "statistics.pkl")
+    assert "normalised rewards" in (tmp_path / "page.html").read_text()
+    assert isinstance(MuZero.load(tmp_path / "model.zip"), MuZero)
