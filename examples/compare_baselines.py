@@ -177,13 +177,12 @@ class Curve(BaseCallback):
     :param budget: environment steps after which training ends, at the exact step whatever the rollout length
     :param threshold: mean return that counts as solved
     :param stop_at_threshold: end training at the first evaluation at or above the threshold
-    :param log: called with (environment steps, mean return)
     """
 
-    def __init__(self, eval_env: VecEnv, every: int, budget: int, threshold: float, stop_at_threshold: bool, log: Any) -> None:
+    def __init__(self, eval_env: VecEnv, every: int, budget: int, threshold: float, stop_at_threshold: bool) -> None:
         super().__init__()
         self.eval_env, self.every, self.budget = eval_env, every, budget
-        self.threshold, self.stop_at_threshold, self.log = threshold, stop_at_threshold, log
+        self.threshold, self.stop_at_threshold = threshold, stop_at_threshold
         self.steps: list[int] = []
         self.returns: list[float] = []
         self.solved: dict[str, float] | None = None
@@ -211,7 +210,7 @@ class Curve(BaseCallback):
         self.returns.append(round(mean, 3))
         if self.solved is None and mean >= self.threshold:
             self.solved = {"steps": self.num_timesteps, **before}
-        self.log(self.num_timesteps, mean)
+        self.logger.record("eval/mean_reward", mean)
         after = self.clocks()
         self.cpu_zero += after["cpu"] - before["cpu"]
         self.wall_zero += after["wall"] - before["wall"]
@@ -221,20 +220,25 @@ def run(algo: str, seed: int, settings: dict[str, Any], args: argparse.Namespace
     """Trains and evaluates one seed of one algorithm; runs in a process of its own."""
     torch.set_num_threads(1)
     model, eval_env = make_model(algo, settings, seed, args)
+    curve = Curve(eval_env, args.eval_every, args.steps, args.threshold, args.stop_at_threshold)
+    callbacks: list[BaseCallback] = [curve]
     tracker = None
     if args.wandb:
         import wandb
+        from wandb.integration.sb3 import WandbCallback
+
+        from sb3_muzero.callbacks import MuZeroWandbCallback
 
         config = {"algo": algo, "env": args.env, "seed": seed, "steps": args.steps, **settings}
-        tracker = wandb.init(project="sb3_muzero", group=f"compare_{args.env}", name=f"{algo}-{seed}", config=config)
-
-    def log(step: int, mean: float) -> None:
-        if tracker is not None:
-            tracker.log({"eval/mean_reward": mean}, step=step)
-
-    curve = Curve(eval_env, args.eval_every, args.steps, args.threshold, args.stop_at_threshold, log)
+        tracker = wandb.init(
+            project="sb3_muzero", group=f"compare_{args.env}", name=f"{algo}-{seed}", config=config, sync_tensorboard=True
+        )
+        model.tensorboard_log = f"{tracker.dir}/tensorboard"
+        callbacks.append(WandbCallback(model_save_path=f"{tracker.dir}/model"))
+        if isinstance(model, MuZero):
+            callbacks.append(MuZeroWandbCallback(log_freq=args.eval_every))
     # Schedules end where the tuned settings say, unless the budget is larger; the callback ends training at the budget
-    model.learn(max(args.steps, int(settings.get("n_timesteps", 0))), callback=curve)
+    model.learn(max(args.steps, int(settings.get("n_timesteps", 0))), callback=callbacks)
     total = curve.clocks()
     final = evaluate(model, eval_env, args.final_episodes, FINAL_SEED)
     if tracker is not None:

@@ -1,14 +1,31 @@
 """Callbacks that look at what MuZero alone has: a model, a search and values that can be checked."""
 
+import io
 import time
 from collections import deque
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
+import wandb
+from matplotlib.figure import Figure
+from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_muzero.diagnostics import ModelErrors, discounted_returns, measure, value_figures
+from sb3_muzero.diagnostics import ModelErrors, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.muzero import MuZero
+from sb3_muzero.observation_ring import map_observations
+from sb3_muzero.plotting import (
+    plot_latent_map,
+    plot_model_errors,
+    plot_policies,
+    plot_search_tree,
+    plot_value_calibration,
+    to_png,
+)
+from sb3_muzero.recording import film, save_gif
 
 
 class DiagnosticsCallback(BaseCallback):
@@ -100,3 +117,57 @@ class DiagnosticsCallback(BaseCallback):
             figures |= value_figures(*map(np.concatenate, zip(*self.episodes, strict=True)))
         for name, value in figures.items():
             self.logger.record(f"diagnostics/{name}", value)
+
+
+class MuZeroWandbCallback(DiagnosticsCallback):
+    """
+    ``DiagnosticsCallback`` whose pictures go to the W&B run: the model's errors, the values, the latents, the latest decision
+    and episodes to watch; besides the settings. Scalars come with ``wandb.init(sync_tensorboard=True)`` and the model's
+    ``tensorboard_log``; ``wandb.integration.sb3.WandbCallback`` beside it saves the model.
+
+    :param video_env: Environment with the render mode "rgb_array", of which an episode is played and shown each time
+    :param video_length: Steps that are shown at most
+    :param kwargs: See ``DiagnosticsCallback``
+    :raises ValueError: for an environment that does not render arrays, and, when training begins, without a run
+    """
+
+    def __init__(self, video_env: VecEnv | None = None, video_length: int = 500, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if video_env is not None and video_env.render_mode != "rgb_array":
+            raise ValueError(f"`video_env` must have the render mode 'rgb_array', got {video_env.render_mode!r}")
+        if video_length < 1:
+            raise ValueError(f"`video_length` must be at least 1, got {video_length}")
+        self.video_env = video_env
+        self.video_length = video_length
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        if wandb.run is None:
+            raise ValueError("MuZeroWandbCallback logs to a run of W&B: call `wandb.init()` before training")
+        wandb.run.config.setdefaults({name: str(value) for name, value in settings_of(self.model).items()})
+
+    def _measure(self) -> None:
+        super()._measure()
+        assert wandb.run is not None
+        shown: dict[str, Any] = {
+            f"pictures/{name}": wandb.Image(Image.open(io.BytesIO(to_png(figure)))) for name, figure in self._draw().items()
+        }
+        if self.video_env is not None:
+            path = Path(wandb.run.dir) / "episode.gif"
+            save_gif(film(self.model, self.video_env, self.video_length), path)
+            shown["pictures/episode"] = wandb.Video(str(path), format="gif")
+        wandb.run.log({**shown, "global_step": self.num_timesteps})
+
+    def _draw(self) -> dict[str, Figure]:
+        policy = self.model.policy
+        figures = {"model_errors": plot_model_errors(self.timesteps, self.errors)}
+        if self.episodes:
+            figures["value_calibration"] = plot_value_calibration(*map(np.concatenate, zip(*self.episodes, strict=True)))
+        roots = map_observations(lambda part: part[0], self.model.sample(1_000, 1).observations)
+        with th.no_grad():
+            latents, values = policy.represent(roots), policy.predict_values(roots).squeeze(-1)
+        figures["latents"] = plot_latent_map(latents.numpy(force=True), values.numpy(force=True))
+        if self.model.last_search is not None:
+            figures["search_tree"] = plot_search_tree(self.model.last_search)
+            figures["policies"] = plot_policies(self.model.last_search)
+        return figures

@@ -4,9 +4,10 @@ What a model says about itself: errors of the model, the search and the values, 
 ``HEALTHY`` says what each figure is, what is healthy and what the alarm means.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -225,3 +226,12 @@ def value_figures(values: np.ndarray, returns: np.ndarray) -> dict[str, float]:
     if values.std() > 0 and returns.std() > 0:
         figures["value_correlation"] = float(np.corrcoef(values, returns)[0, 1])
     return figures
+
+
+def settings_of(model: MuZero) -> dict[str, Any]:
+    """
+    :param model: The model
+    :return: Its arguments, by name, but for the environment and what is of this machine
+    """
+    others = {"policy", "env", "tensorboard_log", "verbose", "device", "stats_window_size", "_init_setup_model"}
+    return {name: getattr(model, name) for name in inspect.signature(MuZero).parameters if name not in others}

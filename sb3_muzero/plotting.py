@@ -1,5 +1,6 @@
 """Pictures of what MuZero learns and how it decides; each function draws one and returns it as a Matplotlib ``Figure``."""
 
+import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,6 +32,16 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def to_png(figure: Figure) -> bytes:
+    """
+    :param figure: Figure
+    :return: It as a PNG
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:

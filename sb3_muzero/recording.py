@@ -1,9 +1,11 @@
-"""Episodes that a model plays, with what its search said of every step."""
+"""Episodes that a model plays, to look into or to watch."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from PIL import Image
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
@@ -125,3 +127,35 @@ def stacked(observations: list[Any], device: th.device) -> Any:
     if isinstance(observations[0], dict):
         return {key: stacked([part[key] for part in observations], device) for key in observations[0]}
     return th.as_tensor(np.stack(observations), device=device)
+
+
+def film(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray]:
+    """
+    Let a model play an episode and watch.
+
+    :param model: The model
+    :param env: An environment with the render mode "rgb_array"
+    :param num_steps: Steps at most
+    :return: Frames, each of shape ``[height, width, 3]``, uint8
+    """
+    masked = has_action_masks(env)
+    observations: Any = env.reset()
+    frames = [env.render()]
+    for _ in range(num_steps):
+        masks = env_action_masks(env, int(model.policy.action_space.n)) if masked else None
+        actions, _ = model.predict(observations, deterministic=True, action_masks=masks)
+        observations, _, dones, _ = env.step(actions)
+        if dones[0]:  # what is there to see is the next episode
+            break
+        frames.append(env.render())
+    return [frame for frame in frames if frame is not None]
+
+
+def save_gif(frames: list[np.ndarray], path: str | Path, fps: int = 30) -> None:
+    """
+    :param frames: Each of shape ``[height, width, 3]``, uint8
+    :param path: File to write
+    :param fps: Frames per second
+    """
+    first, *rest = map(Image.fromarray, frames)
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0)

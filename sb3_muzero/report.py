@@ -10,7 +10,6 @@ import base64
 import functools
 import html
 import importlib
-import io
 import pydoc
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import __version__
 from sb3_muzero.decoder import DecoderProbe, to_rgb
-from sb3_muzero.diagnostics import HEALTHY, discounted_returns, measure, value_figures
+from sb3_muzero.diagnostics import HEALTHY, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.loss import unroll
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.observation_ring import frames_in_observation, map_observations
@@ -37,6 +36,7 @@ from sb3_muzero.plotting import (
     plot_policies,
     plot_search_tree,
     plot_value_calibration,
+    to_png,
 )
 from sb3_muzero.recording import Episode, play, stacked
 
@@ -61,9 +61,7 @@ def picture(figure: Figure, text: str) -> str:
     :param text: What it shows, for who cannot see it
     :return: The figure itself as HTML, no file beside it
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(to_png(figure)).decode()}">'
 
 
 def table(rows: list[tuple[str, Any, str]]) -> str:
@@ -80,15 +78,6 @@ def table(rows: list[tuple[str, Any, str]]) -> str:
             f"<td>{html.escape(explanation)}</td></tr>"
         )
     return f"<table>{''.join(cells)}</table>"
-
-
-def settings_of(model: MuZero) -> list[tuple[str, Any, str]]:
-    """:return: Rows for what the model was trained with"""
-    names = ("learning_rate", "buffer_size", "learning_starts", "batch_size", "tau", "gamma", "train_freq", "gradient_steps",
-             "n_steps", "n_steps_half_life", "num_simulations", "search", "search_kwargs", "unroll_steps", "reanalyze_ratio",
-             "target_update_interval", "ent_coef", "vf_coef", "reward_coef", "consistency_coef", "exploration", "novelty_coef",
-             "replay_buffer_kwargs", "policy_kwargs", "seed")  # fmt: skip
-    return [(name, str(getattr(model, name)), "") for name in names]
 
 
 class Imagination:
@@ -191,7 +180,7 @@ def write_report(model: MuZero, env: VecEnv, path: str | Path, num_steps: int = 
     sections.append(_imagination(model, env, everything, longest))
     sections.append(_trust(errors, figures, values, returns))
     sections.append(f"<h2>What it sees</h2>{picture(plot_latent_map(latents, latent_values), 'map of latents')}")
-    sections.append(f"<h2>Settings</h2>{table(settings_of(model))}")
+    sections.append(f"<h2>Settings</h2>{table([(name, str(value), '') for name, value in settings_of(model).items()])}")
     title = f"MuZero on {html.escape(name or 'an environment')}"
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
     page += (

@@ -1,0 +1,61 @@
+"""Every block of code in the README runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sb3_muzero import MuZero, report
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [line for language, block in BLOCKS if language == "" for line in block.splitlines()]
+
+
+def first_import(code: str) -> str:
+    return re.search(r"[\w.]+Callback|make_atari_env|InvalidActionEnv|gumbel_muzero_search|evaluate_policy", code).group()
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=first_import)
+def test_python(code, tmp_path, monkeypatch):
+    """Word for word, but that training ends after 600 steps at the latest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    learn = MuZero.learn
+    monkeypatch.setattr(MuZero, "learn", lambda self, steps, *args, **kwargs: learn(self, min(steps, 600), *args, **kwargs))
+    # Diagnostics that were too late for that come early
+    exec(compile(re.sub(r"log_freq=2_000", "log_freq=100", code), "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_there_is_code():
+    assert len(PYTHON) >= 6 and len(COMMANDS) >= 7
+
+
+def test_report_command(tmp_path, monkeypatch):
+    (command,) = [line for line in COMMANDS if "sb3_muzero.report" in line]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "DECODER_UPDATES", 20)
+    MuZero("MlpPolicy", "CartPole-v1", learning_starts=10).learn(100).save("muzero_cartpole")
+    python, _, module, *arguments = shlex.split(command)
+    assert (python, module) == ("python", "sb3_muzero.report")
+    monkeypatch.setattr(sys, "argv", ["report", *arguments, "--steps", "200"])
+    report.main()
+    assert Path("report.html").exists()
+
+
+def test_zoo_commands_are_known():
+    """They run in test_zoo.py; here their programs and options are."""
+    zoo = [shlex.split(line, comments=True) for line in COMMANDS if "sb3_muzero.zoo" in line]
+    assert len(zoo) >= 6
+    for program in {command[3] for command in zoo}:
+        known = subprocess.run(
+            [sys.executable, "-m", "sb3_muzero.zoo", program, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for command in zoo:
+            if command[3] == program:
+                for option in (part for part in command if part.startswith("-") and part != "-m"):
+                    assert re.search(rf"(^|[\s\[,]){option}\b", known), f"{program} has no {option}"
