@@ -18,12 +18,15 @@ from typing import Any
 from unittest import mock
 
 import optuna
+from huggingface_hub.repocard import metadata_save
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import SimpleLinearSchedule
 
 from sb3_muzero.muzero import MuZero
+
+hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")  # the package has a function of that name
 
 # The Zoo's programs: modules to run, or functions to call where another module has imported them
 PROGRAMS = {
@@ -152,7 +155,11 @@ def main() -> None:
         arguments = ["--optimize-hyperparameters", *arguments]
     sys.argv = [f"{sys.argv[0]} {name}", *arguments]
     module, _, function = PROGRAMS[name].partition(":")
-    with mock.patch("subprocess.call", _call):
+    # The Zoo's `push-to-hub` wants a function that the package it depends on has renamed
+    metadata = hub._generate_metadata
+    if not hasattr(hub, "generate_metadata"):
+        hub.generate_metadata = lambda *args: metadata(*args).to_dict()
+    with mock.patch("subprocess.call", _call), mock.patch("huggingface_hub.repocard.metadata_save", _save_model_card):
         if function:
             getattr(importlib.import_module(module), function)()
         else:
@@ -166,6 +173,15 @@ def _call(command: list[str], *args: Any, **kwargs: Any) -> int:
         if tuple(command[: len(theirs)]) == theirs:
             command = [sys.executable, "-m", "sb3_muzero.zoo", name, *command[len(theirs) :]]
     return subprocess.Popen(command, *args, **kwargs).wait()
+
+
+def _save_model_card(path: Path, metadata: dict[str, Any]) -> None:
+    """``metadata_save``, but that the commands of the Zoo's model card are those that know MuZero."""
+    card = path.read_text()
+    for program in PROGRAMS:
+        card = card.replace(f"rl_zoo3.{program.replace('-', '_')} ", f"sb3_muzero.zoo {program} ")
+    path.write_text(card.replace("pip install rl_zoo3", 'pip install "sb3_muzero[zoo]"'))
+    metadata_save(path, metadata)
 
 
 register()

@@ -1,6 +1,8 @@
 """RL Zoo's own programs with MuZero: every section of our settings trains, and what is wrong in one is named."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +116,58 @@ def test_usage(arguments, expected, monkeypatch, capsys):
         assert expected in capsys.readouterr().out
     except SystemExit as error:
         assert expected in str(error)
+
+
+class FakeHub:
+    """The Hugging Face Hub without the network: an empty repository, and what is uploaded to it."""
+
+    uploaded: dict[str, Path] = {}
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def create_repo(self, repo_id, **kwargs):
+        return f"https://huggingface.co/{repo_id}"
+
+    def snapshot_download(self, repo_id, local_dir):
+        Path(local_dir).mkdir(parents=True)
+
+    def upload_folder(self, repo_id, folder_path, **kwargs):
+        self.uploaded[repo_id] = Path(folder_path)
+
+
+def test_push_to_hub(monkeypatch, tmp_path):
+    train(monkeypatch, tmp_path / "logs", "--algo", "muzero", "--env", "CartPole-v1", "-n", "600", "-params", "gamma:0.98")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    arguments = ["--algo", "muzero", "--env", "CartPole-v1", "-f", "logs", "-orga", "me", "--no-render", "--num-threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["zoo", "push-to-hub", *arguments])
+    zoo.main()
+    folder = FakeHub.uploaded["me/muzero-CartPole-v1"]
+    assert MuZero.load(folder / "muzero-CartPole-v1.zip").gamma == 0.98
+    card = (folder / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["library_name"] == "stable-baselines3"
+    (result,) = metadata["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "CartPole-v1"
+    assert re.fullmatch(r"[\d.]+ \+/- [\d.]+", result["metrics"][0]["value"])
+    assert "('gamma', 0.98)" in card  # its settings
+    assert "rl_zoo3" not in card.replace("rl-baselines3-zoo", "")  # whose programs do not know MuZero
+    for program in ("load-from-hub", "enjoy", "train", "push-to-hub"):
+        assert f"python -m sb3_muzero.zoo {program} --algo muzero --env CartPole-v1" in card
+
+
+def test_hugging_faces_own_packaging(tmp_path):
+    """What ``huggingface_sb3.package_to_hub`` does before it uploads."""
+    model = MuZero("MlpPolicy", "CartPole-v1", learning_starts=10, seed=0).learn(40)
+    model.save(tmp_path / "model")
+    zoo.hub._generate_config("model", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_simulations"] == 16 and "MuZeroPolicy" in config["policy_class"][":serialized:"] + str(config)
+    mean, std = zoo.hub._evaluate_agent(model, model.get_env(), 2, True, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["mean_reward"] == mean
+    card = zoo.hub._generate_model_card("MuZero", "CartPole-v1", mean, std)
+    assert f"{mean:.2f} +/- {std:.2f}" in str(card)
 
 
 @pytest.mark.slow
