@@ -1,4 +1,4 @@
-"""Every block of code in the README runs."""
+"""Every block of code in the README and the guides runs."""
 
 import re
 import shlex
@@ -10,17 +10,19 @@ import pytest
 
 from sb3_muzero import MuZero, report
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = "\n".join((ROOT / name).read_text() for name in ("README.md", "examples/guides.md"))
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [line for language, block in BLOCKS if language == "" for line in block.splitlines()]
 
 
-def first_import(code: str) -> str:
-    return re.search(r"[\w.]+Callback|make_atari_env|InvalidActionEnv|gumbel_muzero_search|evaluate_policy", code).group()
+def name_of(code: str) -> str:
+    names = r"\w+Callback|make_atari_env|InvalidActionEnv|gumbel_muzero_search|evaluate_policy|check_env|Dynamics"
+    return re.search(names, code).group()
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=first_import)
+@pytest.mark.parametrize("code", PYTHON, ids=name_of)
 def test_python(code, tmp_path, monkeypatch):
     """Word for word, but that training ends after 600 steps at the latest."""
     monkeypatch.chdir(tmp_path)
@@ -32,7 +34,7 @@ def test_python(code, tmp_path, monkeypatch):
 
 
 def test_there_is_code():
-    assert len(PYTHON) >= 6 and len(COMMANDS) >= 7
+    assert len(PYTHON) >= 10 and len(COMMANDS) >= 7
 
 
 def test_report_command(tmp_path, monkeypatch):
