@@ -12,7 +12,7 @@ import wandb
 from matplotlib.figure import Figure
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
 from sb3_muzero.diagnostics import ModelErrors, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.muzero import MuZero
@@ -43,6 +43,7 @@ class DiagnosticsCallback(BaseCallback):
     """
 
     NUM_EPISODES = 100  # of late, whose returns the values are compared with
+    MOST_STEPS = 10_000  # of each that are kept, the last ones
 
     model: MuZero
 
@@ -58,17 +59,27 @@ class DiagnosticsCallback(BaseCallback):
         self.errors: list[ModelErrors] = []
         # Root values and the returns that followed, of each episode
         self.episodes: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=self.NUM_EPISODES)
+        self._measured: MuZero | None = None
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, MuZero):
             raise ValueError(f"DiagnosticsCallback is made for MuZero, got {type(self.model).__name__}")
 
     def _on_training_start(self) -> None:
-        self._running: list[list[tuple[float, float]]] = [[] for _ in range(self.training_env.num_envs)]
+        if self.num_timesteps == 0 or self.model is not self._measured:  # a run of its own
+            self.timesteps.clear()
+            self.errors.clear()
+            self.episodes.clear()
+        self._measured = self.model
+        self._running = [self._new_episode() for _ in range(self.training_env.num_envs)]
         self._next = self.num_timesteps + self.log_freq
         self._started, self._seconds = time.perf_counter(), 0.0
 
+    def _new_episode(self) -> deque[tuple[float, float]]:
+        return deque(maxlen=self.MOST_STEPS)
+
     def _on_step(self) -> bool:
+        start = time.perf_counter()
         search = self.model.last_search
         num_envs = len(self._running)
         values = np.full(num_envs, np.nan) if search is None else search.value
@@ -76,11 +87,12 @@ class DiagnosticsCallback(BaseCallback):
             self._running[env].append((value, reward))
         for env in np.flatnonzero(self.locals["dones"]).tolist():
             self._end_episode(env)
+        self._seconds += time.perf_counter() - start
         return True
 
     def _end_episode(self, env: int) -> None:
         values, rewards = np.array(self._running[env]).T
-        self._running[env] = []
+        self._running[env] = self._new_episode()
         info = self.locals["infos"][env]
         last_value = 0.0
         if info.get("TimeLimit.truncated", False):
@@ -112,7 +124,8 @@ class DiagnosticsCallback(BaseCallback):
         for name, by_depth in errors._asdict().items():
             first = self.unroll_steps + 1 - len(by_depth)
             for depth, error in enumerate(by_depth.tolist(), start=first):
-                self.logger.record(f"model_error/{name}_{depth}", error, exclude="stdout")
+                if np.isfinite(error):  # there are episodes that long
+                    self.logger.record(f"model_error/{name}_{depth}", error, exclude="stdout")
         if self.episodes:
             figures |= value_figures(*map(np.concatenate, zip(*self.episodes, strict=True)))
         for name, value in figures.items():
@@ -125,7 +138,8 @@ class MuZeroWandbCallback(DiagnosticsCallback):
     and episodes to watch; besides the settings. Scalars come with ``wandb.init(sync_tensorboard=True)`` and the model's
     ``tensorboard_log``; ``wandb.integration.sb3.WandbCallback`` beside it saves the model.
 
-    :param video_env: Environment with the render mode "rgb_array", of which an episode is played and shown each time
+    :param video_env: Environment with the render mode "rgb_array", of which an episode is played and shown each time. With a
+        VecNormalize for training it needs one too, whose statistics are made the same, as for ``EvalCallback``
     :param video_length: Steps that are shown at most
     :param kwargs: See ``DiagnosticsCallback``
     :raises ValueError: for an environment that does not render arrays, and, when training begins, without a run
@@ -144,7 +158,12 @@ class MuZeroWandbCallback(DiagnosticsCallback):
         super()._init_callback()
         if wandb.run is None:
             raise ValueError("MuZeroWandbCallback logs to a run of W&B: call `wandb.init()` before training")
-        wandb.run.config.setdefaults({name: str(value) for name, value in settings_of(self.model).items()})
+        plain = (int, float, str)
+        settings = settings_of(self.model).items()
+        wandb.run.config.setdefaults({name: value if isinstance(value, plain) else str(value) for name, value in settings})
+        normalized = self.model.get_vec_normalize_env() is not None
+        if self.video_env is not None and (unwrap_vec_normalize(self.video_env) is not None) != normalized:
+            raise ValueError(f"`video_env` must {'' if normalized else 'not '}be normalised, like the training environment")
 
     def _measure(self) -> None:
         super()._measure()
@@ -153,6 +172,9 @@ class MuZeroWandbCallback(DiagnosticsCallback):
             f"pictures/{name}": wandb.Image(Image.open(io.BytesIO(to_png(figure)))) for name, figure in self._draw().items()
         }
         if self.video_env is not None:
+            if (statistics := unwrap_vec_normalize(self.video_env)) is not None:
+                sync_envs_normalization(self.training_env, self.video_env)
+                statistics.training = False
             path = Path(wandb.run.dir) / "episode.gif"
             save_gif(film(self.model, self.video_env, self.video_length), path)
             shown["pictures/episode"] = wandb.Video(str(path), format="gif")

@@ -17,19 +17,24 @@ Shape = tuple[int, int, int]  # channels, height, width
 class GridCNN(BaseFeaturesExtractor):
     """
     One layer of 3x3 convolutions, for images that SB3's ``NatureCNN`` is too coarse for: that of MinAtar's DQN
-    (https://arxiv.org/abs/1903.03176, Section 4). The linear layer behind it is left to the networks that follow, which
-    normalise theirs: of 128 units behind a ReLU 70 % were dead after 75 k frames of Freeway, 82 % in an agent of Breakout, and
-    those of Freeway told little of cars (a probe found the place of one in 15 to 26 % of observations, without that layer in
+    (https://arxiv.org/abs/1903.03176, Section 4). The linear layer behind it is best left to the networks that follow, which
+    normalise theirs: of 128 units behind a ReLU 70 % were dead after 75 k frames of Freeway, 82 % in an agent of Breakout.
+    Those of Freeway told little of cars (a probe found the place of one in 15 to 26 % of observations, without that layer in
     97 %) and of the chicken (58 %, without it all).
 
     :param observation_space: Images, channel first
+    :param features_dim: Number of features that a linear layer makes of the activations, by default the activations themselves
     :param num_channels: Channels of the convolutions
     """
 
-    def __init__(self, observation_space: spaces.Box, num_channels: int = 16) -> None:
+    def __init__(self, observation_space: spaces.Box, features_dim: int | None = None, num_channels: int = 16) -> None:
         channels, height, width = observation_space.shape
-        super().__init__(observation_space, num_channels * height * width)
-        self.layers = nn.Sequential(nn.Conv2d(channels, num_channels, 3, padding=1), nn.ReLU(), nn.Flatten())
+        num_activations = num_channels * height * width
+        super().__init__(observation_space, features_dim or num_activations)
+        layers: list[nn.Module] = [nn.Conv2d(channels, num_channels, 3, padding=1), nn.ReLU(), nn.Flatten()]
+        if features_dim is not None:
+            layers += [nn.Linear(num_activations, features_dim), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.layers(observations)
@@ -59,8 +64,7 @@ class MultiInputExtractor(CombinedExtractor):
         for space in observation_space.values():
             if isinstance(space, spaces.Box) and is_image_space(space, normalized_image=normalized_image):
                 if cnn_for(space.shape) is GridCNN:
-                    grid_cnn = GridCNN(space)
-                    parts.append(nn.Sequential(grid_cnn, nn.Linear(grid_cnn.features_dim, cnn_output_dim), nn.ReLU()))
+                    parts.append(GridCNN(space, cnn_output_dim))
                 else:
                     parts.append(NatureCNN(space, cnn_output_dim, normalized_image))
                 features_dim += cnn_output_dim

@@ -58,29 +58,24 @@ class DecoderProbe(nn.Module):
         decoded = self.layers(latents).unflatten(-1, self.shape)
         return decoded.sigmoid() if self.is_image else self.mean + self.scale * decoded
 
-    def fit(self, observations: th.Tensor, num_updates: int = 2_000, batch_size: int = 256, seed: int = 0) -> float:
+    def fit(self, observations: th.Tensor, held_out: th.Tensor, num_updates: int = 2_000, batch_size: int = 256) -> float:
         """
-        Learn from observations that the policy encodes, nine tenths of them.
+        Learn from observations that the policy encodes.
 
         :param observations: As stored, shape ``[N, *obs_shape]``
+        :param held_out: Of other episodes, shape ``[M, *obs_shape]``
         :param num_updates: Gradient updates
         :param batch_size: Observations in each
-        :param seed: Which of them
-        :return: Share of the variance that is read off the latents of the other tenth; at most 1
+        :return: Share of the variance of those held out that is read off their latents, at most 1; of vectors the mean over
+            quantities that vary
         """
-        with th.no_grad():
-            latents = th.cat([self.policy[0].represent(part) for part in observations.split(1024)])
-            targets = self.newest(observations)
-            if not self.is_image:
-                self.mean.copy_(targets.mean(0))
-                self.scale.copy_(targets.std(0).clamp(min=1e-6))
-        generator = th.Generator().manual_seed(seed)
-        order = th.randperm(len(targets), generator=generator)
-        num_held_out = max(len(targets) // 10, 1)
-        held_out, known = order[:num_held_out], order[num_held_out:]
+        latents, targets = self._encode(observations)
+        if not self.is_image:
+            self.mean.copy_(targets.mean(0))
+            self.scale.copy_(targets.std(0).clamp(min=1e-6))
         optimizer = th.optim.AdamW(self.parameters(), lr=1e-3)
         for _ in range(num_updates):
-            batch = known[th.randint(len(known), (batch_size,), generator=generator)]
+            batch = th.randint(len(targets), (batch_size,), device=targets.device)
             decoded = self.layers(latents[batch]).unflatten(-1, self.shape)
             if self.is_image:
                 loss = F.binary_cross_entropy_with_logits(decoded, targets[batch])
@@ -89,10 +84,19 @@ class DecoderProbe(nn.Module):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        latents, new_targets = self._encode(held_out)
         with th.no_grad():
-            error = (self(latents[held_out]) - targets[held_out]).square().mean()
-            variance = (targets[held_out] - targets.mean(0)).square().mean()
-        return float(1 - error / variance.clamp(min=1e-12))
+            errors = (self(latents) - new_targets).square().mean(0)
+            variances = (new_targets - targets.mean(0)).square().mean(0)
+            if self.is_image:
+                return float(1 - errors.mean() / variances.mean().clamp(min=1e-12))
+            varies = variances > 1e-8 * self.scale.square().clamp(min=1e-12)
+            return float((1 - errors / variances)[varies].mean())
+
+    @th.no_grad()
+    def _encode(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        latents = th.cat([self.policy[0].represent(part) for part in observations.split(1024)])
+        return latents, self.newest(observations)
 
 
 def to_rgb(images: th.Tensor) -> th.Tensor:

@@ -1,7 +1,8 @@
 """
 What a model says about itself: errors of the model, the search and the values, the state of the networks.
 
-``HEALTHY`` says what each figure is, what is healthy and what the alarm means.
+``HEALTHY`` says what each figure is, what is healthy and what the alarm means. All are of sequences that are drawn as training
+draws them: by priorities, and with bonuses for novelty among the rewards, where there are any.
 """
 
 import inspect
@@ -45,13 +46,15 @@ HEALTHY = {
     "died, observations may need scaling.",
     "replay_coverage": "Share of the stored steps that priorities leave in effect, (sum p)^2 / (n sum p^2). Below 0.05: few "
     "steps are replayed again and again.",
-    "grad_norm": "Gradient norm of each weighted loss. One that is ten times the others decides alone what latents hold.",
+    "grad_norm": "Gradient norm of each weighted loss, without reanalysis. One that is ten times the others decides alone "
+    "what latents hold.",
 }
 
 
 class ModelErrors(NamedTuple):
     """
-    How far what the model imagines is from what happened, by unroll depth; NaN where nothing was known at that depth.
+    How far what the model imagines is from what happened, by unroll depth, up to the end of the episode; NaN where nothing
+    was known at that depth.
 
     :param reward: Mean absolute error of the reward at depths 1..K, in reward units, shape ``[K]``
     :param value: Of the value from its n-step target at depths 0..K, in reward units, shape ``[K + 1]``
@@ -80,13 +83,15 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
     rewards = model.reward_support.expectation(predicted.reward_logits[1:])
     log_targets = targets.policies.clamp(min=1e-30).log()
     divergence = (targets.policies * (log_targets - F.log_softmax(predicted.policy_logits, dim=-1))).sum(-1)
+    inside = (th.arange(len(latents), device=samples.lengths.device).unsqueeze(-1) <= samples.lengths).float()
     errors = (
         ((rewards - targets.rewards).abs(), targets.reward_weights),
         ((values - targets.values).abs(), targets.value_weights),
         (divergence, (targets.policies.sum(-1) > 0).float()),
         (1 - cosine_similarity(latents[1:], observed), targets.latent_weights),
     )
-    return ModelErrors(*(((error * known).sum(1) / known.sum(1)).numpy(force=True) for error, known in errors))
+    known_errors = ((error, known * inside[-len(known) :]) for error, known in errors)
+    return ModelErrors(*(((error * known).sum(1) / known.sum(1)).numpy(force=True) for error, known in known_errors))
 
 
 class PolicyImprovement(NamedTuple):
@@ -135,26 +140,25 @@ def effective_rank(latents: th.Tensor) -> float:
     return float(th.special.entr(shares).sum().exp())
 
 
-def dormant_share(
-    model: nn.Module, activation_fn: type[nn.Module], run: Callable[[], object], threshold: float = 0.025
-) -> float:
+def dormant_share(model: nn.Module, activation: type[nn.Module], run: Callable[[], object], threshold: float = 0.025) -> float:
     """
     Share of a model's hidden units that hardly ever act: whose mean activation is at most ``threshold`` of their layer's
     (Sokar et al., https://arxiv.org/abs/2302.12902, Definition 3.1).
 
     :param model: Module whose activations are looked at
-    :param activation_fn: What counts as one
+    :param activation: What counts as one, besides ``nn.ReLU``
     :param run: Runs the model
     :param threshold: Share of the layer's mean
     :return: From 0 to 1; NaN for a model without such activations
     """
-    sums: dict[nn.Module, th.Tensor] = {}
+    sums: dict[tuple[nn.Module, int], th.Tensor] = {}  # one module may serve layers of several widths
 
     def add(module: nn.Module, _: object, output: th.Tensor) -> None:
         units = output.abs().movedim(1 if output.dim() == 4 else -1, -1).flatten(0, -2).sum(0)  # a channel is one of images
-        sums[module] = sums.get(module, 0.0) + units
+        layer = module, len(units)
+        sums[layer] = sums.get(layer, 0.0) + units
 
-    handles = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, (activation_fn, nn.ReLU))]
+    handles = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, (activation, nn.ReLU))]
     try:
         with th.no_grad():
             run()
@@ -200,15 +204,16 @@ def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErr
     with th.no_grad():
         figures["effective_rank"] = effective_rank(policy.represent(roots))
     imagine = partial(unroll, policy, roots, samples.actions)
-    figures["dormant_units"] = dormant_share(policy.latent_model, policy.activation_fn, imagine)
+    figures["dormant_units"] = dormant_share(policy.latent_model, type(policy.activation_fn()), imagine)
 
     priorities = model.replay_buffer.priorities
     if priorities is not None:
         shares = priorities[np.arange(model.replay_buffer.size() * model.replay_buffer.n_envs)]
         figures["replay_coverage"] = float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
 
-    parameters = list(policy.latent_model.parameters())
-    losses = model.weighted_losses(muzero_loss(policy, samples, targets))
+    parameters = [parameter for parameter in policy.latent_model.parameters() if parameter.requires_grad]
+    trained = model.sample(batch_size, model.unroll_steps)
+    losses = model.weighted_losses(muzero_loss(policy, trained, model.targets(trained)))
     for name, loss in zip(LossTerms._fields, losses, strict=False):  # value_errors is no loss
         gradients = th.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         norms = [gradient.norm() for gradient in gradients if gradient is not None]

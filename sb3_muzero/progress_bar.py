@@ -1,6 +1,7 @@
 """SB3's progress bar, that also tells how the agent does and what the time goes to."""
 
 import time
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import ProgressBarCallback
@@ -36,16 +37,22 @@ class MuZeroProgressBar(ProgressBarCallback):
         self._compiles = not is_cached()
 
     def _on_step(self) -> bool:
-        if time.monotonic() - self._described_at > self.EVERY:
+        compiles = self._compiles and self._searches_next()
+        if compiles or time.monotonic() - self._described_at > self.EVERY:
             self._described_at = time.monotonic()
             self.pbar.set_description_str(self._describe(), refresh=False)
         return super()._on_step()
+
+    def _searches_next(self) -> bool:
+        """Whether the warm-up is over and nothing was searched yet."""
+        model: Any = self.model
+        return self.num_timesteps >= model.learning_starts and model.time_split["search"] == 0
 
     def _describe(self) -> str:
         episodes = self.model.ep_info_buffer
         mean_return = f"return {safe_mean([episode['r'] for episode in episodes]):.4g}, " if episodes else ""
         shares: dict[str, float] = self.model.time_split.shares()  # type: ignore[attr-defined]
-        if self._compiles and shares["search"] == 0:  # what is seen meanwhile, for some 20 seconds
+        if self._compiles and self._searches_next():  # what is seen meanwhile, for some 20 seconds
             return f"{mean_return}the first search compiles"
         learning = shares["learning"] + shares["reanalysis"]
         return f"{mean_return}env {shares['environment']:.0%} search {shares['search']:.0%} learn {learning:.0%}"

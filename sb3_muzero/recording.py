@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from PIL import Image
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.buffers import SequenceReplayBuffer
@@ -57,16 +58,14 @@ def one_of(observations: Any, env: int) -> Any:
     return map_observations(lambda part: np.array(part[env]), observations)
 
 
-def successors(next_observations: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
+def successors(next_observations: Any, endings: dict[int, Any]) -> Any:
     """
     :param next_observations: Of ``VecEnv.step``, which resets environments that are done
-    :param dones: Which are
-    :param infos: What they ended with
+    :param endings: What episodes ended with, by environment
     :return: What followed, the ends of episodes for the resets in their place
     """
     result = map_observations(np.copy, next_observations)
-    for env in np.flatnonzero(dones):
-        ending = infos[env]["terminal_observation"]
+    for env, ending in endings.items():
         if isinstance(result, dict):
             for key in result:
                 result[key][env] = ending[key]
@@ -75,35 +74,70 @@ def successors(next_observations: Any, dones: np.ndarray, infos: list[dict[str, 
     return result
 
 
-def play(
-    model: MuZero, env: VecEnv, num_steps: int, deterministic: bool, replay_buffer: SequenceReplayBuffer | None = None
-) -> list[Episode]:
+class Recording(NamedTuple):
     """
-    Let a model play from a reset on, in all environments at once.
+    What a model played.
+
+    :param episodes: As the model saw them (lost lives and normalised rewards, if that is what it was trained with), each
+        environment's share of complete ones, then those that were cut short
+    :param returns: Of all complete episodes as Monitor tells them, where there is one, and in the environment's own units
+    :param lengths: Their steps
+    :param cut_short: How many were not complete when the steps were used up
+    """
+
+    episodes: list[Episode]
+    returns: list[float]
+    lengths: list[int]
+    cut_short: int
+
+
+def play(
+    model: MuZero,
+    env: VecEnv,
+    num_episodes: int,
+    max_steps: int,
+    deterministic: bool,
+    replay_buffer: SequenceReplayBuffer | None = None,
+) -> Recording:
+    """
+    Let a model play from a reset on, in all environments at once. As for ``evaluate_policy`` each environment has its share of
+    the episodes, since those that come first are the short ones.
 
     :param model: The model
     :param env: Environments as it was trained in
-    :param num_steps: Steps of all environments together, rounded up
+    :param num_episodes: Episodes to complete, rounded up to as many for each environment
+    :param max_steps: Steps of all environments together after which it ends anyhow
     :param deterministic: Without the noise that explores
-    :param replay_buffer: Keeps the steps too, with their searches
-    :return: Episodes, the incomplete ones last
+    :param replay_buffer: Keeps the steps too, as ``MuZero`` does, with their searches
+    :return: What was played
     """
     space = model.policy.action_space
-    masked = has_action_masks(env)
+    masked, normalize = has_action_masks(env), unwrap_vec_normalize(env)
+    monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
+    share = -(-num_episodes // env.num_envs)
     observations: Any = env.reset()
+    stored = observations if normalize is None else normalize.get_original_obs()
     running = [_Running(one_of(observations, i)) for i in range(env.num_envs)]
     complete: list[Episode] = []
-    for _ in range(-(-num_steps // env.num_envs)):
+    results: list[list[tuple[float, int]]] = [[] for _ in running]
+    earned, steps = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    for _ in range(max_steps // env.num_envs):
         masks = env_action_masks(env, int(space.n)) if masked else None
         obs_tensor, _ = model.policy.obs_to_tensor(observations)
         search = model.policy.plan(obs_tensor, deterministic=deterministic, action_masks=masks)
-        next_observations, rewards, dones, infos = env.step(search.action + space.start)
-        following = successors(next_observations, dones, infos)
+        observations, rewards, dones, infos = env.step(search.action + space.start)
+        endings = {i: infos[i]["terminal_observation"] for i in np.flatnonzero(dones).tolist()}
+        following = successors(observations, endings)
+        raw_rewards = rewards if normalize is None else normalize.get_original_reward()
         if replay_buffer is not None:
             replay_buffer.store_search(search.action_weights, search.value, 0)
             if masks is not None:
                 replay_buffer.store_action_masks(masks)
-            replay_buffer.add(observations, following, search.action, rewards, dones, infos)
+            raw = observations if normalize is None else normalize.get_original_obs()
+            raw_endings = endings if normalize is None else {i: normalize.unnormalize_obs(end) for i, end in endings.items()}
+            replay_buffer.add(stored, successors(raw, raw_endings), search.action, raw_rewards, dones, infos)
+            stored = raw
+        earned, steps = earned + raw_rewards, steps + 1
         for i, episode in enumerate(running):
             episode.actions.append(int(search.action[i]))
             episode.rewards.append(float(rewards[i]))
@@ -111,11 +145,22 @@ def play(
             if masks is not None:
                 episode.action_masks.append(masks[i])
             episode.observations.append(one_of(following, i))
-            if dones[i]:
+            if not dones[i]:
+                continue
+            if len(results[i]) < share:
                 complete.append(episode.ended(not infos[i].get("TimeLimit.truncated", False), complete=True))
-                running[i] = _Running(one_of(next_observations, i))
-        observations = next_observations
-    return complete + [episode.ended(False, complete=False) for episode in running if episode.actions]
+                if not monitored:
+                    results[i].append((float(earned[i]), int(steps[i])))
+                elif "episode" in infos[i]:  # not for a lost life
+                    results[i].append((infos[i]["episode"]["r"], infos[i]["episode"]["l"]))
+            running[i] = _Running(one_of(observations, i))
+            earned[i] = steps[i] = 0
+        if all(len(done) >= share for done in results):
+            break
+    cut = [episode.ended(False, complete=False) for episode, done in zip(running, results, strict=True) if len(done) < share]
+    returns = [earned for done in results for earned, _ in done]
+    lengths = [taken for done in results for _, taken in done]
+    return Recording(complete + [episode for episode in cut if len(episode.actions) > 0], returns, lengths, len(cut))
 
 
 def stacked(observations: list[Any], device: th.device) -> Any:

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import __version__
 from sb3_muzero.decoder import DecoderProbe, to_rgb
-from sb3_muzero.diagnostics import HEALTHY, discounted_returns, measure, settings_of, value_figures
+from sb3_muzero.diagnostics import HEALTHY, ModelErrors, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.loss import unroll
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.observation_ring import frames_in_observation, map_observations
@@ -38,7 +38,7 @@ from sb3_muzero.plotting import (
     plot_value_calibration,
     to_png,
 )
-from sb3_muzero.recording import Episode, play, stacked
+from sb3_muzero.recording import Episode, Recording, play, stacked
 
 DEPTH = 15  # steps that the model imagines on its own
 NUM_ENVS = 8
@@ -131,82 +131,89 @@ class Imagination:
         return found
 
 
-def write_report(model: MuZero, env: VecEnv, path: str | Path, num_steps: int = 10_000, seed: int = 0, name: str = "") -> None:
+def write_report(
+    model: MuZero,
+    env: VecEnv,
+    path: str | Path,
+    num_episodes: int = 24,
+    max_steps: int = 20_000,
+    seed: int = 0,
+    name: str = "",
+) -> None:
     """
     Let a model play, look at it from all sides, and write the page. The model's replay buffer must be empty, and is after.
 
     :param model: The model, as it was loaded
     :param env: Environments as it was trained in
     :param path: HTML file to write
-    :param num_steps: Steps to play; half of them without the noise that explores, which the results are of
+    :param num_episodes: Episodes to play without the noise that explores, which the results are of; and as many with it
+    :param max_steps: Steps after which either ends anyhow
     :param seed: Of environments and noise
     :param name: Name of the environment, for the title
     :raises ValueError: for a model that holds experience already
     """
-    if model.replay_buffer.size() > 0:
-        raise ValueError(
-            "`model` must have an empty replay buffer, as after `MuZero.load`: it is filled with what is played here"
-        )
+    buffer = model.replay_buffer
+    if buffer.size() > 0:
+        raise ValueError("`model` must have an empty replay buffer, as after `MuZero.load`: what is played goes there")
     set_random_seed(seed)
     env.seed(seed)
     model.policy.set_training_mode(False)
-    buffer = model.replay_buffer
-    episodes = play(model, env, num_steps // 2, deterministic=True, replay_buffer=buffer)
-    buffer.cut()
-    explored = play(model, env, num_steps // 2, deterministic=False, replay_buffer=buffer)
-    complete = [episode for episode in episodes if episode.complete]
+    try:
+        played = play(model, env, num_episodes, max_steps, deterministic=True, replay_buffer=buffer)
+        buffer.cut()
+        explored = play(model, env, num_episodes, max_steps, deterministic=False, replay_buffer=buffer)
+        errors, figures = measure(model, 512, 5)
+    finally:
+        buffer.reset()
 
-    errors, figures = measure(model, 512, 5)
     values, returns = [], []
-    for episode in complete:
+    for episode in played.episodes:
         last = 0.0
         if not episode.terminated:
             with th.no_grad():
                 last = model.policy.predict_values(stacked(episode.observations[-1:], model.device)).item()
         values.append(episode.root_values)
         returns.append(discounted_returns(episode.rewards, model.gamma, last))
-    if complete:
-        figures |= value_figures(np.concatenate(values), np.concatenate(returns))
+    calibration = np.concatenate(values), np.concatenate(returns)
+    figures |= value_figures(*calibration)
 
-    longest = max(episodes, key=lambda episode: len(episode.actions))
-    everything = [obs for episode in episodes + explored for obs in episode.observations]
-    picked = np.random.permutation(len(everything))[:2_000]
-    some = stacked([everything[i] for i in picked], model.device)
+    episodes = played.episodes + explored.episodes
+    longest = max(played.episodes, key=lambda episode: len(episode.actions))
+    everything = [obs for episode in episodes for obs in episode.observations]
+    some = stacked([everything[i] for i in np.random.permutation(len(everything))[:2_000]], model.device)
     with th.no_grad():
         latents = model.policy.represent(some).numpy(force=True)
         latent_values = model.policy.predict_values(some).squeeze(-1).numpy(force=True)
 
-    sections = [_results(model, env, episodes, complete), _decisions(model, longest)]
-    sections.append(_imagination(model, env, everything, longest))
-    sections.append(_trust(errors, figures, values, returns))
-    sections.append(f"<h2>What it sees</h2>{picture(plot_latent_map(latents, latent_values), 'map of latents')}")
-    sections.append(f"<h2>Settings</h2>{table([(name, str(value), '') for name, value in settings_of(model).items()])}")
+    settings = [(setting_name, str(value), "") for setting_name, value in settings_of(model).items()]
+    sections = [
+        _results(model, played),
+        _decisions(model, longest),
+        _imagination(model, env, episodes, longest),
+        f"<h2>Can it be trusted?</h2><div>{picture(plot_value_calibration(*calibration), 'values against returns')}</div>",
+        _trust(errors, figures),
+        f"<h2>What it sees</h2>{picture(plot_latent_map(latents, latent_values), 'map of latents')}",
+        f"<h2>Settings</h2>{table(settings)}",
+    ]
     title = f"MuZero on {html.escape(name or 'an environment')}"
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
-    page += (
-        f'<p class="note">sb3_muzero {__version__}, {num_steps} steps played with seed {seed}</p>{"".join(sections)}</html>'
-    )
+    note = f'<p class="note">sb3_muzero {__version__}; up to {num_episodes} episodes or {max_steps} steps, seed {seed}</p>'
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    page = f'<!doctype html><html lang="en">{head}<h1>{title}</h1>{note}{"".join(sections)}</html>\n'
     Path(path).write_text(page, encoding="utf-8")
-    buffer.reset()
 
 
-def _results(model: MuZero, env: VecEnv, episodes: list[Episode], complete: list[Episode]) -> str:
+def _results(model: MuZero, played: Recording) -> str:
+    cut = f"{played.cut_short} more were cut short when the steps were used up" if played.cut_short > 0 else ""
     rows: list[tuple[str, Any, str]] = [
         ("trained", model.num_timesteps, "environment steps"),
         ("gradient updates", model._n_updates, ""),
-        ("complete episodes", len(complete), f"deterministic, of {len(episodes)} that were begun; more with more steps"),
+        ("complete episodes", len(played.returns), f"deterministic; {cut}" if cut else "deterministic"),
     ]
-    if complete:
-        earned = [float(episode.rewards.sum()) for episode in complete]
-        unit = (
-            "normalised rewards"
-            if isinstance(env, VecNormalize) and env.norm_reward
-            else "rewards as the environment gives them"
-        )
+    if played.returns:
         rows += [
-            ("mean return", float(np.mean(earned)), f"standard deviation {np.std(earned):.4g} {unit}"),
-            ("least and largest", f"{min(earned):.4g} to {max(earned):.4g}", ""),
-            ("mean length", float(np.mean([len(episode.actions) for episode in complete])), "steps"),
+            ("mean return", float(np.mean(played.returns)), f"standard deviation {np.std(played.returns):.4g}"),
+            ("least and largest", f"{min(played.returns):.4g} to {max(played.returns):.4g}", ""),
+            ("mean length", float(np.mean(played.lengths)), "steps"),
         ]
     rows.append(("planning", model.policy.uncompiled_reason or "in compiled code", f"{model.num_simulations} simulations"))
     return f"<h2>Results</h2>{table(rows)}"
@@ -226,7 +233,7 @@ def _decisions(model: MuZero, longest: Episode) -> str:
     return "".join(parts)
 
 
-def _imagination(model: MuZero, env: VecEnv, everything: list[Any], longest: Episode) -> str:
+def _imagination(model: MuZero, env: VecEnv, episodes: list[Episode], longest: Episode) -> str:
     note = ""
     decoder: DecoderProbe | None = None
     try:
@@ -234,11 +241,15 @@ def _imagination(model: MuZero, env: VecEnv, everything: list[Any], longest: Epi
     except ValueError as reason:
         note = f"No observations are decoded: {reason}. "
     if decoder is not None:
-        share = decoder.fit(stacked(everything, model.device), DECODER_UPDATES)
+        known, held_out = [
+            stacked([obs for episode in part for obs in episode.observations], model.device)
+            for part in ([*episodes[::4], *episodes[1::4], *episodes[2::4]], episodes[3::4] or episodes)
+        ]
+        share = decoder.fit(known, held_out, DECODER_UPDATES)
         note = (
-            f"Observations are read off the latents by a decoder that was fitted afterwards; it explains {share:.0%} of the "
-            "variance of observations that it was not fitted to. What it cannot tell, latents have not kept: the model keeps "
-            "what rewards and values depend on. "
+            "Observations are read off the latents by a decoder that was fitted afterwards; it explains "
+            f"{max(share, 0.0):.0%} of the variance in every fourth episode, to which it was not fitted. What it cannot tell, "
+            "latents have not kept: the model keeps what rewards and values depend on. "
         )
     pictures = "".join(f"<div>{shown}</div>" for shown in Imagination(model, longest, decoder).pictures())
     return (
@@ -247,19 +258,14 @@ def _imagination(model: MuZero, env: VecEnv, everything: list[Any], longest: Epi
     )
 
 
-def _trust(errors: Any, figures: dict[str, float], values: list[np.ndarray], returns: list[np.ndarray]) -> str:
+def _trust(errors: ModelErrors, figures: dict[str, float]) -> str:
     rows: list[tuple[str, Any, str]] = []
     for kind, by_depth in errors._asdict().items():
         shown = ", ".join(f"{error:.3g}" for error in by_depth)
         rows.append((f"model_error/{kind}", shown, HEALTHY[f"model_error/{kind}"]))
     for name, figure in figures.items():
-        key = "grad_norm" if name.startswith("grad_norm") else name
-        rows.append((name, figure, HEALTHY[key]))
-    parts = ["<h2>Can it be trusted?</h2>", table(rows)]
-    if values:
-        shown = picture(plot_value_calibration(np.concatenate(values), np.concatenate(returns)), "values against returns")
-        parts.insert(1, f"<div>{shown}</div>")
-    return "".join(parts)
+        rows.append((name, figure, HEALTHY["grad_norm" if name.startswith("grad_norm") else name]))
+    return table(rows)
 
 
 def make_env(args: argparse.Namespace) -> VecEnv:
@@ -284,15 +290,20 @@ def make_env(args: argparse.Namespace) -> VecEnv:
     wrapper: Callable[[gym.Env], gym.Env] = lambda env: functools.reduce(lambda inner, outer: outer(inner), wrappers, env)  # type: ignore  # noqa: E731
     try:
         env: VecEnv = make_vec_env(args.env, NUM_ENVS, seed=args.seed, wrapper_class=wrapper, env_kwargs=dict(args.env_kwargs))
-    except (gym.error.Error, ImportError) as error:
+    except (gym.error.Error, ImportError, TypeError) as error:
         raise SystemExit(
             f"error: `--env {args.env}` can't be made: {error}\n"
-            "Install the package that it is from; `--gym-packages` imports what registers it"
+            "Install the package that it is from; `--gym-packages` imports what registers it, `--env-kwargs` are its arguments"
         ) from error
+    if args.frame_stack > 1:
+        env = VecFrameStack(env, args.frame_stack)
     if args.vec_normalize is not None:
-        env = VecNormalize.load(args.vec_normalize, env)
+        try:
+            env = VecNormalize.load(args.vec_normalize, env)
+        except (AssertionError, ValueError) as error:
+            raise SystemExit(f"error: `--vec-normalize {args.vec_normalize}` is of another environment: {error}") from error
         env.training = False
-    return VecFrameStack(env, args.frame_stack) if args.frame_stack > 1 else env
+    return env
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -316,15 +327,22 @@ def main() -> None:
     parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
     parser.add_argument("--frame-stack", type=int, default=1, help="frames of VecFrameStack")
     parser.add_argument("--vec-normalize", type=Path, help="file that VecNormalize.save wrote")
-    parser.add_argument("--steps", type=int, default=10_000, help="steps to play")
+    parser.add_argument("--episodes", type=int, default=24, help="episodes to play, and as many with noise")
+    parser.add_argument("--max-steps", type=int, default=20_000, help="steps after which either ends anyhow")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     args = parser.parse_args()
-    if not args.model.exists():
-        raise SystemExit(f"error: there is no model {args.model}")
-    if args.steps < 100:
-        raise SystemExit(f"error: `--steps` must be at least 100, got {args.steps}")
+    for option, file in (("model", args.model), ("--vec-normalize", args.vec_normalize), ("--output", args.output.parent)):
+        if file is not None and not file.exists():
+            raise SystemExit(f"error: `{option}`: there is no {file}")
+    for option, given, least in (
+        ("episodes", args.episodes, 1),
+        ("max-steps", args.max_steps, 100),
+        ("frame-stack", args.frame_stack, 1),
+    ):
+        if given < least:
+            raise SystemExit(f"error: `--{option}` must be at least {least}, got {given}")
     env = make_env(args)
     try:
         model = MuZero.load(args.model, env=env, device=args.device)
@@ -334,7 +352,8 @@ def main() -> None:
             "The model must be MuZero's; `--env-wrapper`, `--frame-stack` and `--vec-normalize` make the environment what it "
             "was trained in"
         ) from error
-    write_report(model, model.get_env() or env, args.output, args.steps, args.seed, args.env)
+    write_report(model, model.get_env() or env, args.output, args.episodes, args.max_steps, args.seed, args.env)
+    env.close()
     print(f"wrote {args.output}")
 
 

@@ -16,7 +16,7 @@ def test_vectors():
     before = snapshot(model)
     seen = th.rand(2_000, 3) * 2 - 1
     probe = DecoderProbe(model.policy)
-    assert probe.fit(seen, num_updates=800) > 0.95
+    assert probe.fit(seen[200:], seen[:200], num_updates=800) > 0.95
     assert differences(before, snapshot(model)) == []
     with th.no_grad():
         latents = model.policy.represent(seen[:50])
@@ -29,7 +29,19 @@ def test_nothing_is_read_where_nothing_is_held():
     with th.no_grad():
         for parameter in model.policy.latent_model.representation.parameters():
             parameter.zero_()
-    assert DecoderProbe(model.policy).fit(th.rand(500, 3), num_updates=200) < 0.05
+    assert DecoderProbe(model.policy).fit(th.rand(500, 3), th.rand(100, 3), num_updates=200) < 0.05
+
+
+def test_quantities_of_different_size_count_alike():
+    """Of three, one is in the latents, a thousand times as large as the others; a fourth never changes."""
+    space = spaces.Box(-2000.0, 2000.0, (4,), np.float32)
+    model = tiny_model(tiny_envs(1, observation_space=space), policy_kwargs={"norm_obs": False})
+    with th.no_grad():
+        first = model.policy.latent_model.representation[0]
+        first.weight[:, 1:] = 0.0
+        first.weight[:, 0] /= 1000
+    seen = (th.rand(2_000, 4) * 2 - 1) * th.tensor([1000.0, 1.0, 1.0, 0.0])
+    assert 0.2 < DecoderProbe(model.policy).fit(seen[200:], seen[:200], num_updates=500) < 0.4
 
 
 def test_images_and_the_newest_frame_of_a_stack():
@@ -38,7 +50,7 @@ def test_images_and_the_newest_frame_of_a_stack():
     seen = th.nn.functional.one_hot(places, 108).reshape(-1, 3, 6, 6).byte() * 255
     probe = DecoderProbe(model.policy)
     assert probe(th.rand(2, 64)).shape == (2, 3, 6, 6)
-    assert probe.fit(seen, num_updates=600) > 0.8
+    assert probe.fit(seen[100:], seen[:100], num_updates=600) > 0.8
     newest = DecoderProbe(model.policy, frame_stack=3)
     assert newest.shape == (1, 6, 6)
     np.testing.assert_array_equal(newest.newest(seen), seen[:, 2:] / 255)

@@ -1,5 +1,7 @@
 """What the diagnostics say is true, checked where the truth is known."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
@@ -16,10 +19,12 @@ from sb3_muzero.diagnostics import (
     discounted_returns,
     dormant_share,
     effective_rank,
+    measure,
     model_errors,
     policy_improvement,
+    value_figures,
 )
-from sb3_muzero.loss import unroll
+from sb3_muzero.loss import muzero_loss, unroll
 
 
 class CountingEnv(gym.Env):
@@ -101,6 +106,8 @@ def test_errors_are_those_of_each_depth():
                 value = latent_model.value_support.expectation(said.value_logits).item()
                 log_policy = said.policy_logits[0].log_softmax(-1)
                 found = {}
+                if depth > samples.lengths[i]:  # the episode is over
+                    continue
                 if targets.value_weights[depth, i] > 0:
                     found["value"] = abs(value - targets.values[depth, i].item())
                 target = targets.policies[depth, i]
@@ -204,6 +211,8 @@ def test_values_are_compared_with_what_followed(terminates):
             np.testing.assert_allclose(beyond, beyond[-1] * 0.9 ** np.arange(5, -1, -1), atol=1e-5)
             assert beyond[-1] > 0
     values, realised = map(np.concatenate, zip(*callback.episodes, strict=True))
+    known = value_figures(np.array([1.0, 2.0, 4.0]), np.array([0.0, 2.0, 1.0]))
+    assert known == {"value_bias": pytest.approx(4 / 3), "value_correlation": pytest.approx(0.3273, abs=1e-4)}
     assert said["diagnostics/value_bias"] == pytest.approx((values - realised).mean(), abs=2.0)
 
 
@@ -229,6 +238,71 @@ def test_priorities_in_effect():
     callback.init_callback(model)
     callback._measure()
     assert model.logger.name_to_value["diagnostics/replay_coverage"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_gradient_norms_are_of_weighted_losses_as_trained():
+    model = tiny_model(tiny_envs(2), reward_coef=0.0, consistency_coef=3.0, unroll_steps=2).learn(60)
+    np.random.seed(0)
+    _, figures = measure(model, 64, 5)
+    np.random.seed(0)
+    model.sample(64, 5)
+    samples = model.sample(64, 2)
+    model.policy.optimizer.zero_grad()
+    (3.0 * muzero_loss(model.policy, samples, model.targets(samples)).consistency).backward()
+    gradients = [p.grad for p in model.policy.latent_model.parameters() if p.grad is not None]
+    assert figures["grad_norm_consistency"] == pytest.approx(float(th.stack([g.norm() for g in gradients]).norm()), rel=1e-4)
+    assert figures["grad_norm_reward"] == 0.0 < figures["grad_norm_value"]
+
+
+def test_the_search_that_is_measured_obeys_masks(monkeypatch):
+    class MaskedEnv(TinyEnv):
+        def action_masks(self):
+            return np.array([True, False, True])
+
+    model = tiny_model(DummyVecEnv([MaskedEnv])).learn(60)
+    plan, weights = model.policy.plan, []
+
+    def watched(*args, **kwargs):
+        weights.append(plan(*args, **kwargs))
+        return weights[-1]
+
+    monkeypatch.setattr(model.policy, "plan", watched)
+    measure(model, 16, 2)
+    assert weights[0].action_weights[:, 1].max() == 0.0
+
+
+class SharedActivation(BaseFeaturesExtractor):
+    """One activation module behind layers of two widths, the first of which is not trained."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 16)
+        activation = nn.ReLU()
+        self.layers = nn.Sequential(nn.Linear(3, 8), activation, nn.Linear(8, 16), activation)
+        self.layers[0].requires_grad_(False)
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"features_extractor_class": SharedActivation}, {"activation_fn": partial(nn.LeakyReLU, 0.1)}]
+)
+def test_networks_of_other_makes(kwargs):
+    model = tiny_model(tiny_envs(1), policy_kwargs=kwargs)
+    said = logged(model, DiagnosticsCallback(log_freq=20, batch_size=8), 60)
+    assert 0 <= said["diagnostics/dormant_units"] < 1
+
+
+def test_a_second_run_begins_anew_and_a_continued_one_goes_on():
+    callback = DiagnosticsCallback(log_freq=20, batch_size=8)
+    model = tiny_model(tiny_envs(2)).learn(80, callback=callback)
+    first = list(callback.timesteps)
+    model.learn(40, callback=callback, reset_num_timesteps=False)
+    assert callback.timesteps[: len(first)] == first and len(callback.timesteps) > len(first)
+    assert callback.timesteps == sorted(callback.timesteps)
+    tiny_model(tiny_envs(1)).learn(60, callback=callback)
+    assert callback.timesteps[0] < first[-1] and len(callback.errors) == len(callback.timesteps) <= 3
+    assert len(callback.episodes) <= 6
 
 
 def test_bad_input():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
@@ -14,7 +15,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_muzero import MuZero, report
+from sb3_muzero import report
 from sb3_muzero.recording import play
 
 
@@ -66,7 +67,18 @@ SECTIONS = ["How it decides", "What it imagines", "Can it be trusted?", "What it
 def test_command_line(tmp_path, monkeypatch, capsys):
     model = tiny_model("CartPole-v1").learn(200)
     model.save(tmp_path / "model.zip")
-    run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--steps", 600, "--output", tmp_path / "page.html")
+    run(
+        monkeypatch,
+        tmp_path / "model.zip",
+        "--env",
+        "CartPole-v1",
+        "--episodes",
+        8,
+        "--max-steps",
+        2000,
+        "--output",
+        tmp_path / "page.html",
+    )
     assert "wrote" in capsys.readouterr().out
     page = Page((tmp_path / "page.html").read_text())
     assert page.headings == ["MuZero on CartPole-v1", "Results", *SECTIONS]
@@ -115,7 +127,7 @@ def test_every_kind_of_environment(kind, tmp_path):
     model = tiny_model(env, policy).learn(60)
     before = snapshot(model)
     model.replay_buffer.reset()
-    report.write_report(model, model.get_env(), tmp_path / "page.html", num_steps=200)
+    report.write_report(model, model.get_env(), tmp_path / "page.html", num_episodes=8, max_steps=200)
     assert differences(before, snapshot(model)) == []
     page = Page((tmp_path / "page.html").read_text())
     assert page.headings == ["MuZero on an environment", "Results", *SECTIONS]
@@ -132,30 +144,75 @@ def test_played_episodes_are_those_of_the_environment():
     first = [len(one.shown) for one in env.envs]
     buffer = model.replay_buffer
     buffer.reset()
-    episodes = play(model, env, 50, deterministic=True, replay_buffer=buffer)
-    assert sum(len(episode.actions) for episode in episodes) == 50
-    assert [episode.complete for episode in episodes] == [True] * 6 + [False] * 2
-    assert all(episode.terminated for episode in episodes[:6])
+    played = play(model, env, 8, 50, deterministic=True, replay_buffer=buffer)
+    assert [len(episode.actions) for episode in played.episodes] == [7] * 6 + [4] * 2
+    assert [episode.complete for episode in played.episodes] == [True] * 6 + [False] * 2
+    assert all(episode.terminated for episode in played.episodes[:6])
+    assert played.lengths == [7] * 6 and played.cut_short == 2
     for i, one in enumerate(env.envs):
-        played = [episodes[j] for j in (i, 2 + i, 4 + i, 6 + i)]
-        for number, episode in enumerate(played, start=first[i]):
+        episodes = [played.episodes[j] for j in (i, 2 + i, 4 + i, 6 + i)]
+        for number, episode in enumerate(episodes, start=first[i]):
             np.testing.assert_array_equal(episode.observations, one.shown[number])
             assert list(episode.actions) == one.taken[number]
             assert list(episode.rewards) == one.rewards[number]
+        assert played.returns[3 * i : 3 * i + 3] == [episode.rewards.sum() for episode in episodes[:3]]
     assert buffer.size() == 25
-    np.testing.assert_array_equal(buffer.root_values[:7, 1], episodes[1].root_values)
+    np.testing.assert_array_equal(buffer.root_values[:7, 1], played.episodes[1].root_values)
     assert buffer.terminals[:25].sum() == 6
+
+
+class LongOrShortEnv(TinyEnv):
+    """Every other episode of an environment takes 40 steps and pays 1, the others 2 and nothing."""
+
+    def reset(self, **kwargs):
+        result = super().reset(**kwargs)
+        self.length = 2 if self.resets % 2 else 40
+        return result
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float(terminated and self.length == 40), terminated, truncated, info
+
+
+def test_short_episodes_count_no_more_than_long_ones():
+    env = DummyVecEnv([LongOrShortEnv] * 3)
+    played = play(tiny_model(env), env, 12, 10_000, deterministic=True)
+    assert sorted(played.lengths) == [2] * 6 + [40] * 6 and np.mean(played.returns) == 0.5
+
+
+def test_returns_are_the_environments_own():
+    """Not those that VecNormalize, or a wrapper around Monitor, made of the rewards."""
+    normalized = VecNormalize(tiny_envs(2))
+    wrapped = make_vec_env(TinyEnv, 2, wrapper_class=gym.wrappers.TransformReward, wrapper_kwargs={"func": lambda r: r / 10})
+    for env in (normalized, wrapped):
+        played = play(tiny_model(env), env, 6, 1000, deterministic=False)
+        shown = [sum(rewards) for one in env.unwrapped.envs for rewards in one.unwrapped.rewards if len(rewards) == 10]
+        assert sorted(played.returns) == sorted(shown) and max(shown) >= 1
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_what_is_stored_is_sampled_as_it_was_seen(stack):
+    """Normalised once, ends of episodes too."""
+    env = VecNormalize(VecFrameStack(tiny_envs(2), stack) if stack > 1 else tiny_envs(2))
+    model = tiny_model(env).learn(60)
+    env.training = False
+    model.replay_buffer.reset()
+    played = play(model, env, 4, 1000, deterministic=True, replay_buffer=model.replay_buffer)
+    samples = model.replay_buffer.sequences(np.zeros(2, int), np.arange(2), 10, 1, env)
+    for i in range(2):
+        np.testing.assert_allclose(samples.observations[:, i], np.array(played.episodes[i].observations), atol=1e-5)
+        np.testing.assert_allclose(samples.rewards[:10, i], played.episodes[i].rewards, atol=1e-5)
 
 
 def test_illegal_actions_are_not_played():
     model = tiny_model(DummyVecEnv([MaskedEnv] * 2)).learn(60)
-    for episode in play(model, model.get_env(), 60, deterministic=False):
+    for episode in play(model, model.get_env(), 6, 1000, deterministic=False).episodes:
         assert episode.action_masks[np.arange(len(episode.actions)), episode.actions].all()
 
 
 def test_bad_input(tmp_path, monkeypatch):
     missing = tmp_path / "missing.zip"
-    with pytest.raises(SystemExit, match=r"there is no model .*missing\.zip"):
+    with pytest.raises(SystemExit, match=r"`model`: there is no .*missing\.zip"):
         run(monkeypatch, missing, "--env", "CartPole-v1")
     DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu").save(tmp_path / "dqn.zip")
     with pytest.raises(SystemExit, match=r"(?s)dqn\.zip can't be loaded.*must be MuZero's"):
@@ -169,19 +226,33 @@ def test_bad_input(tmp_path, monkeypatch):
         run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--gym-packages", "nowhere")
     with pytest.raises(SystemExit, match=r"`--env-wrapper nowhere\.Wrapper` is not there"):
         run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--env-wrapper", "nowhere.Wrapper")
-    with pytest.raises(SystemExit, match=r"`--steps` must be at least 100, got 5"):
-        run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--steps", 5)
+    wrong = {
+        ("--max-steps", 5): "`--max-steps` must be at least 100, got 5",
+        ("--episodes", 0): "`--episodes` must be at least 1, got 0",
+        ("--frame-stack", -3): "`--frame-stack` must be at least 1, got -3",
+        ("--output", tmp_path / "nodir" / "x.html"): "`--output`: there is no .*nodir",
+        ("--vec-normalize", "nope.pkl"): r"`--vec-normalize`: there is no nope\.pkl",
+        ("--env-kwargs", "foo=1"): "(?s)can't be made.*foo.*`--env-kwargs`",
+    }
+    for options, message in wrong.items():
+        with pytest.raises(SystemExit, match=message):
+            run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", *options)
     model = tiny_model("CartPole-v1").learn(30)
     with pytest.raises(ValueError, match="`model` must have an empty replay buffer"):
         report.write_report(model, model.get_env(), tmp_path / "page.html")
 
 
-def test_what_was_trained_normalized_needs_its_statistics(tmp_path, monkeypatch):
-    env = VecNormalize(make_vec_env("CartPole-v1", 1))
-    model = tiny_model(env).learn(60)
-    model.save(tmp_path / "model.zip")
+@pytest.mark.parametrize("stack", [1, 4])
+def test_what_was_trained_normalized_needs_its_statistics(stack, tmp_path, monkeypatch):
+    env = make_vec_env("CartPole-v1", 1)
+    env = VecNormalize(VecFrameStack(env, stack) if stack > 1 else env)
+    tiny_model(env).learn(60).save(tmp_path / "model.zip")
     env.save(tmp_path / "statistics.pkl")
-    arguments = [tmp_path / "model.zip", "--env", "CartPole-v1", "--steps", 200, "--output", tmp_path / "page.html"]
-    run(monkeypatch, *arguments, "--vec-normalize", tmp_path / "statistics.pkl")
-    assert "normalised rewards" in (tmp_path / "page.html").read_text()
-    assert isinstance(MuZero.load(tmp_path / "model.zip"), MuZero)
+    arguments = [tmp_path / "model.zip", "--env", "CartPole-v1", "--frame-stack", stack, "--output", tmp_path / "page.html"]
+    run(monkeypatch, *arguments, "--episodes", 8, "--vec-normalize", tmp_path / "statistics.pkl")
+    page = Page((tmp_path / "page.html").read_text())
+    assert float(page.text[page.text.index("mean return") + 1]) > 5  # steps, not normalised rewards
+    if stack > 1:
+        arguments[4] = 1
+        with pytest.raises(SystemExit, match=r"`--vec-normalize .*statistics\.pkl` is of another environment"):
+            run(monkeypatch, *arguments, "--vec-normalize", tmp_path / "statistics.pkl")

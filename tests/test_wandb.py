@@ -1,5 +1,7 @@
 """Weights & Biases, offline: its own callback works unchanged, and ours adds the pictures."""
 
+from unittest.mock import MagicMock
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import wandb
 from conftest import TinyEnv, tiny_envs, tiny_model
 from PIL import Image
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from wandb.integration.sb3 import WandbCallback
 
 from sb3_muzero import MuZero
@@ -29,13 +31,13 @@ def test_an_offline_run_holds_it_all(tmp_path):
     model = tiny_model(VecMonitor(tiny_envs(2)), tensorboard_log=str(tmp_path / "tb"), num_simulations=6)
     run = wandb.init(mode="offline", dir=tmp_path, project="test", sync_tensorboard=True)
     callbacks = [
-        WandbCallback(gradient_save_freq=10, model_save_path=str(tmp_path / "model")),
         MuZeroWandbCallback(DummyVecEnv([FilmedEnv]), log_freq=30, batch_size=16),
+        WandbCallback(gradient_save_freq=10, model_save_path=str(tmp_path / "model")),
     ]
     model.learn(200, callback=callbacks, log_interval=4)
     config = dict(run.config)
     run.finish()
-    assert config["num_simulations"] in (6, "6")
+    assert config["num_simulations"] == 6 and config["learning_rate"] == 1e-3
     assert config["algo"] == "MuZero"
     assert "consistency_coef" in config and "policy_kwargs" in config
     (folder,) = tmp_path.glob("wandb/offline-run-*")
@@ -51,6 +53,32 @@ def test_an_offline_run_holds_it_all(tmp_path):
     (episode, *_) = media.glob("videos/pictures/episode_*.gif")
     assert Image.open(episode).n_frames == 10
     assert isinstance(MuZero.load(folder / "files" / "model.zip"), MuZero)
+
+
+def test_a_film_is_played_with_masks(monkeypatch):
+    class MaskedEnv(FilmedEnv):
+        def action_masks(self):
+            return np.array([False, self.steps % 2 == 0, True])
+
+    env = DummyVecEnv([MaskedEnv])
+    film(tiny_model(env), env, 10)
+    assert 0 not in env.envs[0].taken[0] and env.envs[0].taken[0][1::2] == [2] * 5
+
+
+def test_a_film_is_normalised_as_training_is(monkeypatch):
+    env, video_env = VecNormalize(tiny_envs(1)), VecNormalize(DummyVecEnv([FilmedEnv]))
+    run = MagicMock(dir=".")
+    monkeypatch.setattr(wandb, "run", run)
+    monkeypatch.setattr(wandb, "Video", MagicMock())
+    monkeypatch.setattr("sb3_muzero.callbacks.save_gif", lambda frames, path: None)
+    tiny_model(env).learn(80, callback=MuZeroWandbCallback(video_env, log_freq=30, batch_size=16))
+    statistics = video_env.obs_rms.mean.copy()
+    assert np.abs(statistics).max() > 1e-3 and run.log.call_count >= 2
+    film(tiny_model(env), video_env, 5)
+    np.testing.assert_array_equal(video_env.obs_rms.mean, statistics)
+    for training, filmed, word in ((env, DummyVecEnv([FilmedEnv]), ""), (tiny_envs(1), video_env, "not ")):
+        with pytest.raises(ValueError, match=f"`video_env` must {word}be normalised, like the training environment"):
+            tiny_model(training).learn(1, callback=MuZeroWandbCallback(filmed))
 
 
 def test_a_film_is_one_episode(tmp_path):
