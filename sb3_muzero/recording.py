@@ -25,7 +25,6 @@ class Episode(NamedTuple):
     :param root_values: Of the search at each step, shape ``[T]``
     :param action_masks: True for legal actions, shape ``[T, num_actions]``; ``None`` where every action always is
     :param terminated: Whether it ended in a terminal state
-    :param complete: Whether it ended at all, in time
     """
 
     observations: list[Any]
@@ -34,7 +33,6 @@ class Episode(NamedTuple):
     root_values: np.ndarray
     action_masks: np.ndarray | None
     terminated: bool
-    complete: bool
 
 
 class _Running:
@@ -47,10 +45,10 @@ class _Running:
         self.root_values: list[float] = []
         self.action_masks: list[np.ndarray] = []
 
-    def ended(self, terminated: bool, complete: bool) -> Episode:
+    def ended(self, terminated: bool) -> Episode:
         masks = np.array(self.action_masks) if self.action_masks else None
         actions, rewards, root_values = np.array(self.actions), np.array(self.rewards), np.array(self.root_values)
-        return Episode(self.observations, actions, rewards, root_values, masks, terminated, complete)
+        return Episode(self.observations, actions, rewards, root_values, masks, terminated)
 
 
 def one_of(observations: Any, env: int) -> Any:
@@ -148,7 +146,7 @@ def play(
             if not dones[i]:
                 continue
             if len(results[i]) < share:
-                complete.append(episode.ended(not infos[i].get("TimeLimit.truncated", False), complete=True))
+                complete.append(episode.ended(not infos[i].get("TimeLimit.truncated", False)))
                 if not monitored:
                     results[i].append((float(earned[i]), int(steps[i])))
                 elif "episode" in infos[i]:  # not for a lost life
@@ -157,7 +155,7 @@ def play(
             earned[i] = steps[i] = 0
         if all(len(done) >= share for done in results):
             break
-    cut = [episode.ended(False, complete=False) for episode, done in zip(running, results, strict=True) if len(done) < share]
+    cut = [episode.ended(False) for episode, done in zip(running, results, strict=True) if len(done) < share]
     returns = [earned for done in results for earned, _ in done]
     lengths = [taken for done in results for _, taken in done]
     return Recording(complete + [episode for episode in cut if len(episode.actions) > 0], returns, lengths, len(cut))

@@ -11,7 +11,6 @@ import functools
 import html
 import importlib
 import pydoc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +286,10 @@ def make_env(args: argparse.Namespace) -> VecEnv:
             raise SystemExit(f"error: `--env-wrapper {name}` can't be imported: {error}") from error
         if wrappers[-1] is None:
             raise SystemExit(f"error: `--env-wrapper {name}` is not there: it takes the dotted name of a class")
-    wrapper: Callable[[gym.Env], gym.Env] = lambda env: functools.reduce(lambda inner, outer: outer(inner), wrappers, env)  # type: ignore  # noqa: E731
+
+    def wrapper(env: gym.Env) -> gym.Env:
+        return functools.reduce(lambda inner, outer: outer(inner), wrappers, env)  # type: ignore[operator]
+
     try:
         env: VecEnv = make_vec_env(args.env, NUM_ENVS, seed=args.seed, wrapper_class=wrapper, env_kwargs=dict(args.env_kwargs))
     except (gym.error.Error, ImportError, TypeError) as error:

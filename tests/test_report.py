@@ -146,8 +146,7 @@ def test_played_episodes_are_those_of_the_environment():
     buffer.reset()
     played = play(model, env, 8, 50, deterministic=True, replay_buffer=buffer)
     assert [len(episode.actions) for episode in played.episodes] == [7] * 6 + [4] * 2
-    assert [episode.complete for episode in played.episodes] == [True] * 6 + [False] * 2
-    assert all(episode.terminated for episode in played.episodes[:6])
+    assert [episode.terminated for episode in played.episodes] == [True] * 6 + [False] * 2
     assert played.lengths == [7] * 6 and played.cut_short == 2
     for i, one in enumerate(env.envs):
         episodes = [played.episodes[j] for j in (i, 2 + i, 4 + i, 6 + i)]
