@@ -9,7 +9,6 @@ policy, and on others at the end. Times exclude evaluation; each run has one thr
 """
 
 import argparse
-import ast
 import functools
 import json
 import multiprocessing
@@ -39,6 +38,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from sb3_muzero import MuZero
 from sb3_muzero.conv_networks import GridCNN  # noqa: F401  # settings name it
 from sb3_muzero.plotting import plot_learning_curves
+from sb3_muzero.report import setting
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE_EPISODES, CURVE_SEED = 20, 10_000
@@ -334,15 +334,6 @@ def plot(record: dict[str, Any], path: Path) -> None:
             curves[label_of(algo)] = x, returns
     title = f"{protocol['env']}: {CURVE_EPISODES} deterministic episodes, interquartile mean over seeds"
     plot_learning_curves(curves, protocol["threshold"], title).savefig(path, dpi=150)
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """``key=value`` with a Python literal as value; anything else is a string"""
-    key, _, value = text.partition("=")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def parse_args() -> argparse.Namespace:

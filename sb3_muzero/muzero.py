@@ -24,9 +24,10 @@ from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.loss import LossTerms, muzero_loss
 from sb3_muzero.observation_ring import frames_in_observation, map_observations
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
-from sb3_muzero.progress_bar import MuZeroProgressBar, TimeSplit
+from sb3_muzero.progress_bar import MuZeroProgressBar
 from sb3_muzero.search import SearchOutput, is_cached
 from sb3_muzero.targets import UnrollTargets, needs_bootstrap, unroll_targets
+from sb3_muzero.time_split import TimeSplit
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
