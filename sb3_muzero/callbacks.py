@@ -99,7 +99,7 @@ class DiagnosticsCallback(BaseCallback):
             obs, _ = self.model.policy.obs_to_tensor(info["terminal_observation"])
             with th.no_grad():
                 last_value = self.model.policy.predict_values(obs).item()
-        returns = discounted_returns(rewards, self.model.gamma, last_value)
+        returns = discounted_returns(rewards, self.model.discount, last_value)
         searched = ~np.isnan(values)
         if searched.any():
             self.episodes.append((values[searched], returns[searched]))

@@ -170,16 +170,16 @@ def dormant_share(model: nn.Module, activation: type[nn.Module], run: Callable[[
     return float(th.cat([total <= threshold * total.mean() for total in sums.values()]).float().mean())
 
 
-def discounted_returns(rewards: np.ndarray, gamma: float, last_value: float = 0.0) -> np.ndarray:
+def discounted_returns(rewards: np.ndarray, discount: float, last_value: float = 0.0) -> np.ndarray:
     """
     :param rewards: Of an episode, shape ``[T]``
-    :param gamma: Discount factor
+    :param discount: Factor from one step's return to that of the step before, negative where players move in turn
     :param last_value: Value of the state after the last step, 0 where that is terminal
     :return: What was earned from each step on, shape ``[T]``
     """
     returns = np.empty(len(rewards))
     for step in range(len(rewards) - 1, -1, -1):
-        last_value = rewards[step] + gamma * last_value
+        last_value = rewards[step] + discount * last_value
         returns[step] = last_value
     return returns
 

@@ -28,6 +28,7 @@ from sb3_muzero.progress_bar import MuZeroProgressBar
 from sb3_muzero.search import SearchOutput, is_cached
 from sb3_muzero.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.time_split import TimeSplit
+from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turned
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
@@ -85,6 +86,9 @@ class MuZero(OffPolicyAlgorithm):
     :param max_grad_norm: The maximum value for the gradient clipping
     :param exploration: What the noise of acting (Gumbel noise; Dirichlet noise and temperature with PUCT) is multiplied by;
         it can be a function of the current progress remaining (from 1 to 0). The policy targets are free of it
+    :param opening_steps: Steps from an episode's start whose actions are drawn with that noise; later ones are the likeliest
+        of the search's policy. So MuZero plays its board games: 30 plies with noise (Appendix D), where all noise is a blunder
+        that spoils the outcome for every position before
     :param novelty_coef: Bonus for a first visit, as a multiple of the mean size of the rewards other than zero; the n-th
         visit of the same region adds that over the square root of n to the reward that is learned, less the mean bonus of all
         visits: without that, staying alive was worth more than the goal, and MiniGrid-DoorKey-5x5 stayed at a return of 0.05.
@@ -146,6 +150,7 @@ class MuZero(OffPolicyAlgorithm):
         max_grad_norm: float = 10,
         exploration: float | Schedule = 1.0,
         novelty_coef: float | Schedule = 0.0,
+        opening_steps: float = float("inf"),
         action_persistence: float = 4.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -195,6 +200,11 @@ class MuZero(OffPolicyAlgorithm):
         self.exploration = exploration  # type: ignore[assignment]  # a FloatSchedule from _setup_model on
         self.novelty_coef = novelty_coef  # type: ignore[assignment]
         self.action_persistence = action_persistence
+        self.opening_steps = opening_steps
+        self._episode_steps = np.zeros(0, dtype=np.int64)
+        # What the environment says of itself
+        self.two_player = False
+        self.symmetries: Symmetries | None = None
         self._random_actions: np.ndarray | None = None
         self._first_reward: float | None = None
         # Whether the environment has shown anything that one action could be preferred for
@@ -225,11 +235,10 @@ class MuZero(OffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, what was given and what is allowed"""
-        for name in ("n_steps", "unroll_steps", "batch_size", "target_update_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if not self.action_persistence >= 1:
-            raise ValueError(f"`action_persistence` must be at least 1, got {self.action_persistence}")
+        least = dict.fromkeys(("n_steps", "unroll_steps", "batch_size", "target_update_interval", "action_persistence"), 1)
+        for name, lowest in (least | {"opening_steps": 0}).items():
+            if not getattr(self, name) >= lowest:
+                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}")
         if not self.n_steps_half_life > 0:
             raise ValueError(f"`n_steps_half_life` must be above 0, got {self.n_steps_half_life}")
         if not 0 < self.tau <= 1:
@@ -262,6 +271,8 @@ class MuZero(OffPolicyAlgorithm):
         self.exploration = FloatSchedule(self.exploration)
         self.novelty_coef = FloatSchedule(self.novelty_coef)
         self.set_random_seed(self.seed)
+        if self.env is not None:
+            self.two_player, self.symmetries = is_two_player(self.env), symmetries_of(self.env)
         if getattr(self, "replay_buffer", None) is None:
             num_frames = frames_in_observation(self.env)
             stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
@@ -277,7 +288,7 @@ class MuZero(OffPolicyAlgorithm):
             self.observation_space,
             self.action_space,
             self.lr_schedule,
-            gamma=self.gamma,
+            discount=self.discount,
             num_simulations=self.num_simulations,
             search=self.search,
             search_kwargs=self.search_kwargs,
@@ -304,6 +315,7 @@ class MuZero(OffPolicyAlgorithm):
         self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.cut()
+            self._episode_steps = np.zeros(self.n_envs, dtype=np.int64)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._set_up_masking()
         self.time_split = TimeSplit()
@@ -326,6 +338,10 @@ class MuZero(OffPolicyAlgorithm):
                 "add it, or wrap the environment in sb3_contrib.common.wrappers.ActionMasker"
             )
         self.uses_action_masks = supported if self._use_masking is None else self._use_masking
+        if self.two_player != is_two_player(self.env):
+            raise ValueError(f"The model is of `two_player={self.two_player}`, but the environment is not")
+        if self.two_player and not self.uses_action_masks:
+            raise ValueError("A two-player game must say which moves are legal: add `action_masks()` to the environment")
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """
@@ -373,7 +389,8 @@ class MuZero(OffPolicyAlgorithm):
             seconds = time.perf_counter() - start
             self.time_split["search"] += seconds
             self._log_search(self.last_search, seconds)
-            actions = self.last_search.action
+            is_opening = self._episode_steps < self.opening_steps
+            actions = np.where(is_opening, self.last_search.action, self.last_search.action_weights.argmax(axis=1))
         self._acted_at = time.perf_counter()
         return actions + self.action_space.start, actions
 
@@ -429,6 +446,7 @@ class MuZero(OffPolicyAlgorithm):
             replay_buffer.store_search(self.last_search.action_weights, self.last_search.value, self._n_updates)
         if self._last_action_masks is not None:
             replay_buffer.store_action_masks(self._last_action_masks)
+        self._episode_steps = np.where(dones, 0, self._episode_steps + 1)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _look_for_something_to_plan_for(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
@@ -472,6 +490,8 @@ class MuZero(OffPolicyAlgorithm):
             reanalysis_start = time.perf_counter()
             policy_age, fresh_values = self._reanalyze(samples)
             self.time_split["reanalysis"] += time.perf_counter() - reanalysis_start
+            if self.symmetries is not None:
+                samples = turned(samples, self.symmetries, np.random.randint(len(self.symmetries.actions), size=batch_size))
             targets = self.targets(samples, fresh_values)
             known_values = targets.values[targets.value_weights > 0]
             self.policy.fit_supports(known_values, targets.rewards)
@@ -530,7 +550,7 @@ class MuZero(OffPolicyAlgorithm):
         """
         if fresh_values is None:
             fresh_values = th.full(samples.policies.shape[:2], th.nan, device=self.device)
-        return unroll_targets(samples, self._bootstrap_values(samples), fresh_values, self.gamma)
+        return unroll_targets(samples, self._bootstrap_values(samples), fresh_values, self.discount)
 
     def weighted_losses(self, terms: LossTerms) -> list[th.Tensor]:
         """
@@ -623,6 +643,11 @@ class MuZero(OffPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    @property
+    def discount(self) -> float:
+        """Factor from the next state's value to that of this one: ``gamma``, negative where the next mover is the opponent."""
+        return -self.gamma if self.two_player else self.gamma
 
     def predict(
         self,

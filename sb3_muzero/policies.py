@@ -92,7 +92,8 @@ class MuZeroPolicy(BasePolicy):
         ``th.optim.AdamW`` by default
     :param optimizer_kwargs: Additional keyword arguments,
         excluding the learning rate, to pass to the optimizer
-    :param gamma: Discount factor that the search plans with
+    :param discount: Factor from the value of the next state to the value of this one that the search plans with; negative
+        where the next state is the opponent's
     :param num_simulations: Simulations per decision
     :param search: "gumbel" or "puct"
     :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``; by default Q values are
@@ -128,7 +129,7 @@ class MuZeroPolicy(BasePolicy):
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
-        gamma: float = 0.99,
+        discount: float = 0.99,
         num_simulations: int = 16,
         search: str = "gumbel",
         search_kwargs: dict[str, Any] | None = None,
@@ -160,7 +161,7 @@ class MuZeroPolicy(BasePolicy):
         self.representation_class = representation_class
         self.dynamics_class = dynamics_class
         self.prediction_class = prediction_class
-        self.gamma = gamma
+        self.discount = discount
         self.num_simulations = num_simulations
         self.search = search
         self.search_kwargs = search_kwargs or {}
@@ -258,7 +259,9 @@ class MuZeroPolicy(BasePolicy):
         reward_bounds = self.latent_model.reward_support.widened(rewards, everything, headroom=0.0)
         self._move_support("reward", reward_bounds)
         low, high = self.latent_model.reward_support.bounds.tolist()
-        horizon = 1 / (1 - self.gamma) if self.gamma < 1 else float("inf")
+        if self.discount < 0:  # what one player gets the other one pays
+            low, high = -max(-low, high), max(-low, high)
+        horizon = 1 / (1 - abs(self.discount)) if abs(self.discount) < 1 else float("inf")
         limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
         self._move_support("value", self.latent_model.value_support.widened(values, limits, headroom=1.0))
 
@@ -371,8 +374,8 @@ class MuZeroPolicy(BasePolicy):
         name = self._name_of(model)
         compiled = self._compiled_models.get(name)
         if compiled is None or compiled.model is not model or not compiled.is_current():
-            self._compiled_models[name] = compiled = CompiledModel(model, self.gamma)
-        compiled.discount = self.gamma
+            self._compiled_models[name] = compiled = CompiledModel(model, self.discount)
+        compiled.discount = self.discount
         return compiled
 
     @property
@@ -397,7 +400,7 @@ class MuZeroPolicy(BasePolicy):
             if latent.is_cuda and type(self)._recurrent_inference is MuZeroPolicy._recurrent_inference:
                 graphs = self._cuda_graphs[self._name_of(model)]
                 used: list[Any] = [model.dynamics, model.prediction, model.value_support, model.reward_support]
-                recurrent_fn = graphs.get(recurrent_fn, latent, used, self.gamma, model.training)
+                recurrent_fn = graphs.get(recurrent_fn, latent, used, self.discount, model.training)
             return RootOutput(predicted.policy_logits, value, latent), recurrent_fn
         return compiled.initial_inference(model.features_extractor(self._preprocess(obs))), compiled
 
@@ -411,7 +414,7 @@ class MuZeroPolicy(BasePolicy):
         reward = model.reward_support.expectation(predicted.reward_logits)
         return RecurrentOutput(
             reward,
-            th.full_like(reward, self.gamma),
+            th.full_like(reward, self.discount),
             predicted.policy_logits,
             model.value_support.expectation(predicted.value_logits),
             next_latent,
@@ -491,7 +494,7 @@ class MuZeroPolicy(BasePolicy):
                 optimizer_kwargs=self.optimizer_kwargs,
                 features_extractor_class=self.features_extractor_class,
                 features_extractor_kwargs=self.features_extractor_kwargs,
-                gamma=self.gamma,
+                discount=self.discount,
                 num_simulations=self.num_simulations,
                 search=self.search,
                 search_kwargs=self.search_kwargs,

@@ -172,7 +172,7 @@ def write_report(
             with th.no_grad():
                 last = model.policy.predict_values(stacked(episode.observations[-1:], model.device)).item()
         values.append(episode.root_values)
-        returns.append(discounted_returns(episode.rewards, model.gamma, last))
+        returns.append(discounted_returns(episode.rewards, model.discount, last))
     calibration = np.concatenate(values), np.concatenate(returns)
     figures |= value_figures(*calibration)
 

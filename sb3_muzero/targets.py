@@ -39,29 +39,30 @@ def needs_bootstrap(samples: SequenceSamples) -> th.Tensor:
 
 
 def n_step_returns(
-    rewards: th.Tensor, bootstrap_values: th.Tensor, lengths: th.Tensor, horizons: th.Tensor, gamma: float
+    rewards: th.Tensor, bootstrap_values: th.Tensor, lengths: th.Tensor, horizons: th.Tensor, discount: float
 ) -> th.Tensor:
     r"""
     Discounted n-step returns (MuZero, Section 3), cut short where the sequence ends:
-    :math:`z_k = \sum_{i=0}^{m-1} \gamma^i u_{k+i} + \gamma^m v_{k+m}` with :math:`m = \min(h, length - k)`.
+    :math:`z_k = \sum_{i=0}^{m-1} \gamma^i u_{k+i} + \gamma^m v_{k+m}` with :math:`m = \min(h, length - k)` and
+    ``discount`` for :math:`\gamma`.
 
     :param rewards: Zero beyond the end, shape ``[K + n, B]``
     :param bootstrap_values: Value of position ``min(k + h, length)``, 0 for a terminal state, shape ``[K + 1, B]``
     :param lengths: Steps in each sequence, shape ``[B]``
     :param horizons: Steps h of each sequence's returns, from 1 to n, shape ``[B]``
-    :param gamma: Discount factor
+    :param discount: Discount factor, negative where each reward is that of the player who moves
     :return: Returns at positions 0..K, shape ``[K + 1, B]``; beyond a terminal state 0, beyond another end meaningless
     """
     num_positions = len(bootstrap_values)
     steps = th.arange(len(rewards) - num_positions + 1, device=rewards.device)
-    discounts = gamma**steps * (steps < horizons.unsqueeze(-1))
+    discounts = discount**steps * (steps < horizons.unsqueeze(-1))
     reward_sums = (rewards.unfold(0, len(steps), 1) * discounts).sum(-1)
     steps_left = lengths - th.arange(num_positions, device=rewards.device).unsqueeze(-1)
-    return reward_sums + gamma ** th.minimum(steps_left.clamp(min=0), horizons) * bootstrap_values
+    return reward_sums + discount ** th.minimum(steps_left.clamp(min=0), horizons) * bootstrap_values
 
 
 def unroll_targets(
-    samples: SequenceSamples, bootstrap_values: th.Tensor, fresh_values: th.Tensor, gamma: float
+    samples: SequenceSamples, bootstrap_values: th.Tensor, fresh_values: th.Tensor, discount: float
 ) -> UnrollTargets:
     """
     All targets of an unroll. A terminal state is absorbing: beyond it value and reward are 0, and that is trained.
@@ -72,11 +73,11 @@ def unroll_targets(
         (``needs_bootstrap``), shape ``[K + 1, B]``
     :param fresh_values: What takes the place of the n-step return at positions before the end, NaN where nothing does,
         shape ``[K + 1, B]``
-    :param gamma: Discount factor
+    :param discount: Discount factor, negative where each reward is that of the player who moves
     :return: Targets with their weights
     """
     unroll_steps = len(samples.actions)
-    values = n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.horizons, gamma)
+    values = n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.horizons, discount)
     positions = th.arange(unroll_steps + 1, device=values.device).unsqueeze(-1)
     values = th.where(fresh_values.isnan() | (positions >= samples.lengths), values, fresh_values)
     known = (positions < samples.lengths) | samples.terminated

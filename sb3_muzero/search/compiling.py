@@ -10,8 +10,19 @@ from numba import njit
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 COMPILED = ("compiling", "kernels", "lanes", "layers", "linear", "simulations", "state", "tree")
+
+
 # Numba itself looks at the date of a function's own file only
-SOURCES = sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in COMPILED)).hexdigest()
+def hash_of(folder: Path, names: tuple[str, ...]) -> str:
+    """
+    :param folder: where they are.
+    :param names: modules.
+    :return: a hash of their sources.
+    """
+    return sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
+
+
+SOURCES = hash_of(Path(__file__).parent, COMPILED)
 
 part: Any = njit(forceinline=True, **OPTIONS)
 """
@@ -20,20 +31,30 @@ most of what is called.
 """
 
 
-def kernel(function: Any) -> Any:
+def cached(function: Any, sources: str, options: Any) -> Any:
     """
-    Compile a function to be called from Python, and keep it on disk as long as none of the sources changes.
+    Compile a function, and keep it on disk as long as none of the sources changes.
 
     :param function: the function.
+    :param sources: hash of what it is made of.
+    :param options: numba's.
     :return: the compiled one; where numba finds no folder to write to, every process compiles anew.
     """
     try:
-        compiled = njit(cache=True, **OPTIONS)(function)
+        compiled = njit(cache=True, **options)(function)
     except RuntimeError:
-        return njit(**OPTIONS)(function)
+        return njit(**options)(function)
     if (cache_file := _cache_file(compiled)) is not None:
-        cache_file._source_stamp = SOURCES
+        cache_file._source_stamp = sources
     return compiled
+
+
+def kernel(function: Any) -> Any:
+    """
+    :param function: one to be called from Python.
+    :return: it, ``cached``.
+    """
+    return cached(function, SOURCES, OPTIONS)
 
 
 def is_on_disk(compiled: Any) -> bool:

@@ -1,0 +1,17 @@
+"""Board games for two, opponents and self-play. Importing it registers the games with Gymnasium."""
+
+import gymnasium as gym
+
+from sb3_muzero.games.board_games import BoardGameEnv, ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
+
+GAMES: dict[str, type[BoardGameEnv]] = {
+    "TicTacToe": TicTacToeEnv,
+    "ConnectFour": ConnectFourEnv,
+    "Gomoku": GomokuEnv,
+    "Hex": HexEnv,
+}
+
+for name, game in GAMES.items():
+    gym.register(f"sb3_muzero/{name}-v0", entry_point=f"{game.__module__}:{game.__name__}")
+
+__all__ = ["GAMES", "BoardGameEnv", "ConnectFourEnv", "GomokuEnv", "HexEnv", "TicTacToeEnv"]

@@ -1,0 +1,160 @@
+"""
+Play a game in the terminal, and see beside the board what the search sees.
+
+    python -m sb3_muzero.games play connect_four --model connect_four.zip
+"""
+
+import argparse
+import copy
+import re
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_muzero.games import GAMES
+from sb3_muzero.games.board_games import BoardGameEnv
+from sb3_muzero.muzero import MuZero
+from sb3_muzero.plotting import principal_variation
+from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.search import SearchOutput
+
+NAMES = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): game for name, game in GAMES.items()}
+
+
+def search(policy: MuZeroPolicy, game: BoardGameEnv) -> SearchOutput:
+    """
+    :param policy: Who plans
+    :param game: Where
+    :return: What it finds, without noise
+    """
+    policy.set_training_mode(False)
+    observation = th.as_tensor(game.observation()[None], device=policy.device)
+    return policy.plan(observation, deterministic=True, action_masks=game.action_masks()[None])
+
+
+def line_of_play(found: SearchOutput, game: BoardGameEnv) -> list[str]:
+    """
+    :param found: Result of a search
+    :param game: Where it began
+    :return: Names of the moves that it expects, as far as they are legal
+    """
+    game, names = copy.deepcopy(game), []
+    for node in principal_variation(found)[1:]:
+        move = int(found.tree.action_from_parent[0, node])
+        if game.is_over or not game.action_masks()[move]:
+            break
+        names.append(game.name_of(move))
+        game.step(move)
+    return names
+
+
+def view(found: SearchOutput, game: BoardGameEnv, most: int = 8) -> list[str]:
+    """
+    :param found: Result of a search
+    :param game: Where it began
+    :param most: Moves to list
+    :return: Lines that say what it found: value, moves by visits, the line of play
+    """
+    visits, qvalues = found.visit_counts[0], found.qvalues[0]
+    mover = game.SYMBOLS[game.to_play + 1]
+    lines = [f"{mover} to move, value {found.value[0]:+.2f}", "move  visits   value  policy"]
+    for move in np.argsort(-visits, kind="stable")[:most]:
+        if visits[move] > 0:
+            share = found.action_weights[0, move]
+            lines.append(f"{game.name_of(move):>4}  {visits[move]:6d}  {qvalues[move]:+.2f}  {share:6.1%}")
+    return [*lines, "expects " + " ".join(line_of_play(found, game))]
+
+
+def show(game: BoardGameEnv, lines: list[str]) -> None:
+    """
+    :param game: Whose board is printed
+    :param lines: What is printed beside it
+    """
+    board = game.text().splitlines()
+    width = max(map(len, board)) + 4
+    for left, right in zip_longest(board, lines, fillvalue=""):
+        print(f"{left:{width}}{right}".rstrip())
+    print()
+
+
+def ask(game: BoardGameEnv) -> int | None:
+    """
+    :param game: Where somebody is to move
+    :return: A legal move; ``None`` if they have had enough
+    """
+    names = {game.name_of(move): int(move) for move in np.flatnonzero(game.action_masks())}
+    while True:
+        try:
+            answer = input(f"{game.SYMBOLS[game.to_play + 1]}, your move (q to stop): ").strip().lower()
+        except EOFError:
+            return None
+        if answer in ("q", "quit"):
+            return None
+        if answer in names:
+            return names[answer]
+        print(f"{answer!r} is no legal move: one of {', '.join(names)}")
+
+
+def play(model: MuZero, game: BoardGameEnv, seats: tuple[bool, bool], hints: bool) -> None:
+    """
+    :param model: Who plays against you
+    :param game: Which game
+    :param seats: Whether the first and the second player are you
+    :param hints: Whether to show before your moves, too, what the search sees
+    """
+    game.reset()
+    while not game.is_over:
+        is_person = seats[game.to_play]
+        found = None if is_person and not hints else search(model.policy, game)
+        show(game, [] if found is None else view(found, game))
+        move = ask(game) if is_person or found is None else int(found.action[0])
+        if move is None:
+            return
+        if not is_person:
+            print(f"{game.SYMBOLS[game.to_play + 1]} plays {game.name_of(move)}")
+        reward = game.step(move)[1]
+    show(game, [])
+    print(f"{game.SYMBOLS[2 - game.to_play]} has won" if reward > 0 else "A draw")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m sb3_muzero.games", description=__doc__.strip().splitlines()[0])  # type: ignore
+    commands = parser.add_subparsers(required=True)
+    playing = commands.add_parser("play", help="play against a model")
+    playing.add_argument("game", choices=sorted(NAMES))
+    playing.add_argument("--model", type=Path, required=True, help="file that MuZero.save wrote")
+    playing.add_argument("--you", choices=("first", "second", "both", "none"), default="first", help="whose moves are yours")
+    playing.add_argument("--hints", action="store_true", help="show what the search sees before your moves, too")
+    playing.add_argument("--num-simulations", type=int, help="of the search, by default as in training")
+    args = parser.parse_args()
+    if not args.model.exists():
+        raise SystemExit(f"error: `--model`: there is no {args.model}")
+    changes = {} if args.num_simulations is None else {"num_simulations": args.num_simulations}
+    try:
+        model = MuZero.load(args.model, **changes)
+    except ValueError as error:
+        raise SystemExit(f"error: {args.model} can't be loaded: {error}") from error
+    shape = model.observation_space.shape or ()
+    settings: dict[str, Any] = {} if args.game == "tic_tac_toe" or len(shape) != 3 else size_settings(args.game, shape)
+    game = NAMES[args.game](**settings)
+    if model.observation_space != game.observation_space or model.action_space != game.action_space:
+        raise SystemExit(f"error: {args.model} plays on observations {model.observation_space}, not those of {args.game}")
+    seats = {"first": (True, False), "second": (False, True), "both": (True, True), "none": (False, False)}[args.you]
+    play(model, game, seats, args.hints)
+
+
+def size_settings(game: str, shape: tuple[int, ...]) -> dict[str, int]:
+    """
+    :param game: Name of a game whose board has a size
+    :param shape: Of a model's observations, ``(2, num_rows, num_columns)``
+    :return: Arguments for a board of that size
+    """
+    return {"num_rows": shape[1], "num_columns": shape[2]} if game == "connect_four" else {"size": shape[1]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Games of PettingZoo (https://pettingzoo.farama.org/api/aec) and OpenSpiel as environments of two players."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from sb3_muzero.games.board_games import Moves
+
+
+class AdaptedGame(gym.Env):
+    """
+    A game of another library, of which subclasses make moves. What MuZero relies on is checked at each of them.
+
+    :param observation_space: Of the player to move
+    :param num_actions: Moves, legal or not
+    """
+
+    two_player = True
+
+    def __init__(self, observation_space: spaces.Space, num_actions: int) -> None:
+        self.observation_space = observation_space
+        self.action_space = self.moves = Moves(num_actions)
+
+    def observation(self) -> np.ndarray:
+        """:return: What the player to move sees"""
+        raise NotImplementedError
+
+    def _look_for_moves(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def _mover(self) -> Any:
+        raise NotImplementedError
+
+    def _move(self, action: int) -> tuple[list[float], bool, bool]:
+        """:return: rewards of both, the mover's first, and whether the game was terminated or truncated"""
+        raise NotImplementedError
+
+    def action_masks(self) -> np.ndarray:
+        """:return: True for legal moves, shape ``[num_actions]``"""
+        assert self.moves.legal is not None
+        return self.moves.legal
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """
+        :param action: A legal move
+        :return: Observation of the other player, reward of the one who moved, whether the game is over, nothing else
+        :raises ValueError: for an illegal move, and if the game turns out not to be one of two players who move in turn for
+            rewards that sum to zero
+        """
+        if not self.action_space.contains(action) or not self.action_masks()[action]:
+            raise ValueError(
+                f"`action` must be a legal move, one of {np.flatnonzero(self.action_masks()).tolist()}, got {action}"
+            )
+        mover = self._mover()
+        rewards, terminated, truncated = self._move(int(action))
+        if len(rewards) != 2 or abs(sum(rewards)) > 1e-6:
+            raise ValueError(f"Two players' rewards must sum to zero, got {rewards}")
+        is_over = terminated or truncated
+        if not is_over and self._mover() == mover:
+            raise ValueError(f"Players must move in turn, but {mover} is to move twice")
+        self.moves.legal = np.zeros(self.moves.n, np.bool_) if is_over else self._look_for_moves()
+        return self.observation(), float(rewards[0]), terminated, truncated, {}
+
+
+class PettingZooGame(AdaptedGame):
+    """
+    :param aec_env: A classic game of PettingZoo, whose observations are dictionaries of ``observation`` and ``action_mask``
+    :raises ValueError: if it has not two agents with the same spaces, or no masks
+    """
+
+    def __init__(self, aec_env: Any) -> None:
+        agents = aec_env.possible_agents
+        if len(agents) != 2:
+            raise ValueError(f"`aec_env` must be a game for two, got the agents {agents}")
+        first, second = (aec_env.observation_space(agent) for agent in agents)
+        if not isinstance(first, spaces.Dict) or not {"observation", "action_mask"} <= set(first):
+            raise ValueError(f"`aec_env` must say which moves are legal, by an `action_mask` in its observations, got {first}")
+        if first != second or aec_env.action_space(agents[0]).n != aec_env.action_space(agents[1]).n:
+            raise ValueError(f"`aec_env` must have the same spaces for both players, got {first} and {second}")
+        super().__init__(first["observation"], int(aec_env.action_space(agents[0]).n))
+        self.aec_env = aec_env
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.aec_env.reset(seed=seed, options=options)
+        self.moves.legal = self._look_for_moves()
+        return self.observation(), {}
+
+    def observation(self) -> np.ndarray:
+        return self.aec_env.observe(self._mover())["observation"]
+
+    def _look_for_moves(self) -> np.ndarray:
+        return self.aec_env.observe(self._mover())["action_mask"].astype(np.bool_)
+
+    def _mover(self) -> Any:
+        return self.aec_env.agent_selection
+
+    def _move(self, action: int) -> tuple[list[float], bool, bool]:
+        env, mover = self.aec_env, self._mover()
+        env.step(action)
+        rewards = [env.rewards[mover], *(reward for agent, reward in env.rewards.items() if agent != mover)]
+        return rewards, all(env.terminations.values()), any(env.truncations.values())
+
+
+class OpenSpielGame(AdaptedGame):
+    """
+    :param game: A game of OpenSpiel, as ``pyspiel.load_game("connect_four")``
+    :raises ValueError: if it is not one of two players, moves in turn, zero sum, no chance and perfect information
+    """
+
+    def __init__(self, game: Any) -> None:
+        kind = game.get_type()
+        traits = {
+            "players": game.num_players(),
+            "dynamics": kind.dynamics.name,
+            "chance": kind.chance_mode.name,
+            "information": kind.information.name,
+            "utility": kind.utility.name,
+            "observation tensor": kind.provides_observation_tensor,
+        }
+        needed = {
+            "players": 2,
+            "dynamics": "SEQUENTIAL",
+            "chance": "DETERMINISTIC",
+            "information": "PERFECT_INFORMATION",
+            "utility": "ZERO_SUM",
+            "observation tensor": True,
+        }
+        wrong = {name: trait for name, trait in traits.items() if trait != needed[name]}
+        if wrong:
+            raise ValueError(
+                f"`game` must have { ({name: needed[name] for name in wrong}) }, but {kind.short_name} has {wrong}"
+            )
+        space = spaces.Box(-np.inf, np.inf, tuple(game.observation_tensor_shape()), np.float32)
+        super().__init__(space, game.num_distinct_actions())
+        self.game = game
+        self.state = game.new_initial_state()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = self.game.new_initial_state()
+        self.moves.legal = self._look_for_moves()
+        return self.observation(), {}
+
+    def observation(self) -> np.ndarray:
+        player = 0 if self.state.is_terminal() else self._mover()
+        return np.array(self.state.observation_tensor(player), np.float32).reshape(self.observation_space.shape)  # type: ignore
+
+    def _look_for_moves(self) -> np.ndarray:
+        return np.array(self.state.legal_actions_mask(), np.bool_)
+
+    def _mover(self) -> Any:
+        return self.state.current_player()
+
+    def _move(self, action: int) -> tuple[list[float], bool, bool]:
+        mover = self._mover()
+        self.state.apply_action(action)
+        rewards = self.state.rewards()
+        return [rewards[mover], rewards[1 - mover]], self.state.is_terminal(), False
+
+
+def from_pettingzoo(aec_env: Any) -> PettingZooGame:
+    """
+    :param aec_env: A classic game of PettingZoo for two, e.g. ``connect_four_v3.env()``
+    :return: It as an environment that MuZero learns by self-play
+    :raises ValueError: see ``PettingZooGame``
+    """
+    return PettingZooGame(aec_env)
+
+
+def from_open_spiel(game: Any) -> OpenSpielGame:
+    """
+    :param game: A game of OpenSpiel, e.g. ``pyspiel.load_game("connect_four")``
+    :return: It as an environment that MuZero learns by self-play
+    :raises ValueError: see ``OpenSpielGame``
+    """
+    return OpenSpielGame(game)

@@ -1,0 +1,136 @@
+"""Games of two players against each other, by seat, and ratings from their results."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from sb3_muzero.games.players import Player, RandomPlayer
+
+
+class Score(NamedTuple):
+    """
+    Results of some games, as one of the players sees them.
+
+    :param wins: Games won
+    :param draws: Games drawn
+    :param losses: Games lost
+    """
+
+    wins: int
+    draws: int
+    losses: int
+
+    @property
+    def points(self) -> float:
+        """Share of the points, a draw being half of one."""
+        return (self.wins + self.draws / 2) / sum(self)
+
+    def __add__(self, other: Any) -> "Score":
+        return Score(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def __str__(self) -> str:
+        return f"{self.points:.1%} of the points (+{self.wins} ={self.draws} -{self.losses})"
+
+
+def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int, seed: int | None) -> list[list[int]]:
+    """
+    :param make_env: Makes the game
+    :param count: Number of openings
+    :param num_plies: Random moves of each, after which the game is not over
+    :param seed: For the draws
+    :return: Moves of each
+    :raises ValueError: if no game is that long
+    """
+    env, player = make_env(), RandomPlayer(seed)
+    openings: list[list[int]] = []
+    for _ in range(1000 * count):
+        if len(openings) == count:
+            return openings
+        env.reset()
+        moves: list[int] = []
+        done = False
+        while len(moves) < num_plies and not done:
+            moves.append(int(player.act([env])[0]))
+            done = env.step(moves[-1])[2]
+        if not done:
+            openings.append(moves)
+    raise ValueError(f"`opening_plies` must leave something to play, got {num_plies}")
+
+
+def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Sequence[Sequence[int]]) -> np.ndarray:
+    """
+    Play all games side by side, so that a model plans the moves of all at once.
+
+    :param players: The first and the second player
+    :param envs: A game for each opening
+    :param openings: Moves that begin each game, as many in each
+    :return: Results for the first player: 1, 0 or -1, shape ``[len(envs)]``
+    """
+    for env, opening in zip(envs, openings, strict=True):
+        env.reset()
+        for move in opening:
+            env.step(move)
+    results = np.zeros(len(envs), dtype=np.int64)
+    running, mover = list(range(len(envs))), len(openings[0]) % 2
+    while running:
+        moves = players[mover].act([envs[i] for i in running])
+        still_running = []
+        for i, move in zip(running, moves, strict=True):
+            _, reward, terminated, truncated, _ = envs[i].step(int(move))
+            if terminated or truncated:
+                results[i] = np.sign(float(reward)) * (1 if mover == 0 else -1)
+            else:
+                still_running.append(i)
+        running, mover = still_running, 1 - mover
+    return results
+
+
+def play_match(
+    player: Player,
+    opponent: Player,
+    make_env: Callable[[], gym.Env],
+    num_games: int = 100,
+    opening_plies: int = 2,
+    seed: int | None = None,
+) -> tuple[Score, Score]:
+    """
+    Half of the games in either seat, each opening in both.
+
+    :param player: Who is scored
+    :param opponent: The other player
+    :param make_env: Makes the game
+    :param num_games: Games in all, an even number
+    :param opening_plies: Random moves that begin each game
+    :param seed: For the openings
+    :return: Scores in the first and in the second seat
+    :raises ValueError: for an odd number of games or openings that end the game
+    """
+    if num_games < 2 or num_games % 2 != 0:
+        raise ValueError(f"`num_games` must be even, half of them in either seat, got {num_games}")
+    openings = random_openings(make_env, num_games // 2, opening_plies, seed)
+    envs = [make_env() for _ in openings]
+    scores = []
+    for seat, players in enumerate(((player, opponent), (opponent, player))):
+        results = play_games(players, envs, openings) * (1 if seat == 0 else -1)
+        scores.append(Score(*(int((results == result).sum()) for result in (1, 0, -1))))
+    return scores[0], scores[1]
+
+
+def elo_ratings(points: np.ndarray, games: np.ndarray, iterations: int = 1000) -> np.ndarray:
+    """
+    Ratings of maximum likelihood in Elo's model (Bradley-Terry, by Hunter's iteration, https://doi.org/10.1214/aos/1079120141),
+    with a drawn game against the mean added for everybody, without which who won all would be rated infinite.
+
+    :param points: Of row against column, shape ``[P, P]``
+    :param games: Between both, shape ``[P, P]``
+    :param iterations: Of the fit
+    :return: Ratings, the first one's being 0, shape ``[P]``
+    """
+    strengths = np.ones(len(points))
+    for _ in range(iterations):
+        expected = (games / (strengths[:, None] + strengths)).sum(1) + 1 / (strengths + 1)
+        strengths = (points.sum(1) + 0.5) / expected
+    ratings = 400 * np.log10(strengths)
+    return ratings - ratings[0]

@@ -1,0 +1,146 @@
+"""Alpha-beta minimax of a given depth, compiled, and its evaluation of positions."""
+
+import numpy as np
+
+from sb3_muzero.games.rules import GOES_ON, WON, Rules, kernel, landing, play
+
+WIN = 1_000_000
+"""Score of a position that is won, plus the depth that is left: the sooner the better."""
+LOWEST = -10 * WIN
+
+
+def move_order(rules: Rules) -> np.ndarray:
+    """
+    :param rules: of the game.
+    :return: all moves, the ones in the middle first, which lets alpha-beta see less. Shape ``[num_actions]``, int64.
+    """
+    rows, columns = np.divmod(np.arange(rules.num_actions), rules.num_columns)
+    away_from_middle = np.abs(columns - (rules.num_columns - 1) / 2)
+    if not rules.has_gravity:
+        away_from_middle += np.abs(rows - (rules.num_rows - 1) / 2)
+    return np.argsort(away_from_middle, kind="stable")
+
+
+@kernel
+def evaluate_lines(rules: Rules, board: np.ndarray) -> int:
+    """:return: what is open to the mover minus what is to the opponent: 4 to the power of the stones in each possible line"""
+    height, width, length = rules.num_rows, rules.num_columns, rules.in_a_row
+    score = 0
+    for direction in range(4):
+        down, right = (0, 1, 1, 1)[direction], (1, 0, 1, -1)[direction]
+        for row in range(height - down * (length - 1)):
+            first, end = (length - 1, width) if right < 0 else (0, width - right * (length - 1))
+            for column in range(first, end):
+                own = other = 0
+                for i in range(length):
+                    stone = board[(row + i * down) * width + column + i * right]
+                    own += stone == 1
+                    other += stone == -1
+                if other == 0 and own > 0:
+                    score += 4 ** (own - 1)
+                elif own == 0 and other > 0:
+                    score -= 4 ** (other - 1)
+    return score
+
+
+@kernel
+def stones_to_connect(rules: Rules, board: np.ndarray, own: int, down: int) -> int:
+    """:return: how many more stones ``own`` needs for a chain, from top to bottom (``down`` 1) or from left to right (0)"""
+    size = rules.num_rows
+    far = 2 * board.size
+    distance = np.full(board.size, far, np.int64)
+    for start in range(size):
+        cell = start if down == 1 else start * size
+        distance[cell] = 1 if board[cell] == 0 else (0 if board[cell] == own else far)
+    changed = True
+    while changed:
+        changed = False
+        for cell in range(board.size):
+            cost = 1 if board[cell] == 0 else (0 if board[cell] == own else far)
+            for neighbour in range(6):
+                y = cell // size + (-1, -1, 0, 0, 1, 1)[neighbour]
+                x = cell % size + (0, 1, -1, 1, -1, 0)[neighbour]
+                if 0 <= y < size and 0 <= x < size and distance[y * size + x] + cost < distance[cell]:
+                    distance[cell] = distance[y * size + x] + cost
+                    changed = True
+    nearest = far
+    for end in range(size):
+        nearest = min(nearest, distance[(size - 1) * size + end if down == 1 else end * size + size - 1])
+    return nearest
+
+
+@kernel
+def evaluate(rules: Rules, board: np.ndarray) -> int:
+    """:return: how good a position looks for the mover"""
+    if rules.in_a_row == 0:
+        return 16 * (stones_to_connect(rules, board, -1, 0) - stones_to_connect(rules, board, 1, 1))
+    return evaluate_lines(rules, board)
+
+
+@kernel
+def negamax(rules: Rules, boards: np.ndarray, depth: int, alpha: int, beta: int, order: np.ndarray) -> int:
+    """
+    In a loop, since numba's compiled functions that call themselves crash when they are read back from disk.
+
+    :param boards: the position in row ``depth``, and room below. Shape ``[depth + 1 or more, cells]``.
+    :param depth: plies to look ahead.
+    :param alpha: what the mover has elsewhere.
+    :param beta: what the opponent allows.
+    :param order: all moves, best looking first.
+    :return: score for the mover, exact between alpha and beta.
+    """
+    # By the depth that is left, as the mover there sees them
+    num_tried = np.zeros(depth + 1, np.int64)
+    alphas, betas = np.full(depth + 1, alpha, np.int64), np.full(depth + 1, beta, np.int64)
+    bests = np.full(depth + 1, LOWEST, np.int64)
+    left = depth
+    while True:
+        if left == 0 or num_tried[left] == order.size or alphas[left] >= betas[left]:
+            score = evaluate(rules, boards[0]) if left == 0 else bests[left]
+            if left == depth:
+                return score
+            left += 1
+            score = -score
+        else:
+            action = order[num_tried[left]]
+            num_tried[left] += 1
+            if landing(rules, boards[left], action) < 0:
+                continue
+            boards[left - 1] = boards[left]
+            outcome = play(rules, boards[left - 1], action)
+            if outcome == GOES_ON:
+                left -= 1
+                num_tried[left], bests[left] = 0, LOWEST
+                alphas[left], betas[left] = -betas[left + 1], -alphas[left + 1]
+                continue
+            score = 0
+            if outcome == WON:  # nothing is better
+                score, num_tried[left] = WIN + left, order.size
+        bests[left] = max(bests[left], score)
+        alphas[left] = max(alphas[left], bests[left])
+
+
+@kernel
+def minimax_scores(rules: Rules, board: np.ndarray, depth: int, order: np.ndarray) -> np.ndarray:
+    """
+    :param rules: of the game.
+    :param board: position that is not over. Shape ``[cells]``.
+    :param depth: plies to look ahead, at least 1.
+    :param order: all moves, best looking first.
+    :return: scores of moves: exact for all of the best ones, at least too low for others; ``LOWEST`` for illegal ones.
+        Shape ``[num_actions]``, int64.
+    """
+    scores = np.full(order.size, LOWEST, np.int64)
+    boards = np.empty((depth, board.size), np.int8)
+    best = LOWEST + 1
+    for action in order:
+        if landing(rules, board, action) < 0:
+            continue
+        boards[depth - 1] = board
+        outcome = play(rules, boards[depth - 1], action)
+        if outcome == GOES_ON:
+            scores[action] = -negamax(rules, boards, depth - 1, LOWEST, -(best - 1), order)
+        else:
+            scores[action] = WIN + depth if outcome == WON else 0
+        best = max(best, scores[action])
+    return scores

@@ -1,0 +1,160 @@
+"""Who plays: a model, and opponents to measure it by."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from sb3_muzero.games.board_games import BoardGameEnv
+from sb3_muzero.games.exact import solve
+from sb3_muzero.games.minimax import minimax_scores, move_order
+from sb3_muzero.games.rollouts import visits_of_moves
+from sb3_muzero.games.rules import Rules, observe_all
+from sb3_muzero.muzero import MuZero
+from sb3_muzero.policies import MuZeroPolicy
+
+
+class Player(Protocol):
+    """Anybody who chooses moves."""
+
+    def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
+        """
+        :param envs: Games that are not over; those of ``sb3_muzero.games`` or adapters, wrapped or not
+        :return: A legal move for each, shape ``[B]``
+        """
+        ...
+
+
+def board_game(env: gym.Env) -> BoardGameEnv:
+    """
+    :param env: A game, wrapped or not
+    :return: The game itself
+    :raises ValueError: if it is none whose board can be read
+    """
+    game = env.unwrapped
+    if not isinstance(game, BoardGameEnv):
+        raise ValueError(f"This player reads the board of the games of sb3_muzero.games, got a {type(game).__name__}")
+    return game
+
+
+def observe_boards(rules: Rules, boards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param rules: Of the game
+    :param boards: Positions as the mover sees them, shape ``[B, cells]``
+    :return: Observations, shape ``[B, 2, num_rows, num_columns]``, and which moves are legal, shape ``[B, num_actions]``
+    """
+    planes = np.empty((len(boards), 2 * rules.num_cells), np.uint8)
+    legal = np.empty((len(boards), rules.num_actions), np.bool_)
+    observe_all(rules, np.ascontiguousarray(boards), planes, legal)
+    return planes.reshape(-1, 2, rules.num_rows, rules.num_columns), legal
+
+
+class ModelPlayer:
+    """
+    A trained model, which plans all games' moves in one batch.
+
+    :param model: Model or policy
+    :param deterministic: Without the noise that explores
+    """
+
+    def __init__(self, model: MuZero | MuZeroPolicy, deterministic: bool = True) -> None:
+        self.model = model
+        self.deterministic = deterministic
+
+    def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
+        games: list[Any] = [env.unwrapped for env in envs]
+        observations, masks = (
+            np.stack(parts) for parts in zip(*((g.observation(), g.action_masks()) for g in games), strict=True)
+        )
+        return self.model.predict(observations, deterministic=self.deterministic, action_masks=masks)[0]
+
+    def act_on_boards(self, rules: Rules, boards: np.ndarray) -> np.ndarray:
+        """
+        :param rules: Of the game
+        :param boards: Positions as the mover sees them, shape ``[B, cells]``
+        :return: Moves, shape ``[B]``
+        """
+        observations, masks = observe_boards(rules, boards)
+        return self.model.predict(observations, deterministic=self.deterministic, action_masks=masks)[0]
+
+
+class RandomPlayer:
+    """
+    Draws among legal moves.
+
+    :param seed: For the draws
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.random = np.random.default_rng(seed)
+
+    def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
+        games: list[Any] = [env.unwrapped for env in envs]
+        return np.array([self.random.choice(np.flatnonzero(game.action_masks())) for game in games])
+
+
+class MinimaxPlayer:
+    """
+    Looks a number of plies ahead by alpha-beta, then counts open lines (in Hex: missing stones). Draws among the best.
+
+    :param depth: Plies to look ahead
+    :param seed: For the draws
+    :raises ValueError: for a depth below 1
+    """
+
+    def __init__(self, depth: int, seed: int | None = None) -> None:
+        if depth < 1:
+            raise ValueError(f"`depth` must be at least 1, got {depth}")
+        self.depth = depth
+        self.random = np.random.default_rng(seed)
+
+    def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
+        games = [board_game(env) for env in envs]
+        scores = [minimax_scores(game.rules, game.board, self.depth, move_order(game.rules)) for game in games]
+        return np.array([self.random.choice(np.flatnonzero(row == row.max())) for row in scores])
+
+
+class MCTSPlayer:
+    """
+    Tree search with random rollouts, which knows the rules.
+
+    :param num_simulations: Simulations per move
+    :param exploration: Factor of the confidence bound
+    :param seed: For the rollouts
+    :raises ValueError: for less than one simulation
+    """
+
+    def __init__(self, num_simulations: int, exploration: float = 1.4, seed: int | None = None) -> None:
+        if num_simulations < 1:
+            raise ValueError(f"`num_simulations` must be at least 1, got {num_simulations}")
+        self.num_simulations = num_simulations
+        self.exploration = exploration
+        self.state = np.random.default_rng(seed).integers(1, 2**63, size=1, dtype=np.uint64)
+
+    def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
+        games = [board_game(env) for env in envs]
+        return np.array(
+            [visits_of_moves(g.rules, g.board, self.num_simulations, self.exploration, self.state).argmax() for g in games]
+        )
+
+
+class PerfectPlayer:
+    """
+    Never errs, on boards that are small enough to be solved. Draws among the best moves.
+
+    :param seed: For the draws
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.random = np.random.default_rng(seed)
+        self._solutions: dict[Rules, dict[bytes, np.ndarray]] = {}
+
+    def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
+        moves = []
+        for game in map(board_game, envs):
+            if game.rules not in self._solutions:
+                self._solutions[game.rules] = solve(game.rules)
+            values = self._solutions[game.rules][game.board.tobytes()]
+            moves.append(self.random.choice(np.flatnonzero(values == np.nanmax(values))))
+        return np.array(moves)

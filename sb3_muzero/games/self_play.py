@@ -1,0 +1,120 @@
+"""How an agent that learns by self-play gets on: matches against named opponents and against itself as it was."""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_muzero.games.match import Score, elo_ratings, play_match
+from sb3_muzero.games.players import ModelPlayer, Player
+
+
+class MatchResult(NamedTuple):
+    """
+    :param num_timesteps: Environment steps of training before it
+    :param opponent: Its name
+    :param first: The agent's score where it moves first
+    :param second: Where it moves second
+    """
+
+    num_timesteps: int
+    opponent: str
+    first: Score
+    second: Score
+
+
+class SelfPlayEvalCallback(BaseCallback):
+    """
+    Callback for evaluating an agent of a two-player game. SB3's ``EvalCallback`` can't: it sums up both players' rewards.
+
+    Logs the share of the points, by seat, against each opponent, and a rating in Elo's points among the agent's own
+    checkpoints, of which the first one has 0. The agent plays without noise.
+
+    :param make_env: Makes the game
+    :param opponents: Players by name, as ``{"minimax_2": MinimaxPlayer(2)}``
+    :param n_eval_games: Games per opponent and evaluation, an even number, half of them in either seat
+    :param eval_freq: Evaluate the agent every ``eval_freq`` call of the callback, and keep it as a checkpoint.
+    :param opening_plies: Random moves that begin each game
+    :param max_checkpoints: Most recent checkpoints that the agent meets; 0 for none
+    :param best_model_save_path: Path to a folder where the best model (by points over all opponents) will be saved.
+    :param seed: For the openings, which are the same each time
+    :param verbose: Verbosity level: 0 for no output, 1 for results
+    :raises ValueError: for an odd number of games, before any is played
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gym.Env],
+        opponents: Mapping[str, Player],
+        n_eval_games: int = 40,
+        eval_freq: int = 10_000,
+        opening_plies: int = 2,
+        max_checkpoints: int = 3,
+        best_model_save_path: str | Path | None = None,
+        seed: int = 0,
+        verbose: int = 1,
+    ) -> None:
+        super().__init__(verbose)
+        if n_eval_games < 2 or n_eval_games % 2 != 0:
+            raise ValueError(f"`n_eval_games` must be even, half of them in either seat, got {n_eval_games}")
+        self.make_env = make_env
+        self.opponents = dict(opponents)
+        self.n_eval_games = n_eval_games
+        self.eval_freq = eval_freq
+        self.opening_plies = opening_plies
+        self.max_checkpoints = max_checkpoints
+        self.best_model_save_path = None if best_model_save_path is None else Path(best_model_save_path)
+        self.seed = seed
+        self.results: list[MatchResult] = []
+        self.best_points = -np.inf
+        self.checkpoints: list[ModelPlayer] = []
+        self._points = np.zeros((0, 0))
+        self._games = np.zeros((0, 0))
+
+    def _match(self, player: Player, opponent: Player) -> tuple[Score, Score]:
+        return play_match(player, opponent, self.make_env, self.n_eval_games, self.opening_plies, self.seed)
+
+    def _on_step(self) -> bool:
+        if self.eval_freq > 0 and self.n_calls % self.eval_freq == 0:
+            self._evaluate()
+        return True
+
+    def _evaluate(self) -> None:
+        player, total = ModelPlayer(self.model.policy), Score(0, 0, 0)  # type: ignore[arg-type]
+        for name, opponent in self.opponents.items():
+            result = MatchResult(self.num_timesteps, name, *self._match(player, opponent))
+            self.results.append(result)
+            total += result.first + result.second
+            self.logger.record(f"eval/{name}", (result.first + result.second).points)
+            self.logger.record(f"eval/{name}_first", result.first.points)
+            self.logger.record(f"eval/{name}_second", result.second.points)
+            if self.verbose >= 1:
+                print(f"{self.num_timesteps} steps: {name}, first {result.first}, second {result.second}")
+        if self.max_checkpoints > 0:
+            rating = self._rate(player)
+            self.logger.record("eval/elo", rating)
+            if self.verbose >= 1:
+                print(f"{self.num_timesteps} steps: Elo {rating:.0f} among {len(self._points)} checkpoints")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+        if self.best_model_save_path is not None and self.opponents and total.points > self.best_points:
+            self.best_points = total.points
+            self.best_model_save_path.mkdir(parents=True, exist_ok=True)
+            self.model.save(self.best_model_save_path / "best_model")
+
+    def _rate(self, player: Player) -> float:
+        """Play against the most recent checkpoints, become one, and rate all anew."""
+        count = len(self._points)
+        self._points, self._games = (np.pad(table, (0, 1)) for table in (self._points, self._games))
+        for back, checkpoint in enumerate(reversed(self.checkpoints), start=1):
+            first, second = self._match(player, checkpoint)
+            points = (first + second).points * self.n_eval_games
+            self._points[count, count - back] = points
+            self._points[count - back, count] = self.n_eval_games - points
+            self._games[count, count - back] = self._games[count - back, count] = self.n_eval_games
+        self.checkpoints = [*self.checkpoints, ModelPlayer(copy.deepcopy(self.model.policy))][-self.max_checkpoints :]  # type: ignore
+        return float(elo_ratings(self._points, self._games)[-1])

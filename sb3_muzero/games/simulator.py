@@ -1,0 +1,85 @@
+"""
+Planning with the game itself in place of the learned model (AlphaZero's way, https://arxiv.org/abs/1712.01815): what a model
+that has to be learned costs, and how good the policy and value alone are.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_muzero.games.players import observe_boards
+from sb3_muzero.games.rules import GOES_ON, WON, Rules, play_all
+from sb3_muzero.networks import LatentModel
+from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.search import RecurrentFn, RecurrentOutput, RootOutput
+
+OUTCOME = -1
+"""Where a position's row says how its game stands; the cells before it are the board."""
+
+
+def boards_of(observations: np.ndarray) -> np.ndarray:
+    """
+    :param observations: Shape ``[B, 2, num_rows, num_columns]``
+    :return: Boards as the mover sees them, shape ``[B, cells]``, int8
+    """
+    own, other = observations.reshape(len(observations), 2, -1).transpose(1, 0, 2) > 0
+    return own.astype(np.int8) - other.astype(np.int8)
+
+
+def simulator(rules: Rules, evaluate: Any, discount: float = -1.0) -> RecurrentFn:
+    """
+    :param rules: Of the game
+    :param evaluate: Says of observations, shape ``[B, 2, num_rows, num_columns]``, their policy logits, shape
+        ``[B, num_actions]``, and values for the mover, shape ``[B]``
+    :param discount: Factor from the next player's value to the mover's
+    :return: A ``recurrent_fn`` over boards and how their games stand, shape ``[B, cells + 1]``, int64; a game that is over
+        stays as it is, and so does one in which an illegal move is tried
+    """
+
+    def step(positions: np.ndarray, actions: np.ndarray) -> RecurrentOutput:
+        boards, outcomes = positions[:, :OUTCOME].astype(np.int8), positions[:, OUTCOME].copy()
+        play_all(rules, boards, actions, outcomes)
+        observations, legal = observe_boards(rules, boards)
+        logits, values = evaluate(observations)
+        goes_on = outcomes == GOES_ON
+        logits = np.where(legal | ~goes_on[:, None] | ~legal.any(1, keepdims=True), logits, -np.inf)
+        won_now = (outcomes == WON) & (positions[:, OUTCOME] == GOES_ON)
+        after = np.concatenate([boards, outcomes[:, None]], axis=1)
+        return RecurrentOutput(won_now.astype(np.float32), np.where(goes_on, discount, 0.0), logits, values * goes_on, after)
+
+    return step
+
+
+def positions_of(observations: np.ndarray) -> np.ndarray:
+    """
+    :param observations: Shape ``[B, 2, num_rows, num_columns]``
+    :return: Positions whose game is not over, shape ``[B, cells + 1]``, int64
+    """
+    boards = boards_of(observations).astype(np.int64)
+    return np.concatenate([boards, np.full((len(boards), 1), GOES_ON)], axis=1)
+
+
+class SimulatorPolicy(MuZeroPolicy):
+    """
+    Plans with the rules of a game: policy and value of positions that it would come to, as AlphaZero does. Dynamics and
+    rewards are learned all the same, and not used: set ``unroll_steps=1``, ``consistency_coef=0`` and ``reward_coef=0``.
+
+    :param rules: Of the game, as ``env.unwrapped.rules``
+    """
+
+    def __init__(self, *args: Any, rules: Rules, **kwargs: Any) -> None:
+        self.rules = Rules(*rules)  # a model's file has it as a list
+        super().__init__(*args, **kwargs)
+
+    def _root_inference(self, obs: Any, model: LatentModel) -> tuple[RootOutput, RecurrentFn]:
+        def evaluate(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            root, _ = MuZeroPolicy._root_inference(self, th.as_tensor(observations, device=self.device), model)
+            return th.as_tensor(root.prior_logits).numpy(force=True), th.as_tensor(root.value).numpy(force=True)
+
+        observations = obs.numpy(force=True)
+        logits, values = evaluate(observations)
+        return RootOutput(logits, values, positions_of(observations)), simulator(self.rules, evaluate, self.discount)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"rules": self.rules}

@@ -1,0 +1,108 @@
+"""Games of PettingZoo and OpenSpiel: the same as ours, move for move; what is no such game is an error."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyspiel
+import pytest
+from gymnasium import spaces
+from pettingzoo.classic import connect_four_v3, tictactoe_v3
+from stable_baselines3.common.env_checker import check_env
+
+from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
+from sb3_muzero.games.adapters import AdaptedGame, from_open_spiel, from_pettingzoo
+from sb3_muzero.games.match import play_match
+from sb3_muzero.games.players import RandomPlayer
+from tests.conftest import tiny_model
+
+ADAPTED = {
+    "pettingzoo connect_four": (ConnectFourEnv, lambda: from_pettingzoo(connect_four_v3.env())),
+    "pettingzoo tictactoe": (TicTacToeEnv, lambda: from_pettingzoo(tictactoe_v3.env())),
+    "open_spiel connect_four": (ConnectFourEnv, lambda: from_open_spiel(pyspiel.load_game("connect_four"))),
+    "open_spiel tic_tac_toe": (TicTacToeEnv, lambda: from_open_spiel(pyspiel.load_game("tic_tac_toe"))),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapted_games_are_ours_move_for_move(name: str) -> None:
+    ours, theirs = ADAPTED[name][0](), ADAPTED[name][1]()
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        ours.reset()
+        theirs.reset()
+        while not ours.is_over:
+            assert np.array_equal(ours.action_masks(), theirs.action_masks())
+            move = int(rng.choice(np.flatnonzero(ours.action_masks())))
+            assert ours.step(move)[1:] == (step := theirs.step(move))[1:]
+            if name.startswith("pettingzoo") and not ours.is_over:
+                assert np.array_equal(ours.observation() > 0, step[0].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_muzero_learns_on_adapted_games(name: str) -> None:
+    env = ADAPTED[name][1]()
+    check_env(env)
+    model = tiny_model(env).learn(60)
+    assert model.two_player and model.discount < 0
+    assert sum(play_match(RandomPlayer(0), RandomPlayer(1), ADAPTED[name][1], 4)[0]) == 2
+
+
+def test_illegal_moves_are_errors() -> None:
+    for _, make in ADAPTED.values():
+        env = make()
+        env.reset()
+        while env.action_masks()[0]:
+            env.step(0)
+        with pytest.raises(ValueError, match="legal move"):
+            env.step(0)
+
+
+@pytest.mark.parametrize("name", ["kuhn_poker", "backgammon", "matching_pennies_3p", "coop_box_pushing"])
+def test_other_kinds_of_games_are_errors(name: str) -> None:
+    with pytest.raises(ValueError, match="`game` must have .* but " + name):
+        from_open_spiel(pyspiel.load_game(name))
+
+
+class Fake:
+    """A game of PettingZoo's in which some of MuZero's assumptions may be wrong."""
+
+    def __init__(
+        self, agents: int = 2, masks: bool = True, rewards: tuple[float, float] = (1.0, -1.0), turns: str = "ab"
+    ) -> None:
+        self.possible_agents = ["a", "b", "c"][:agents]
+        self.masks, self.turns = masks, turns
+        self.rewards = dict(zip("ab", rewards, strict=True))
+        self.terminations = self.truncations = {"a": False, "b": False}
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        parts = {"observation": spaces.Box(0, 1, (2,))}
+        return spaces.Dict(parts | ({"action_mask": spaces.MultiBinary(2)} if self.masks else {}))
+
+    def action_space(self, agent: str) -> spaces.Space:
+        return spaces.Discrete(2)
+
+    def reset(self, **kwargs: Any) -> None:
+        self.plies = 0
+
+    def observe(self, agent: str) -> dict[str, np.ndarray]:
+        return {"observation": np.zeros(2, np.float32), "action_mask": np.ones(2, np.int8)}
+
+    def step(self, action: int) -> None:
+        self.plies += 1
+
+    @property
+    def agent_selection(self) -> str:
+        return self.turns[self.plies % len(self.turns)]
+
+
+def test_games_that_are_not_for_two_in_turn_and_zero_sum_are_errors() -> None:
+    for fake, message in ((Fake(agents=3), "for two"), (Fake(masks=False), "action_mask")):
+        with pytest.raises(ValueError, match=message):
+            from_pettingzoo(fake)
+    for fake, message in ((Fake(rewards=(1.0, 1.0)), "sum to zero"), (Fake(turns="aab"), "a is to move twice")):
+        env = from_pettingzoo(fake)
+        env.reset()
+        with pytest.raises(ValueError, match=message):
+            env.step(0)
+    assert isinstance(from_pettingzoo(Fake()), AdaptedGame) and isinstance(from_pettingzoo(Fake()), gym.Env)

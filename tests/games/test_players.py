@@ -1,0 +1,176 @@
+"""Players and solvers, against brute force and one another."""
+
+import numpy as np
+import pytest
+
+from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
+from sb3_muzero.games.adapters import from_open_spiel
+from sb3_muzero.games.connect_four_solver import ConnectFourSolver
+from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve
+from sb3_muzero.games.match import Score, elo_ratings, play_match
+from sb3_muzero.games.minimax import LOWEST, WIN, evaluate, minimax_scores, move_order
+from sb3_muzero.games.players import MCTSPlayer, MinimaxPlayer, PerfectPlayer, RandomPlayer
+from sb3_muzero.games.rules import GOES_ON, WON, Rules, play
+
+
+def random_position(game: BoardGameEnv, num_plies: int, rng: np.random.Generator) -> np.ndarray:
+    while True:
+        game.reset()
+        while not game.is_over and game.num_plies < num_plies:
+            game.step(int(rng.choice(np.flatnonzero(game.action_masks()))))
+        if not game.is_over:
+            return game.board
+
+
+def plain_minimax(rules: Rules, board: np.ndarray, depth: int) -> dict[int, int]:
+    """:return: scores of all moves, without pruning"""
+    scores = {}
+    for move in legal_moves(rules, board):
+        after = board.copy()
+        outcome = play(rules, after, move)
+        if outcome != GOES_ON:
+            scores[move] = WIN + depth if outcome == WON else 0
+        else:
+            scores[move] = -(evaluate(rules, after) if depth == 1 else max(plain_minimax(rules, after, depth - 1).values()))
+    return scores
+
+
+@pytest.mark.parametrize("game", [ConnectFourEnv(), GomokuEnv(5, 4), HexEnv(4)], ids=lambda game: type(game).__name__)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_alpha_beta_finds_all_best_moves_and_no_others(game: BoardGameEnv, depth: int) -> None:
+    rng = np.random.default_rng(depth)
+    for num_plies in (0, 3, 6, 8):
+        board = random_position(game, num_plies, rng)
+        scores = minimax_scores(game.rules, board, depth, move_order(game.rules))
+        expected = plain_minimax(game.rules, board, depth)
+        best = max(expected.values())
+        assert scores.max() == best
+        assert set(np.flatnonzero(scores == best)) == {move for move, score in expected.items() if score == best}
+        assert set(np.flatnonzero(scores > LOWEST)) == set(expected)
+
+
+def test_evaluation_counts_open_lines() -> None:
+    rules = TicTacToeEnv().rules
+    board = np.array([1, 1, 0, 0, -1, 0, 0, 0, 0], np.int8)
+    # Mine: top row with two (4), left column (1); theirs: middle row and the diagonal from the right (1 each)
+    assert evaluate(rules, board) == 4 + 1 - 2
+    assert evaluate(rules, -board) == -3
+
+
+def test_evaluation_of_hex_counts_missing_stones() -> None:
+    rules = HexEnv(3).rules
+    board = np.array([0, 1, 0, 0, 1, 0, 0, 0, 0], np.int8)
+    assert evaluate(rules, board) == 16 * (3 - 1)  # a chain of three from left to right has to go around
+
+
+def test_tic_tac_toe_is_solved() -> None:
+    rules = TicTacToeEnv().rules
+    solution = solve(rules)
+    assert len(solution) == 4520  # positions that are not over, of 5478
+    assert (solution[bytes(9)] == 0.0).all()  # a draw, wherever one begins
+
+
+def test_perfect_player_never_loses_and_another_one_does() -> None:
+    rules = TicTacToeEnv().rules
+    solution = solve(rules)
+
+    def perfect(boards: np.ndarray) -> np.ndarray:
+        return np.array([np.nanargmax(solution[board.tobytes()]) for board in boards])
+
+    def first_free(boards: np.ndarray) -> np.ndarray:
+        return (boards == 0).argmax(axis=1)
+
+    for moves_first in (True, False):
+        assert count_leaves(perfect, rules, moves_first).lost == 0
+        assert count_leaves(first_free, rules, moves_first).lost > 0
+    assert share_of_errors(perfect, solution) == 0.0
+    assert 0.1 < share_of_errors(first_free, solution) < 0.9
+    # 255 168 games in all: with one legal reply each, both seats' trees multiply out to fewer
+    assert sum(count_leaves(perfect, rules, True)) < sum(count_leaves(perfect, rules, False)) < 2000
+
+
+def test_connect_four_solver_agrees_with_exhaustive_search() -> None:
+    rules = ConnectFourEnv(4, 4).rules
+    solution, solver = solve(rules), ConnectFourSolver(rules)
+    rng = np.random.default_rng(0)
+    keys = list(solution)
+    for index in rng.choice(len(keys), 500):
+        values = solver.values(np.frombuffer(keys[index], np.int8))
+        assert np.array_equal(values, solution[keys[index]], equal_nan=True)
+
+
+def test_connect_four_solver_grades_late_positions_as_deep_search_does() -> None:
+    game, rng = ConnectFourEnv(), np.random.default_rng(0)
+    solver = ConnectFourSolver(game.rules)
+    for _ in range(5):
+        board = random_position(game, 32, rng)
+        scores = minimax_scores(game.rules, board, 42 - 32, move_order(game.rules))
+        values = solver.values(board)
+        assert np.nanmax(values) == np.sign(scores.max())
+
+
+def test_a_solver_without_time_says_nothing() -> None:
+    game = ConnectFourEnv()
+    assert np.isnan(ConnectFourSolver(game.rules, max_positions=100).values(game.board)).all()
+    with pytest.raises(ValueError, match="Connect Four"):
+        ConnectFourSolver(HexEnv().rules)
+    with pytest.raises(ValueError, match="16 cells"):
+        solve(game.rules)
+
+
+def test_perfect_players_draw_and_stronger_players_win() -> None:
+    assert play_match(PerfectPlayer(0), PerfectPlayer(1), TicTacToeEnv, 40, opening_plies=0) == (
+        Score(0, 20, 0),
+        Score(0, 20, 0),
+    )
+    assert sum(seat.losses for seat in play_match(PerfectPlayer(0), RandomPlayer(1), TicTacToeEnv, 40, opening_plies=0)) == 0
+    for strong, weak in (
+        (MinimaxPlayer(1, 0), RandomPlayer(0)),
+        (MinimaxPlayer(4, 0), MinimaxPlayer(1, 1)),
+        (MCTSPlayer(200, seed=0), RandomPlayer(0)),
+    ):
+        first, second = play_match(strong, weak, ConnectFourEnv, 20, seed=0)
+        assert (first + second).points > 0.75
+
+
+def test_scores_are_by_seat() -> None:
+    class Column:
+        """Always the same column, or the next one with room."""
+
+        def __init__(self, column: int) -> None:
+            self.column = column
+
+        def act(self, envs: list) -> np.ndarray:
+            return np.array([(np.roll(env.action_masks(), -self.column).argmax() + self.column) % 7 for env in envs])
+
+    first, second = play_match(Column(0), Column(6), ConnectFourEnv, 4, opening_plies=0)
+    assert (first, second) == (Score(2, 0, 0), Score(0, 0, 2))  # who begins has four in a column first
+    assert str(first) == "100.0% of the points (+2 =0 -0)"
+
+
+def test_bad_matches_and_players_are_errors() -> None:
+    with pytest.raises(ValueError, match="`num_games` must be even"):
+        play_match(RandomPlayer(), RandomPlayer(), TicTacToeEnv, 3)
+    with pytest.raises(ValueError, match="`opening_plies`"):
+        play_match(RandomPlayer(), RandomPlayer(), TicTacToeEnv, 2, opening_plies=9)
+    with pytest.raises(ValueError, match="`depth`"):
+        MinimaxPlayer(0)
+    with pytest.raises(ValueError, match="`num_simulations`"):
+        MCTSPlayer(0)
+    import pyspiel
+
+    game = from_open_spiel(pyspiel.load_game("tic_tac_toe"))
+    game.reset()
+    with pytest.raises(ValueError, match=r"sb3_muzero\.games, got a OpenSpielGame"):
+        MinimaxPlayer(1).act([game])
+
+
+def test_ratings_are_those_of_the_expected_scores() -> None:
+    """Points as Elo's formula expects them give back the ratings, but for the draw that everybody is given."""
+    ratings = np.array([0.0, 100.0, 250.0])
+    expected = 1 / (1 + 10 ** ((ratings[None] - ratings[:, None]) / 400))
+    games = np.full((3, 3), 1e6)
+    np.fill_diagonal(games, 0)
+    assert np.allclose(elo_ratings(expected * games, games), ratings, atol=0.1)
+    won_all = elo_ratings(np.array([[0.0, 0.0], [20.0, 0.0]]), np.array([[0.0, 20.0], [20.0, 0.0]]))
+    assert np.isfinite(won_all).all() and won_all[1] > 300

@@ -1,0 +1,368 @@
+"""Two players in the search, the targets and the training; planning with the rules; evaluation of self-play."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from sb3_muzero import MuZero
+from sb3_muzero.buffers import SequenceSamples
+from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, HexEnv, TicTacToeEnv
+from sb3_muzero.games.connect_four_solver import ConnectFourSolver
+from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve
+from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, RandomPlayer, observe_boards
+from sb3_muzero.games.rules import GOES_ON, WON, Rules, play
+from sb3_muzero.games.self_play import SelfPlayEvalCallback
+from sb3_muzero.games.simulator import SimulatorPolicy, positions_of, simulator
+from sb3_muzero.search import RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
+from sb3_muzero.two_player import Symmetries, turned
+from tests.conftest import TinyEnv, differences, scramble, snapshot, tiny_model
+
+
+def plan(rules: Rules, boards: list[np.ndarray], num_simulations: int, search: Any) -> SearchOutput:
+    """:return: what a search with the rules finds that knows nothing else: every position is worth 0, every move as likely"""
+    observations, legal = observe_boards(rules, np.stack(boards))
+
+    def know_nothing(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(observations), rules.num_actions), np.float32), np.zeros(len(observations), np.float32)
+
+    root = RootOutput(*know_nothing(observations), positions_of(observations))
+    noise = {"dirichlet_fraction": 0.0, "temperature": 0.0} if search is muzero_search else {"gumbel_scale": 0.0}
+    return search(root, simulator(rules, know_nothing), num_simulations, invalid_actions=~legal, **noise)
+
+
+def plies_to_win(rules: Rules, board: np.ndarray, most: int) -> int:
+    """:return: plies after which the mover has won whatever the opponent does, ``most + 1`` if that takes more"""
+    for plies in range(1, most + 1, 2):
+        if wins_within(rules, board, plies):
+            return plies
+    return most + 1
+
+
+def wins_within(rules: Rules, board: np.ndarray, plies: int) -> bool:
+    for move in legal_moves(rules, board):
+        after = board.copy()
+        outcome = play(rules, after, move)
+        if outcome == WON:
+            return True
+        if outcome == GOES_ON and plies > 2:
+            replies = [(reply, after.copy()) for reply in legal_moves(rules, after)]
+            outcomes = [(play(rules, following, reply), following) for reply, following in replies]
+            if all(result == GOES_ON and wins_within(rules, following, plies - 2) for result, following in outcomes):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("plies, search, num_simulations", [
+    (1, muzero_search, 400), (3, muzero_search, 1500), (5, muzero_search, 30_000),
+    (1, gumbel_muzero_search, 400), (3, gumbel_muzero_search, 1500), (5, gumbel_muzero_search, 4000),
+])  # fmt: skip
+def test_forced_wins_are_found_and_worth_1_to_the_mover_and_minus_1_to_the_other(
+    plies: int, search: Any, num_simulations: int
+) -> None:
+    rng, game, boards = np.random.default_rng(plies), ConnectFourEnv(4, 5), []
+    while len(boards) < 6:
+        game.reset()
+        for _ in range(rng.integers(6, 11)):
+            if not game.is_over:
+                game.step(int(rng.choice(np.flatnonzero(game.action_masks()))))
+        if not game.is_over and plies_to_win(game.rules, game.board, plies) == plies:
+            boards.append(game.board)
+    found = plan(game.rules, boards, num_simulations, search)
+    lost = []
+    for board, move, qvalues in zip(boards, found.action, found.qvalues, strict=True):
+        assert qvalues[move] > 0.9 and ConnectFourSolver(game.rules).values(board)[move] == 1.0
+        after = board.copy()
+        if play(game.rules, after, int(move)) == GOES_ON:
+            lost.append(after)
+    assert len(lost) == (0 if plies == 1 else 6)
+    if lost:
+        assert (plan(game.rules, lost, num_simulations, search).value < -0.9).all()
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_value_targets_are_the_movers_own(gamma: float) -> None:
+    """Against returns that are added up from the game as it was played."""
+    model = MuZero(
+        "MlpPolicy", TicTacToeEnv(symmetries=False), gamma=gamma, n_steps=9, learning_starts=1000, seed=0, device="cpu"
+    )
+    model.learn(300)
+    samples = model.sample(64, 4)
+    values = model.targets(samples).values
+    for b in range(64):
+        length, last = int(samples.lengths[b]), samples.rewards[: int(samples.lengths[b]), b]
+        if not samples.terminated[b]:
+            continue
+        winner = (length - 1) % 2 if last[-1] == 1 else None  # the parity of the position that wins, if any does
+        for k in range(5):
+            left = length - 1 - k
+            expected = 0.0 if winner is None or left < 0 else (1 if k % 2 == winner else -1) * gamma**left
+            assert values[k, b].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_bootstrap_values_change_sign_with_the_mover() -> None:
+    model = scramble(tiny_model(TicTacToeEnv(symmetries=False), gamma=0.5, n_steps=1)).learn(60)
+    samples = model.sample(32, 2)
+    values = model.targets(samples).values
+    following = model.policy.predict_values(samples.bootstrap_observations, model.policy.latent_model_target).squeeze(-1)
+    inside = th.arange(3)[:, None] + 1 < samples.lengths
+    assert inside.any()
+    expected = samples.rewards[:3] - 0.5 * following
+    assert th.allclose(values[inside], expected[inside], atol=1e-6)
+
+
+def test_planning_counts_what_is_good_for_the_opponent_as_bad() -> None:
+    """The model's own tree, in compiled code and in PyTorch: Q of a move is its reward less the value of what it leads to."""
+    model = scramble(tiny_model(TicTacToeEnv(), gamma=0.9, num_simulations=30))
+    observations = th.as_tensor(np.stack([TicTacToeEnv().observation()]))
+    assert model.policy.uncompiled_reason is None
+    tree = model.policy.plan(observations, deterministic=True).tree
+    for node in range(1, 31):
+        parent, action = tree.parents[0, node], tree.action_from_parent[0, node]
+        reward, value = tree.children_rewards[0, parent, action], tree.node_values[0, node]
+        assert tree.children_qvalues[0, parent, action] == pytest.approx(reward - 0.9 * value, abs=1e-4)
+    latent = model.policy.represent(observations)
+    assert model.policy._recurrent_inference(latent, th.tensor([0])).discount.item() == pytest.approx(-0.9)
+
+
+def test_supports_of_a_game_are_symmetric() -> None:
+    model = tiny_model(TicTacToeEnv(), gamma=1.0).learn(400)
+    low, high = model.policy.latent_model.value_support.bounds.tolist()
+    assert low <= -1 and high >= 1
+    model = tiny_model(TicTacToeEnv(), gamma=0.5).learn(400)  # no value is beyond the sum of all rewards
+    assert np.abs(model.policy.latent_model.value_support.bounds.numpy()).max() <= 2.0
+
+
+def test_two_player_is_kept_and_checked(tmp_path: Any) -> None:
+    model = tiny_model(TicTacToeEnv())
+    assert model.two_player and model.discount == model.policy.discount == -0.99
+    model.save(tmp_path / "model")
+    loaded = MuZero.load(tmp_path / "model", device="cpu")
+    assert loaded.two_player and loaded.policy.discount == -0.99 and loaded.symmetries is not None
+    assert not tiny_model().two_player and tiny_model().discount == 0.99
+
+    model.set_env(gym.wrappers.TransformReward(Single(), float))
+    with pytest.raises(ValueError, match="two_player=True"):
+        model.learn(10)
+    with pytest.raises(ValueError, match="which moves are legal"):
+        tiny_model(WithoutMasks()).learn(10)
+    with pytest.raises(ValueError, match="`two_player` must be True or False"):
+        tiny_model(Undecided())
+
+
+class Single(TicTacToeEnv):
+    """The same spaces, but for one player."""
+
+    two_player = False
+
+
+class Undecided(TicTacToeEnv):
+    two_player = "yes"  # type: ignore[assignment]
+
+
+class WithoutMasks(TinyEnv):
+    two_player = True
+
+
+class Turnable(TinyEnv):
+    symmetries: Any = None
+
+
+def test_symmetries_that_are_none_are_errors() -> None:
+    observations = np.array([[0, 1, 2], [2, 1, 0]])
+    for symmetries, message in (
+        (Symmetries(observations, np.array([[0, 1, 2], [0, 1, 1]])), "permutations of 3 actions"),
+        (Symmetries(np.zeros((2, 4), int), observations), "permutations of 3 observations"),
+        (Symmetries(observations[:1], observations), "1 and 2 permutations"),
+        ("mirrored", "permutations"),
+    ):
+        env = Turnable()
+        env.symmetries = symmetries
+        with pytest.raises(ValueError, match=message):
+            tiny_model(env)
+
+
+def test_turned_sequences_are_those_of_the_turned_game() -> None:
+    """Two games, one played with the images of the other's moves, are the same sequences after turning."""
+    env = make_vec_env(ConnectFourEnv, n_envs=2)
+    model = tiny_model(env, buffer_size=100)
+    mirror = env.get_attr("symmetries")[0]
+    rng, buffer = np.random.default_rng(0), model.replay_buffer
+    obs = env.reset()
+    for _ in range(30):
+        masks = np.stack(env.env_method("action_masks"))
+        move = rng.choice(np.flatnonzero(masks[0]))
+        moves = np.array([move, 6 - move])
+        policy = rng.dirichlet(np.ones(7))
+        new_obs, rewards, dones, infos = env.step(moves)
+        buffer.store_search(np.stack([policy, policy[::-1]]), np.zeros(2), 0)
+        buffer.store_action_masks(masks)
+        buffer.add(obs, new_obs, moves, rewards, dones, infos)
+        obs = new_obs
+
+    def sequences(in_env: int) -> SequenceSamples:
+        np.random.seed(0)
+        return buffer.sequences(np.arange(20), np.full(20, in_env), 3, 4)
+
+    first = turned(sequences(0), mirror, np.ones(20, int))
+    inside = th.arange(3)[:, None] < first.lengths
+    for name in ("observations", "bootstrap_observations", "rewards", "policies", "action_masks", "lengths", "terminated"):
+        assert th.equal(getattr(first, name), getattr(sequences(1), name)), name
+    assert th.equal(first.actions[inside], sequences(1).actions[inside])
+    again = turned(first, mirror, np.ones(20, int))
+    assert all(th.equal(getattr(again, name), getattr(sequences(0), name)) for name in ("observations", "policies", "actions"))
+
+
+def test_training_sees_all_symmetries() -> None:
+    model = tiny_model(ConnectFourEnv(), batch_size=64).learn(40)
+    assert tiny_model(ConnectFourEnv(symmetries=False)).symmetries is None
+    seen: list[th.Tensor] = []
+    inner = model.targets
+    model.targets = lambda samples, *args: seen.append(samples.observations[0]) or inner(samples, *args)  # type: ignore
+    model.replay_buffer.reset()
+    obs = model.env.reset()
+    new_obs, rewards, dones, infos = model.env.step(np.array([0]))
+    model.replay_buffer.add(obs, new_obs, np.array([0]), rewards, dones, infos)
+    obs, (new_obs, rewards, dones, infos) = new_obs, model.env.step(np.array([0]))
+    model.replay_buffer.add(obs, new_obs, np.array([0]), rewards, dones, infos)
+    model.train(4, 64)
+    stones = th.cat(seen).amax(1)[:, 5]
+    assert stones[:, 0].any() and stones[:, 6].any()
+
+
+def test_moves_after_the_opening_are_the_likeliest() -> None:
+    played: list[tuple[int, bool]] = []
+
+    class Spy(MuZero):
+        def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
+            steps = int(self._episode_steps[0])
+            actions, indices = super()._sample_action(*args, **kwargs)
+            if self.last_search is not None:
+                played.append((steps, bool(indices[0] == self.last_search.action_weights[0].argmax())))
+            return actions, indices
+
+    Spy("MlpPolicy", TicTacToeEnv(), opening_steps=2, num_simulations=4, learning_starts=20, batch_size=8, seed=0).learn(400)
+    assert all(likeliest for steps, likeliest in played if steps >= 2)
+    assert not all(likeliest for steps, likeliest in played if steps < 2)
+    assert max(steps for steps, _ in played) <= 8
+    with pytest.raises(ValueError, match="`opening_steps`"):
+        tiny_model(opening_steps=-1)
+
+
+def test_subprocesses_say_that_they_are_two_player() -> None:
+    env = make_vec_env(TicTacToeEnv, n_envs=2, vec_env_cls=SubprocVecEnv)
+    model = tiny_model(env).learn(60)
+    assert model.two_player and model.symmetries is not None
+    env.close()
+
+
+@pytest.mark.parametrize("make", [TicTacToeEnv, lambda: HexEnv(3)], ids=["TicTacToe", "Hex"])
+def test_simulator_is_the_game(make: type[BoardGameEnv]) -> None:
+    """Random moves, some of them after the end, beside the environment."""
+    rng, game = np.random.default_rng(0), make()
+    step = simulator(game.rules, lambda obs: (np.zeros((len(obs), game.rules.num_actions)), obs.mean((1, 2, 3))), -0.9)
+    for _ in range(20):
+        game.reset()
+        position = positions_of(game.observation()[None])
+        while not game.is_over:
+            move = rng.choice(np.flatnonzero(game.action_masks()))
+            observation, reward, over, *_ = game.step(int(move))
+            answer = step(position, np.array([move]))
+            position = answer.latent
+            assert answer.reward[0] == reward and answer.discount[0] == (0.0 if over else -0.9)
+            if not over:
+                assert np.array_equal(positions_of(observation[None]), position)
+                assert np.array_equal(np.isfinite(answer.prior_logits[0]), game.action_masks())
+                assert answer.value[0] == observation.mean()
+        answer = step(position, np.array([0]))
+        assert (answer.reward[0], answer.discount[0], answer.value[0]) == (0.0, 0.0, 0.0)
+
+
+def test_a_policy_that_plans_with_the_rules_is_trained_saved_and_loaded(tmp_path: Any) -> None:
+    rules = TicTacToeEnv().rules
+    model = tiny_model(
+        TicTacToeEnv(), SimulatorPolicy, policy_kwargs={"rules": rules}, reanalyze_ratio=0.5, unroll_steps=1
+    ).learn(60)
+    model.save(tmp_path / "model")
+    loaded = MuZero.load(tmp_path / "model", device="cpu")
+    assert differences(snapshot(model), snapshot(loaded)) == []
+    # It sees a win that no network has told it of
+    game = TicTacToeEnv()
+    game.reset(options={"moves": [0, 3, 1, 4]})
+    loaded = MuZero.load(tmp_path / "model", device="cpu", num_simulations=60)
+    assert loaded.predict(game.observation(), action_masks=game.action_masks(), deterministic=True)[0] == 2
+
+
+def test_evaluation_of_self_play_changes_nothing_and_says_who_won(tmp_path: Any) -> None:
+    opponents = {"random": RandomPlayer(0), "minimax_1": MinimaxPlayer(1, 0)}
+    callback = SelfPlayEvalCallback(TicTacToeEnv, opponents, 10, 50, best_model_save_path=tmp_path, verbose=0)
+    watched = tiny_model(TicTacToeEnv())
+    logged: list[dict[str, Any]] = []
+    watched.set_logger(Recorder(logged))
+    watched.learn(200, callback=callback)
+    assert differences(snapshot(watched), snapshot(tiny_model(TicTacToeEnv()).learn(200))) == []
+
+    assert [(r.num_timesteps, r.opponent) for r in callback.results] == [
+        (steps, name) for steps in (50, 100, 150, 200) for name in opponents
+    ]
+    assert all(sum(result.first) == sum(result.second) == 5 for result in callback.results)
+    evaluations = [row for row in logged if "eval/random" in row]
+    assert [row["eval/random"] for row in evaluations] == [
+        (r.first + r.second).points for r in callback.results if r.opponent == "random"
+    ]
+    assert evaluations[0]["eval/elo"] == 0.0 and len(callback.checkpoints) == 3
+    best = MuZero.load(tmp_path / "best_model", device="cpu")
+    assert best.num_timesteps in {result.num_timesteps for result in callback.results}
+    with pytest.raises(ValueError, match="`n_eval_games`"):
+        SelfPlayEvalCallback(TicTacToeEnv, {}, 5)
+
+
+class Recorder:
+    """A logger that keeps all that is dumped."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows, self.values = rows, {}
+        self.name_to_value: dict[str, Any] = {}
+
+    def record(self, key: str, value: Any, exclude: Any = None) -> None:
+        self.values[key] = value
+
+    record_mean = record
+
+    def dump(self, step: int = 0) -> None:
+        self.rows.append(self.values)
+        self.values = {}
+
+
+@pytest.mark.slow
+def test_tic_tac_toe_is_learned_to_perfection() -> None:
+    """Every game that the agent can be led into, from both seats."""
+    rules = TicTacToeEnv().rules
+    env = make_vec_env(TicTacToeEnv, n_envs=32, seed=0)
+    model = MuZero(
+        "MlpPolicy",
+        env,
+        seed=0,
+        device="cpu",
+        gamma=1.0,
+        n_steps=9,
+        num_simulations=25,
+        unroll_steps=5,
+        learning_rate=lambda progress: 2e-3 * progress,
+        learning_starts=2000,
+        batch_size=256,
+        train_freq=1,
+        reanalyze_ratio=0.5,
+        ent_coef=0.0,
+        policy_kwargs={"net_arch": [128], "latent_dim": 128},
+    ).learn(200_000)
+
+    def act(boards: np.ndarray) -> np.ndarray:
+        return ModelPlayer(model).act_on_boards(rules, boards)
+
+    assert [count_leaves(act, rules, moves_first).lost for moves_first in (True, False)] == [0, 0]
+    assert share_of_errors(act, solve(rules)) < 0.08
