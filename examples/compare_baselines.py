@@ -271,13 +271,17 @@ def run_all(record: dict[str, Any], args: argparse.Namespace) -> None:
                   f"{r['total']['cpu']:.0f} s of CPU", flush=True)  # fmt: skip
 
 
+def versions() -> dict[str, str]:
+    packages = {"sb3_muzero", "stable_baselines3", "torch", "gymnasium", "numpy"}
+    found = {d.name: d.version for d in distributions() if d.name in packages}
+    return {"python": platform.python_version(), **dict(sorted(found.items()))}
+
+
 def new_record(args: argparse.Namespace) -> dict[str, Any]:
     """The JSON without its runs; with ``--resume`` and the same protocol and settings, with those of the existing file."""
-    packages = {"sb3_muzero", "stable_baselines3", "torch", "gymnasium", "numpy"}
-    versions = {d.name: d.version for d in distributions() if d.name in packages}
     record: dict[str, Any] = {
         "command": " ".join(["python", "examples/compare_baselines.py", *sys.argv[1:]]).replace(f"{ROOT}/", ""),
-        "versions": {"python": platform.python_version(), **dict(sorted(versions.items()))},
+        "versions": versions(),
         "protocol": {key: getattr(args, key) for key in PROTOCOL}
         | {"curve_episodes": CURVE_EPISODES},
         "settings": {algo: settings_for(algo, args.env, args.set) for algo in args.algos},

@@ -83,3 +83,14 @@ class SimulatorPolicy(MuZeroPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"rules": self.rules}
+
+
+def with_rules(policy: MuZeroPolicy, rules: Rules) -> SimulatorPolicy:
+    """
+    :param policy: Trained on the game
+    :param rules: Of the game, as ``env.unwrapped.rules``
+    :return: A copy that plans with the rules and not with the model that it has learned
+    """
+    simulating = SimulatorPolicy(**policy._get_constructor_parameters(), rules=rules).to(policy.device)
+    simulating.load_state_dict(policy.state_dict())
+    return simulating

@@ -1,0 +1,145 @@
+"""
+Learn a board game from nothing by self-play, with the settings of ``zoo_configs/muzero.yml``, and grade the agent: against
+minimax of growing depth, and on TicTacToe against everything that an opponent can do.
+
+    python examples/self_play.py TicTacToe --seeds 3 --jobs 2
+    python examples/self_play.py ConnectFour
+    python examples/self_play.py ConnectFour --simulator    # plans with the rules, as AlphaZero does
+
+Each run has one thread. Times are without the matches that are played meanwhile.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+import yaml
+from compare_baselines import ROOT, resolve, versions
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_muzero import MuZero
+from sb3_muzero.games import GAMES
+from sb3_muzero.games.exact import MAX_CELLS, count_leaves, share_of_errors, solve
+from sb3_muzero.games.match import Score, play_match
+from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, Player, RandomPlayer
+from sb3_muzero.games.self_play import SelfPlayEvalCallback
+from sb3_muzero.games.simulator import SimulatorPolicy, with_rules
+from sb3_muzero.report import setting
+
+
+class TimedEvaluation(SelfPlayEvalCallback):
+    """Knows how long it took itself."""
+
+    seconds = 0.0
+
+    def _evaluate(self) -> None:
+        start = time.perf_counter()
+        super()._evaluate()
+        self.seconds += time.perf_counter() - start
+
+
+def grade(player: ModelPlayer, game: str, depths: list[int], num_games: int) -> dict[str, Any]:
+    """Results against minimax, and where the game is small enough against all that can be played."""
+    make: Any = GAMES[game]
+    results: dict[str, Any] = {}
+    for depth in depths:
+        first, second = play_match(player, MinimaxPlayer(depth, 0), make, num_games, opening_plies=2, seed=0)
+        results[f"minimax_{depth}"] = {"points": (first + second).points, "first": first, "second": second}
+        print(f"minimax of depth {depth}: {first + second}; first {first.points:.1%}, second {second.points:.1%}", flush=True)
+    rules = make().rules
+    if rules.num_cells <= MAX_CELLS:
+
+        def act(boards: np.ndarray) -> np.ndarray:
+            return player.act_on_boards(rules, boards)
+
+        for seat, moves_first in (("first", True), ("second", False)):
+            results[f"leaves_{seat}"] = count_leaves(act, rules, moves_first)
+            print(f"all games that can be played, moving {seat}: {results[f'leaves_{seat}']}")
+        results["disagreement"] = share_of_errors(act, solve(rules))
+        print(f"share of all positions in which the move is not one of the solver's: {results['disagreement']:.2%}")
+    return results
+
+
+def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    th.set_num_threads(1)
+    settings = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())[f"sb3_muzero/{args.game}-v0"]
+    settings = {name: resolve(value) for name, value in (settings | dict(args.set)).items()}
+    steps, policy = int(settings.pop("n_timesteps")), settings.pop("policy")
+    make: Any = GAMES[args.game]
+    env, rules = make_vec_env(make, settings.pop("n_envs"), seed=seed), make().rules
+    if args.simulator:
+        policy = SimulatorPolicy
+        settings |= dict(unroll_steps=1, consistency_coef=0.0, reward_coef=0.0)
+        settings["policy_kwargs"] = settings["policy_kwargs"] | dict(rules=rules)
+    model = MuZero(policy, env, seed=seed, device="cpu", **settings)
+    opponents: dict[str, Player] = {
+        "random": RandomPlayer(seed),
+        **{f"minimax_{depth}": MinimaxPlayer(depth, seed) for depth in args.curve_depths},
+    }
+    evaluation = TimedEvaluation(make, opponents, args.curve_games, max(steps // env.num_envs // args.evaluations, 1), seed=1)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    model.learn(steps, callback=evaluation)
+    seconds = time.perf_counter() - start - evaluation.seconds
+    split = model.time_split.shares()
+    kind = "_simulator" if args.simulator else ""
+    args.output.mkdir(parents=True, exist_ok=True)
+    model.save(args.output / f"{args.game}{kind}_{seed}.zip")
+    print(
+        f"seed {seed}: {seconds:.0f} s, {steps / seconds:.0f} plies/s, " + ", ".join(f"{n} {s:.0%}" for n, s in split.items())
+    )
+    result = {
+        "seed": seed,
+        "steps": steps,
+        "seconds": seconds,
+        "cpu_seconds_with_matches": time.process_time() - cpu_start,
+        "plies_per_second": steps / seconds,
+        "time_split": split,
+        "curve": [match._asdict() for match in evaluation.results],
+        "grade": grade(ModelPlayer(model), args.game, args.depths, args.games),
+    }
+    if not args.simulator:
+        print("the same agent, planning with the rules:")
+        result["grade_with_rules"] = grade(ModelPlayer(with_rules(model.policy, rules)), args.game, args.depths, args.games)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("game", choices=sorted(GAMES))
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ...")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--simulator", action="store_true", help="plan with the rules, as AlphaZero does")
+    parser.add_argument("--set", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="other settings of MuZero")
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of minimax, at the end")
+    parser.add_argument("--games", type=int, default=100, help="against each, at the end")
+    parser.add_argument("--curve-depths", type=int, nargs="+", default=[1, 2, 4], help="of minimax, meanwhile")
+    parser.add_argument("--curve-games", type=int, default=40, help="against each, meanwhile")
+    parser.add_argument("--evaluations", type=int, default=10, help="during training")
+    parser.add_argument("--output", type=Path, default=Path("self_play_output"), help="folder for models and results")
+    args = parser.parse_args()
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        runs = list(pool.map(run, seeds, [args] * args.seeds))
+    command = " ".join(["python examples/self_play.py", *sys.argv[1:]])
+    record = {"game": args.game, "simulator": args.simulator, "command": command, "versions": versions(), "runs": runs}
+    path = args.output / f"self_play_{args.game}{'_simulator' if args.simulator else ''}.json"
+    path.write_text(json.dumps(record, indent=1))
+    total: dict[str, Score] = {}
+    for result in runs:
+        for name, match in result["grade"].items():
+            if name.startswith("minimax"):
+                total[name] = total.get(name, Score(0, 0, 0)) + match["first"] + match["second"]
+    print("\n".join(f"{name}, all seeds: {score}" for name, score in total.items()))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
