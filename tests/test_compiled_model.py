@@ -227,7 +227,7 @@ CHANGES = {
     "layer of a sequence": lambda p: p.latent_model.dynamics.__setitem__(-1, nn.Tanh()),
     "one more layer": lambda p: p.latent_model.prediction.trunk.append(nn.Tanh()),
     "whole network": replace("latent_model.dynamics", Dynamics(16, 3, [8], nn.Tanh, "minmax")),
-    "discount": lambda p: setattr(p, "gamma", 0.5),
+    "discount": lambda p: setattr(p, "discount", 0.5),
     "whole model": lambda p: setattr(p, "latent_model", make_policy(seed=5, **BOUNDS).latent_model),
 }
 

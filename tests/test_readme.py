@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from sb3_muzero import MuZero, report
+from sb3_muzero.games import TicTacToeEnv
+from sb3_muzero.games import __main__ as games
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "\n".join((ROOT / name).read_text() for name in ("README.md", "examples/guides.md"))
@@ -18,7 +20,7 @@ COMMANDS = [line for language, block in BLOCKS if language == "" for line in blo
 
 
 def name_of(code: str) -> str:
-    names = r"\w+Callback|make_atari_env|InvalidActionEnv|gumbel_muzero_search|evaluate_policy|check_env|Dynamics"
+    names = r"Nim|\w+Callback|make_atari_env|InvalidActionEnv|gumbel_muzero_search|evaluate_policy|check_env|Dynamics"
     return re.search(names, code).group()
 
 
@@ -47,6 +49,16 @@ def test_report_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["report", *arguments, "--episodes", "8"])
     report.main()
     assert Path("report.html").exists()
+
+
+def test_games_command(tmp_path, monkeypatch, capsys):
+    (command,) = [line for line in COMMANDS if "sb3_muzero.games" in line]
+    monkeypatch.chdir(tmp_path)
+    MuZero("MlpPolicy", TicTacToeEnv(), learning_starts=10).learn(30).save("tic_tac_toe")
+    monkeypatch.setattr(sys, "argv", ["games", *shlex.split(command)[3:]])
+    monkeypatch.setattr("builtins.input", lambda prompt: "q")
+    games.main()
+    assert "X to move" in capsys.readouterr().out
 
 
 def test_zoo_commands_are_known():

@@ -140,7 +140,10 @@ def main() -> None:
         raise SystemExit(f"error: {args.model} can't be loaded: {error}") from error
     shape = model.observation_space.shape or ()
     settings: dict[str, Any] = {} if args.game == "tic_tac_toe" or len(shape) != 3 else size_settings(args.game, shape)
-    game = NAMES[args.game](**settings)
+    try:
+        game = NAMES[args.game](**settings)
+    except ValueError:  # no board of that game has the size
+        game = NAMES[args.game]()
     if model.observation_space != game.observation_space or model.action_space != game.action_space:
         raise SystemExit(f"error: {args.model} plays on observations {model.observation_space}, not those of {args.game}")
     seats = {"first": (True, False), "second": (False, True), "both": (True, True), "none": (False, False)}[args.you]

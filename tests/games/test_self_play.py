@@ -17,7 +17,7 @@ from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, s
 from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, RandomPlayer, observe_boards
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play
 from sb3_muzero.games.self_play import SelfPlayEvalCallback
-from sb3_muzero.games.simulator import SimulatorPolicy, positions_of, simulator
+from sb3_muzero.games.simulator import SimulatorPolicy, positions_of, simulator, with_rules
 from sb3_muzero.search import RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
 from sb3_muzero.two_player import Symmetries, turned
 from tests.conftest import TinyEnv, differences, scramble, snapshot, tiny_model
@@ -295,6 +295,20 @@ def test_a_policy_that_plans_with_the_rules_is_trained_saved_and_loaded(tmp_path
     game.reset(options={"moves": [0, 3, 1, 4]})
     loaded = MuZero.load(tmp_path / "model", device="cpu", num_simulations=60)
     assert loaded.predict(game.observation(), action_masks=game.action_masks(), deterministic=True)[0] == 2
+
+
+def test_a_trained_policy_plans_with_the_rules() -> None:
+    model = scramble(tiny_model(TicTacToeEnv(), num_simulations=60))
+    policy = with_rules(model.policy, TicTacToeEnv().rules)
+    game = TicTacToeEnv()
+    game.reset(options={"moves": [0, 3, 1, 4]})
+    observation = th.as_tensor(game.observation()[None])
+    found = policy.plan(observation, deterministic=True, action_masks=game.action_masks()[None])
+    learned = model.policy.plan(observation, deterministic=True, action_masks=game.action_masks()[None])
+    assert found.qvalues[0, 2] == 1.0 != learned.qvalues[0, 2]
+    root, with_model = found.tree, learned.tree
+    assert np.allclose(root.raw_values[0, 0], with_model.raw_values[0, 0])  # the same networks at the root
+    assert np.allclose(root.children_prior_logits[0, 0], with_model.children_prior_logits[0, 0], atol=1e-4)
 
 
 def test_evaluation_of_self_play_changes_nothing_and_says_who_won(tmp_path: Any) -> None:

@@ -1,0 +1,71 @@
+"""Playing in the terminal."""
+
+import re
+import sys
+
+import pytest
+
+from sb3_muzero.games import ConnectFourEnv, HexEnv, TicTacToeEnv
+from sb3_muzero.games import __main__ as games
+from sb3_muzero.games.__main__ import line_of_play, main, search, view
+from sb3_muzero.games.simulator import SimulatorPolicy
+from tests.conftest import tiny_model
+
+
+def run(monkeypatch, capsys, answers: list[str], *arguments: str) -> str:
+    """:return: all that is printed"""
+    given = iter(answers)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(given))
+    monkeypatch.setattr(sys, "argv", ["games", "play", *arguments])
+    main()
+    return capsys.readouterr().out
+
+
+def test_a_game_against_a_model(tmp_path, monkeypatch, capsys):
+    tiny_model(TicTacToeEnv()).save(tmp_path / "model")
+    answers = ["z9", "a1", *(f"{column}{row}" for row in "123" for column in "abc")] * 20
+    shown = run(monkeypatch, capsys, answers, "tic_tac_toe", "--model", str(tmp_path / "model.zip"))
+    assert "'z9' is no legal move: one of a1, b1, c1, a2, b2, c2, a3, b3, c3" in shown
+    assert re.search(r" 1 X \. \. .*\n 2 \. \. \.", shown)
+    assert "O plays" in shown and "O to move" in shown and "X to move" not in shown
+    assert shown.rstrip().endswith(("X has won", "O has won", "A draw"))
+
+
+@pytest.mark.parametrize("name, make", [("connect_four", lambda: ConnectFourEnv(4, 5)), ("hex", lambda: HexEnv(2))])
+def test_the_board_has_the_models_size_and_models_play_each_other(name, make, tmp_path, monkeypatch, capsys):
+    tiny_model(make()).save(tmp_path / "model")
+    shown = run(
+        monkeypatch, capsys, [], name, "--model", str(tmp_path / "model.zip"), "--you", "none", "--num-simulations", "9"
+    )
+    assert "X plays" in shown and "O plays" in shown
+    total = sum(int(line.split()[-3]) for line in shown.split("expects")[0].splitlines() if line.rstrip().endswith("%"))
+    assert total == 9  # visits of the first decision
+
+
+def test_errors_name_the_remedy(tmp_path, monkeypatch, capsys):
+    tiny_model(TicTacToeEnv()).save(tmp_path / "model")
+    for model, game, message in (
+        ("other.zip", "hex", "there is no"),
+        ("model.zip", "connect_four", "not those of connect_four"),
+        ("model.zip", "gomoku", "not those of gomoku"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(monkeypatch, capsys, [], game, "--model", str(tmp_path / model))
+
+
+def test_line_of_play_ends_where_moves_are_illegal_or_the_game_is_over():
+    """A search with the rules expects a legal line; that of an untrained model may be anything, and is cut."""
+    game = TicTacToeEnv()
+    game.reset(options={"moves": [0, 3, 1, 4]})
+    policy = tiny_model(game, SimulatorPolicy, policy_kwargs={"rules": game.rules}, num_simulations=60).policy
+    found = search(policy, game)
+    assert line_of_play(found, game) == ["c1"]
+    assert "X to move" in view(found, game)[0] and view(found, game)[2].split()[0] == "c1"
+    assert game.num_plies == 4
+    for seed in range(5):
+        untrained = tiny_model(TicTacToeEnv(), num_simulations=40, seed=seed).policy
+        assert len(set(line := line_of_play(search(untrained, game), game))) == len(line) <= 5
+
+
+def test_names_are_those_that_are_typed():
+    assert sorted(games.NAMES) == ["connect_four", "gomoku", "hex", "tic_tac_toe"]
