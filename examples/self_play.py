@@ -26,12 +26,15 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_muzero import MuZero
 from sb3_muzero.games import GAMES
-from sb3_muzero.games.exact import MAX_CELLS, count_leaves, share_of_errors, solve
-from sb3_muzero.games.match import Score, play_match
+from sb3_muzero.games.connect_four_solver import ConnectFourSolver
+from sb3_muzero.games.exact import count_leaves, share_of_errors, solve
+from sb3_muzero.games.match import Score, play_match, random_openings
 from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, Player, RandomPlayer
 from sb3_muzero.games.self_play import SelfPlayEvalCallback
-from sb3_muzero.games.simulator import SimulatorPolicy, with_rules
+from sb3_muzero.games.simulator import SimulatorCnnPolicy, SimulatorPolicy, with_rules
 from sb3_muzero.report import setting
+
+SECTIONS = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
 
 
 class TimedEvaluation(SelfPlayEvalCallback):
@@ -54,28 +57,36 @@ def grade(player: ModelPlayer, game: str, depths: list[int], num_games: int) -> 
         results[f"minimax_{depth}"] = {"points": (first + second).points, "first": first, "second": second}
         print(f"minimax of depth {depth}: {first + second}; first {first.points:.1%}, second {second.points:.1%}", flush=True)
     rules = make().rules
-    if rules.num_cells <= MAX_CELLS:
 
-        def act(boards: np.ndarray) -> np.ndarray:
-            return player.act_on_boards(rules, boards)
+    def act(boards: np.ndarray) -> np.ndarray:
+        return player.act_on_boards(rules, boards)
 
+    if game == "TicTacToe":
         for seat, moves_first in (("first", True), ("second", False)):
             results[f"leaves_{seat}"] = count_leaves(act, rules, moves_first)
             print(f"all games that can be played, moving {seat}: {results[f'leaves_{seat}']}")
-        results["disagreement"] = share_of_errors(act, solve(rules))
-        print(f"share of all positions in which the move is not one of the solver's: {results['disagreement']:.2%}")
+        results["errors"] = share_of_errors(act, solve(rules))
+        print(f"share of all positions in which the move is not one of the solver's: {results['errors']:.2%}")
+    if game == "ConnectFour":
+        solver, positions = ConnectFourSolver(rules), []
+        for opening in random_openings(make, 500, 20, seed=0):
+            env = make()
+            env.reset(options={"moves": opening})
+            positions.append(env.board)
+        results["errors"] = share_of_errors(act, {board.tobytes(): solver.values(board) for board in positions})
+        print(f"share of 500 positions after 20 random plies in which the move is not the solver's: {results['errors']:.2%}")
     return results
 
 
 def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     th.set_num_threads(1)
-    settings = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())[f"sb3_muzero/{args.game}-v0"]
+    settings = SECTIONS[f"sb3_muzero/{args.game}-v0"]
     settings = {name: resolve(value) for name, value in (settings | dict(args.set)).items()}
     steps, policy = int(settings.pop("n_timesteps")), settings.pop("policy")
     make: Any = GAMES[args.game]
     env, rules = make_vec_env(make, settings.pop("n_envs"), seed=seed), make().rules
     if args.simulator:
-        policy = SimulatorPolicy
+        policy = {"MlpPolicy": SimulatorPolicy, "CnnPolicy": SimulatorCnnPolicy}[policy]
         settings |= dict(unroll_steps=1, consistency_coef=0.0, reward_coef=0.0)
         settings["policy_kwargs"] = settings["policy_kwargs"] | dict(rules=rules)
     model = MuZero(policy, env, seed=seed, device="cpu", **settings)
@@ -87,6 +98,7 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     start, cpu_start = time.perf_counter(), time.process_time()
     model.learn(steps, callback=evaluation)
     seconds = time.perf_counter() - start - evaluation.seconds
+    model.time_split["environment"] -= evaluation.seconds
     split = model.time_split.shares()
     kind = "_simulator" if args.simulator else ""
     args.output.mkdir(parents=True, exist_ok=True)
@@ -112,7 +124,7 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("game", choices=sorted(GAMES))
+    parser.add_argument("game", choices=[game for game in GAMES if f"sb3_muzero/{game}-v0" in SECTIONS])
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ...")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")

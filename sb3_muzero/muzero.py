@@ -43,7 +43,9 @@ class MuZero(OffPolicyAlgorithm):
     search), https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss)
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ResNetPolicy, MultiInputPolicy)
-    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param env: The environment to learn from (if registered in Gym, can be str). With ``two_player = True`` of it each step is
+        one ply of a zero-sum game against itself, and observation and reward are those of the player who moves; its attribute
+        ``symmetries`` (see ``sb3_muzero.two_player``) says how a board may be turned, which the loss then sees, too
     :param learning_rate: The learning rate, it can be a function
         of the current progress remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
@@ -202,8 +204,8 @@ class MuZero(OffPolicyAlgorithm):
         self.action_persistence = action_persistence
         self.opening_steps = opening_steps
         self._episode_steps = np.zeros(0, dtype=np.int64)
-        # What the environment says of itself
-        self.two_player = False
+        # What the environment says of itself; `None` until it is asked
+        self.two_player: bool | None = None
         self.symmetries: Symmetries | None = None
         self._random_actions: np.ndarray | None = None
         self._first_reward: float | None = None
@@ -271,8 +273,8 @@ class MuZero(OffPolicyAlgorithm):
         self.exploration = FloatSchedule(self.exploration)
         self.novelty_coef = FloatSchedule(self.novelty_coef)
         self.set_random_seed(self.seed)
-        if self.env is not None:
-            self.two_player, self.symmetries = is_two_player(self.env), symmetries_of(self.env)
+        if self.env is not None and self.two_player is None:
+            self.two_player = is_two_player(self.env)
         if getattr(self, "replay_buffer", None) is None:
             num_frames = frames_in_observation(self.env)
             stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
@@ -318,6 +320,7 @@ class MuZero(OffPolicyAlgorithm):
             self._episode_steps = np.zeros(self.n_envs, dtype=np.int64)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._set_up_masking()
+        self._set_up_players()
         self.time_split = TimeSplit()
         self._check_finite("observation", self._last_obs if self._vec_normalize_env is None else self._last_original_obs)
         return result
@@ -338,10 +341,22 @@ class MuZero(OffPolicyAlgorithm):
                 "add it, or wrap the environment in sb3_contrib.common.wrappers.ActionMasker"
             )
         self.uses_action_masks = supported if self._use_masking is None else self._use_masking
-        if self.two_player != is_two_player(self.env):
-            raise ValueError(f"The model is of `two_player={self.two_player}`, but the environment is not")
+
+    def _set_up_players(self) -> None:
+        """:raises ValueError: for what makes no sense in a game, or is another kind of game than before"""
+        assert self.env is not None
+        self.symmetries = symmetries_of(self.env)
+        if self.two_player != (given := is_two_player(self.env)):
+            raise ValueError(f"The model is of `two_player={self.two_player}`, but the environment has `two_player={given}`")
+        if (self.two_player or self.symmetries) and self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            raise ValueError("`VecNormalize` scales each cell of a board differently: set `norm_obs=False`")
         if self.two_player and not self.uses_action_masks:
-            raise ValueError("A two-player game must say which moves are legal: add `action_masks()` to the environment")
+            raise ValueError(
+                "A two-player game must say which moves are legal: the environment needs a method `action_masks`, and "
+                "`use_masking` must not be False"
+            )
+        if self.two_player and self.novelty_coef(1.0) > 0:
+            raise ValueError("`novelty_coef` must be 0 in a two-player game, where what one player gets the other one pays")
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """
@@ -486,12 +501,12 @@ class MuZero(OffPolicyAlgorithm):
         logs = []
         for _ in range(gradient_steps):
             samples = self.sample(batch_size, self.unroll_steps)
-            self.policy.observe(map_observations(lambda part: part[0], samples.observations))
             reanalysis_start = time.perf_counter()
             policy_age, fresh_values = self._reanalyze(samples)
             self.time_split["reanalysis"] += time.perf_counter() - reanalysis_start
             if self.symmetries is not None:
                 samples = turned(samples, self.symmetries, np.random.randint(len(self.symmetries.actions), size=batch_size))
+            self.policy.observe(map_observations(lambda part: part[0], samples.observations))
             targets = self.targets(samples, fresh_values)
             known_values = targets.values[targets.value_weights > 0]
             self.policy.fit_supports(known_values, targets.rewards)
@@ -690,8 +705,8 @@ class MuZero(OffPolicyAlgorithm):
             self._has_something_to_plan_for = bool(terminals.any() or (rewards != rewards[0, 0]).any())
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["last_search", "_last_action_masks", "_random_actions", "time_split", "_acted_at"]
-        return [*super()._excluded_save_params(), *own]
+        of_this_run = ["last_search", "_last_action_masks", "_random_actions", "_episode_steps", "symmetries"]
+        return [*super()._excluded_save_params(), *of_this_run, "time_split", "_acted_at"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "policy.optimizer"]

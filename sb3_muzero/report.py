@@ -208,7 +208,12 @@ def _results(model: MuZero, played: Recording) -> str:
         ("gradient updates", model._n_updates, ""),
         ("complete episodes", len(played.returns), f"deterministic; {cut}" if cut else "deterministic"),
     ]
-    if played.returns:
+    if played.returns and model.two_player:
+        rows += [
+            ("decided games", float(np.mean(played.returns)), "share of those against itself, the others are draws"),
+            ("mean length", float(np.mean(played.lengths)), "plies"),
+        ]
+    elif played.returns:
         rows += [
             ("mean return", float(np.mean(played.returns)), f"standard deviation {np.std(played.returns):.4g}"),
             ("least and largest", f"{min(played.returns):.4g} to {max(played.returns):.4g}", ""),

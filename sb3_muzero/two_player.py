@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero.buffers import SequenceSamples
@@ -23,12 +24,15 @@ class Symmetries(NamedTuple):
     actions: np.ndarray
 
 
-def _ask(env: VecEnv, name: str) -> Any:
-    """:return: an attribute of all environments, ``None`` where they do not have it"""
-    try:
-        return env.get_attr(name) if env.has_attr(name) else None
-    except (AttributeError, NotImplementedError):  # VecEnvs that can't be asked
-        return None
+def _ask(env: VecEnv, name: str) -> list[Any]:
+    """:return: an attribute of each environment, ``None`` where one does not have it"""
+    answers: list[Any] = []
+    for index in range(env.num_envs):
+        try:
+            answers += env.get_attr(name, indices=index)
+        except (AttributeError, NotImplementedError, EOFError):  # or can't be asked
+            answers.append(None)
+    return answers
 
 
 def is_two_player(env: VecEnv) -> bool:
@@ -38,35 +42,43 @@ def is_two_player(env: VecEnv) -> bool:
         those of the one who moves: ``two_player = True`` says so
     :raises ValueError: if the attribute is no bool, or not the same for all
     """
-    answers = _ask(env, "two_player") or [False]
-    if any(answer is not answers[0] or not isinstance(answer, (bool, np.bool_)) for answer in answers):
+    answers = [False if answer is None else answer for answer in _ask(env, "two_player")]
+    if any(answer is not answers[0] or not isinstance(answer, bool) for answer in answers):
         raise ValueError(f"`two_player` must be True or False, and the same in all environments, got {answers}")
-    return bool(answers[0])
+    return answers[0]
 
 
 def symmetries_of(env: VecEnv) -> Symmetries | None:
     """
     :param env: Vectorised environment
     :return: What its attribute ``symmetries`` says, ``None`` if there is nothing but the identity
-    :raises ValueError: if it is no ``Symmetries`` with permutations of observations and actions
+    :raises ValueError: if it is no ``Symmetries`` with permutations of observations and actions, the identity among them, or
+        the observations are not those of the environment itself
     """
-    answers = _ask(env, "symmetries")
-    if answers is None or answers[0] is None:
+    symmetries = _ask(env, "symmetries")[0]
+    if symmetries is None:
         return None
-    space, num_actions = env.observation_space, int(getattr(env.action_space, "n", 0))
-    sizes = int(np.prod(space.shape or (0,))), num_actions
-    for name, size in zip(Symmetries._fields, sizes, strict=True):
-        permutations = np.asarray(getattr(answers[0], name, None))
-        if permutations.ndim != 2 or not np.array_equal(
-            np.sort(permutations), np.arange(size)[None].repeat(len(permutations), 0)
-        ):
-            raise ValueError(f"`symmetries` must hold permutations of {size} {name}, got {permutations.tolist()}")
-    if len(answers[0].observations) != len(answers[0].actions):
+    (own_space,) = env.get_attr("observation_space", indices=0)
+    if own_space != env.observation_space or not isinstance(own_space, spaces.Box):
         raise ValueError(
-            f"`symmetries` must permute observations and actions alike, got {len(answers[0].observations)} and "
-            f"{len(answers[0].actions)} permutations"
+            f"`symmetries` are of observations in one Box as the environment shows them, {own_space}, not stacked or "
+            f"transposed ones (images need their channels first), got {env.observation_space}"
         )
-    return answers[0] if len(answers[0].actions) > 1 else None
+    sizes = int(np.prod(own_space.shape)), int(getattr(env.action_space, "n", 0))
+    for name, size in zip(Symmetries._fields, sizes, strict=True):
+        permutations = np.asarray(getattr(symmetries, name, None))
+        identity = np.arange(size)
+        is_permuted = permutations.ndim == 2 and permutations.shape[1] == size and (np.sort(permutations) == identity).all()
+        if not is_permuted or not (permutations == identity).all(1).any():
+            raise ValueError(
+                f"`symmetries` must hold permutations of {size} {name}, the identity among them, got {permutations}"
+            )
+    if len(symmetries.observations) != len(symmetries.actions):
+        raise ValueError(
+            f"`symmetries` must permute observations and actions alike, got {len(symmetries.observations)} and "
+            f"{len(symmetries.actions)} permutations"
+        )
+    return symmetries if len(symmetries.actions) > 1 else None
 
 
 def turned(samples: SequenceSamples, symmetries: Symmetries, chosen: np.ndarray) -> SequenceSamples:

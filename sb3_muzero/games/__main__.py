@@ -19,6 +19,7 @@ from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.plotting import principal_variation
 from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.report import setting
 from sb3_muzero.search import SearchOutput
 
 NAMES = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): game for name, game in GAMES.items()}
@@ -120,6 +121,17 @@ def play(model: MuZero, game: BoardGameEnv, seats: tuple[bool, bool], hints: boo
     print(f"{game.SYMBOLS[2 - game.to_play]} has won" if reward > 0 else "A draw")
 
 
+def sizes(game: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """
+    :param game: Name of a game
+    :param shape: Of a model's observations, ``(2, num_rows, num_columns)`` if they are of a board
+    :return: Arguments for a board of that size, where the game has sizes
+    """
+    if game == "tic_tac_toe" or len(shape) != 3:
+        return {}
+    return {"num_rows": shape[1], "num_columns": shape[2]} if game == "connect_four" else {"size": shape[1]}
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sb3_muzero.games", description=__doc__.strip().splitlines()[0])  # type: ignore
@@ -130,6 +142,9 @@ def main() -> None:
     playing.add_argument("--you", choices=("first", "second", "both", "none"), default="first", help="whose moves are yours")
     playing.add_argument("--hints", action="store_true", help="show what the search sees before your moves, too")
     playing.add_argument("--num-simulations", type=int, help="of the search, by default as in training")
+    playing.add_argument(
+        "--env-kwargs", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="for the game, as in_a_row=4"
+    )
     args = parser.parse_args()
     if not args.model.exists():
         raise SystemExit(f"error: `--model`: there is no {args.model}")
@@ -138,25 +153,14 @@ def main() -> None:
         model = MuZero.load(args.model, **changes)
     except ValueError as error:
         raise SystemExit(f"error: {args.model} can't be loaded: {error}") from error
-    shape = model.observation_space.shape or ()
-    settings: dict[str, Any] = {} if args.game == "tic_tac_toe" or len(shape) != 3 else size_settings(args.game, shape)
     try:
-        game = NAMES[args.game](**settings)
-    except ValueError:  # no board of that game has the size
-        game = NAMES[args.game]()
+        game = NAMES[args.game](**sizes(args.game, model.observation_space.shape or ()) | dict(args.env_kwargs))
+    except (TypeError, ValueError) as error:
+        raise SystemExit(f"error: there is no {args.game} for {args.model} and `--env-kwargs`: {error}") from error
     if model.observation_space != game.observation_space or model.action_space != game.action_space:
         raise SystemExit(f"error: {args.model} plays on observations {model.observation_space}, not those of {args.game}")
     seats = {"first": (True, False), "second": (False, True), "both": (True, True), "none": (False, False)}[args.you]
     play(model, game, seats, args.hints)
-
-
-def size_settings(game: str, shape: tuple[int, ...]) -> dict[str, int]:
-    """
-    :param game: Name of a game whose board has a size
-    :param shape: Of a model's observations, ``(2, num_rows, num_columns)``
-    :return: Arguments for a board of that size
-    """
-    return {"num_rows": shape[1], "num_columns": shape[2]} if game == "connect_four" else {"size": shape[1]}
 
 
 if __name__ == "__main__":

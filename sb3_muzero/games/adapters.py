@@ -22,6 +22,7 @@ class AdaptedGame(gym.Env):
     def __init__(self, observation_space: spaces.Space, num_actions: int) -> None:
         self.observation_space = observation_space
         self.action_space = self.moves = Moves(num_actions)
+        self._legal = np.zeros(num_actions, np.bool_)
 
     def observation(self) -> np.ndarray:
         """:return: What the player to move sees"""
@@ -39,8 +40,7 @@ class AdaptedGame(gym.Env):
 
     def action_masks(self) -> np.ndarray:
         """:return: True for legal moves, shape ``[num_actions]``"""
-        assert self.moves.legal is not None
-        return self.moves.legal
+        return self._legal
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
@@ -60,12 +60,14 @@ class AdaptedGame(gym.Env):
         is_over = terminated or truncated
         if not is_over and self._mover() == mover:
             raise ValueError(f"Players must move in turn, but {mover} is to move twice")
-        self.moves.legal = np.zeros(self.moves.n, np.bool_) if is_over else self._look_for_moves()
+        self._legal = self.moves.legal = np.zeros(self.moves.n, np.bool_) if is_over else self._look_for_moves()
         return self.observation(), float(rewards[0]), terminated, truncated, {}
 
 
 class PettingZooGame(AdaptedGame):
     """
+    A classic game of PettingZoo, e.g. ``connect_four_v3.env()``.
+
     :param aec_env: A classic game of PettingZoo, whose observations are dictionaries of ``observation`` and ``action_mask``
     :raises ValueError: if it has not two agents with the same spaces, or no masks
     """
@@ -85,7 +87,7 @@ class PettingZooGame(AdaptedGame):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.aec_env.reset(seed=seed, options=options)
-        self.moves.legal = self._look_for_moves()
+        self._legal = self.moves.legal = self._look_for_moves()
         return self.observation(), {}
 
     def observation(self) -> np.ndarray:
@@ -106,6 +108,9 @@ class PettingZooGame(AdaptedGame):
 
 class OpenSpielGame(AdaptedGame):
     """
+    A game of OpenSpiel. Its observations do not say whose turn it is: another plane (or entry) is 0 for the first, 1 for the
+    second player.
+
     :param game: A game of OpenSpiel, as ``pyspiel.load_game("connect_four")``
     :raises ValueError: if it is not one of two players, moves in turn, zero sum, no chance and perfect information
     """
@@ -133,20 +138,22 @@ class OpenSpielGame(AdaptedGame):
             raise ValueError(
                 f"`game` must have { ({name: needed[name] for name in wrong}) }, but {kind.short_name} has {wrong}"
             )
-        space = spaces.Box(-np.inf, np.inf, tuple(game.observation_tensor_shape()), np.float32)
-        super().__init__(space, game.num_distinct_actions())
+        shape = tuple(game.observation_tensor_shape())
+        super().__init__(spaces.Box(-np.inf, np.inf, (shape[0] + 1, *shape[1:]), np.float32), game.num_distinct_actions())
         self.game = game
         self.state = game.new_initial_state()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.state = self.game.new_initial_state()
-        self.moves.legal = self._look_for_moves()
+        self._legal = self.moves.legal = self._look_for_moves()
         return self.observation(), {}
 
     def observation(self) -> np.ndarray:
-        player = 0 if self.state.is_terminal() else self._mover()
-        return np.array(self.state.observation_tensor(player), np.float32).reshape(self.observation_space.shape)  # type: ignore
+        mover = len(self.state.history()) % 2  # after the end, too
+        tensor = np.array(self.state.observation_tensor(mover), np.float32)
+        shape = self.observation_space.shape
+        return np.append(tensor, np.full(np.prod(shape[1:], dtype=int), mover, np.float32)).reshape(shape)  # type: ignore
 
     def _look_for_moves(self) -> np.ndarray:
         return np.array(self.state.legal_actions_mask(), np.bool_)
@@ -161,19 +168,5 @@ class OpenSpielGame(AdaptedGame):
         return [rewards[mover], rewards[1 - mover]], self.state.is_terminal(), False
 
 
-def from_pettingzoo(aec_env: Any) -> PettingZooGame:
-    """
-    :param aec_env: A classic game of PettingZoo for two, e.g. ``connect_four_v3.env()``
-    :return: It as an environment that MuZero learns by self-play
-    :raises ValueError: see ``PettingZooGame``
-    """
-    return PettingZooGame(aec_env)
-
-
-def from_open_spiel(game: Any) -> OpenSpielGame:
-    """
-    :param game: A game of OpenSpiel, e.g. ``pyspiel.load_game("connect_four")``
-    :return: It as an environment that MuZero learns by self-play
-    :raises ValueError: see ``OpenSpielGame``
-    """
-    return OpenSpielGame(game)
+from_pettingzoo = PettingZooGame
+from_open_spiel = OpenSpielGame

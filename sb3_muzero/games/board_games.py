@@ -16,6 +16,9 @@ class Moves(spaces.Discrete):
 
     legal: np.ndarray | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"legal": None}  # of a game that goes on without the one who loads this
+
     def sample(self, mask: Any = None, probability: Any = None) -> np.int64:
         if mask is None and probability is None and self.legal is not None and self.legal.any():
             return np.int64(self.start + self.np_random.choice(np.flatnonzero(self.legal)))
@@ -74,8 +77,8 @@ class BoardGameEnv(gym.Env):
 
     def _look(self) -> None:
         self._planes = np.empty(2 * self.rules.num_cells, np.uint8)
-        self.moves.legal = np.empty(self.rules.num_actions, np.bool_)
-        observe(self.rules, self.board, self._planes, self.moves.legal)
+        self._legal = self.moves.legal = np.empty(self.rules.num_actions, np.bool_)
+        observe(self.rules, self.board, self._planes, self._legal)
 
     @property
     def to_play(self) -> int:
@@ -93,19 +96,21 @@ class BoardGameEnv(gym.Env):
 
     def action_masks(self) -> np.ndarray:
         """:return: True for legal moves, shape ``[num_actions]``"""
-        assert self.moves.legal is not None
-        return self.moves.legal
+        return self._legal
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
         :param seed: Not used by the game itself
         :param options: ``"moves"`` that are made first
         :return: Observation of the player to move, nothing else
+        :raises ValueError: for an illegal move, or if they end the game
         """
         super().reset(seed=seed)
         self._start()
         for move in (options or {}).get("moves", ()):
             self.step(move)
+        if self.is_over:
+            raise ValueError(f"`moves` must leave something to play, got {options}")
         return self.observation(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

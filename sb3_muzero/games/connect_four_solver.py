@@ -123,7 +123,8 @@ def value_of(
 
 class ConnectFourSolver:
     """
-    Says what moves are worth: the later in the game, the sooner. From 12 stones on that takes fractions of a second.
+    Says what moves are worth: the later in the game, the sooner. With 16 stones that takes less than a tenth of a second, with
+    12 mostly less than a second, with 8 up to a minute.
 
     :param rules: Of a Connect Four on a board of at most 64 bits
     :param max_positions: Positions to look at for each move before giving up
@@ -155,7 +156,7 @@ class ConnectFourSolver:
         own, mask = weights[cells == 1].sum(dtype=np.uint64), weights[cells != 0].sum(dtype=np.uint64)
         values = np.full(num_columns, np.nan)
         for column in range(num_columns):
-            move = drops(mask, num_rows, column)
+            move = np.uint64(drops(mask, num_rows, column))  # which a compiled function gives back as an int
             if not move:
                 continue
             if has_four(own | move, np.uint64(num_rows)):

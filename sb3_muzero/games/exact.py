@@ -7,7 +7,7 @@ import numpy as np
 
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, landing, play
 
-MAX_CELLS = 16
+MAX_POSITIONS = 1_000_000
 
 
 def legal_moves(rules: Rules, board: np.ndarray) -> list[int]:
@@ -20,15 +20,15 @@ def solve(rules: Rules) -> dict[bytes, np.ndarray]:
     :param rules: Of a game on a small board
     :return: For each position that can occur and is not over, by the bytes of its board as the mover sees it, what each move
         is worth to the mover if nobody errs: 1, 0 or -1, NaN where illegal; shape ``[num_actions]``
-    :raises ValueError: for a board of more than ``MAX_CELLS`` cells
+    :raises ValueError: if there are more than ``MAX_POSITIONS``
     """
-    if rules.num_cells > MAX_CELLS:
-        raise ValueError(f"`rules` must be of at most {MAX_CELLS} cells to be solved, got {rules.num_cells}")
     solution: dict[bytes, np.ndarray] = {}
 
     def value_of(board: np.ndarray) -> float:
         key = board.tobytes()
         if key not in solution:
+            if len(solution) >= MAX_POSITIONS:
+                raise ValueError(f"`rules` must be of a game of at most {MAX_POSITIONS} positions to be solved, got {rules}")
             values = np.full(rules.num_actions, np.nan)
             for action in legal_moves(rules, board):
                 after = board.copy()

@@ -46,8 +46,6 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
     env, player = make_env(), RandomPlayer(seed)
     openings: list[list[int]] = []
     for _ in range(1000 * count):
-        if len(openings) == count:
-            return openings
         env.reset()
         moves: list[int] = []
         done = False
@@ -56,6 +54,8 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
             done = env.step(moves[-1])[2]
         if not done:
             openings.append(moves)
+        if len(openings) == count:
+            return openings
     raise ValueError(f"`opening_plies` must leave something to play, got {num_plies}")
 
 
@@ -118,19 +118,22 @@ def play_match(
     return scores[0], scores[1]
 
 
-def elo_ratings(points: np.ndarray, games: np.ndarray, iterations: int = 1000) -> np.ndarray:
+def elo_ratings(points: np.ndarray, games: np.ndarray) -> np.ndarray:
     """
-    Ratings of maximum likelihood in Elo's model (Bradley-Terry, by Hunter's iteration, https://doi.org/10.1214/aos/1079120141),
-    with a drawn game against the mean added for everybody, without which who won all would be rated infinite.
+    Ratings of maximum likelihood in Elo's model (Bradley-Terry), by Newton's method. Each pair that has played is given a draw
+    besides, without which who won all games would be rated infinite.
 
     :param points: Of row against column, shape ``[P, P]``
     :param games: Between both, shape ``[P, P]``
-    :param iterations: Of the fit
     :return: Ratings, the first one's being 0, shape ``[P]``
     """
-    strengths = np.ones(len(points))
-    for _ in range(iterations):
-        expected = (games / (strengths[:, None] + strengths)).sum(1) + 1 / (strengths + 1)
-        strengths = (points.sum(1) + 0.5) / expected
-    ratings = 400 * np.log10(strengths)
-    return ratings - ratings[0]
+    points, games = points + 0.5 * (games > 0), games + 1.0 * (games > 0)
+    ratings = np.zeros(len(points))  # in units of a factor e of the odds
+    for _ in range(200):
+        expected = 1 / (1 + np.exp(ratings[None] - ratings[:, None]))
+        weights = games * expected * (1 - expected)
+        step = np.linalg.lstsq(np.diag(weights.sum(1)) - weights, (points - games * expected).sum(1), rcond=None)[0]
+        ratings += np.clip(step, -1.0, 1.0)
+        if np.abs(step).max() < 1e-9:
+            break
+    return (ratings - ratings[0]) * 400 / np.log(10)

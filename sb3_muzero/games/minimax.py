@@ -4,7 +4,7 @@ import numpy as np
 
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, kernel, landing, play
 
-WIN = 1_000_000
+WIN = 10**9
 """Score of a position that is won, plus the depth that is left: the sooner the better."""
 LOWEST = -10 * WIN
 
@@ -37,9 +37,9 @@ def evaluate_lines(rules: Rules, board: np.ndarray) -> int:
                     own += stone == 1
                     other += stone == -1
                 if other == 0 and own > 0:
-                    score += 4 ** (own - 1)
+                    score += 4 ** min(own - 1, 10)
                 elif own == 0 and other > 0:
-                    score -= 4 ** (other - 1)
+                    score -= 4 ** min(other - 1, 10)
     return score
 
 

@@ -26,6 +26,20 @@ class Player(Protocol):
         ...
 
 
+def own_game(env: gym.Env) -> Any:
+    """
+    :param env: A game, wrapped or not
+    :return: The game itself, whose ``observation()`` is what a model was trained on
+    :raises ValueError: if a wrapper changes observations
+    """
+    wrapper = env
+    while isinstance(wrapper, gym.Wrapper):
+        if isinstance(wrapper, gym.ObservationWrapper) or wrapper.observation_space != env.unwrapped.observation_space:
+            raise ValueError(f"Models play on the observations of the game itself, but {type(wrapper).__name__} changes them")
+        wrapper = wrapper.env
+    return env.unwrapped
+
+
 def board_game(env: gym.Env) -> BoardGameEnv:
     """
     :param env: A game, wrapped or not
@@ -63,7 +77,7 @@ class ModelPlayer:
         self.deterministic = deterministic
 
     def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
-        games: list[Any] = [env.unwrapped for env in envs]
+        games = [own_game(env) for env in envs]
         observations, masks = (
             np.stack(parts) for parts in zip(*((g.observation(), g.action_masks()) for g in games), strict=True)
         )
@@ -91,7 +105,7 @@ class RandomPlayer:
 
     def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
         games: list[Any] = [env.unwrapped for env in envs]
-        return np.array([self.random.choice(np.flatnonzero(game.action_masks())) for game in games])
+        return np.array([game.action_space.start + self.random.choice(np.flatnonzero(game.action_masks())) for game in games])
 
 
 class MinimaxPlayer:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sb3_muzero.search.compiling import cached, hash_of
 
-SOURCES = hash_of(Path(__file__).parent, ("rules", "minimax", "rollouts"))
+SOURCES = hash_of(*sorted(Path(__file__).parent.glob("*.py")))
 
 GOES_ON, WON, DRAWN = range(3)
 """What a move led to; who has moved is who has won."""

@@ -15,6 +15,8 @@ from sb3_muzero.games.players import ModelPlayer, Player
 
 class MatchResult(NamedTuple):
     """
+    One evaluation against one opponent.
+
     :param num_timesteps: Environment steps of training before it
     :param opponent: Its name
     :param first: The agent's score where it moves first

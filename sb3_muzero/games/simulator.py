@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_muzero.cnn_policies import CnnPolicy
 from sb3_muzero.games.players import observe_boards
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play_all
 from sb3_muzero.networks import LatentModel
-from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.policies import MlpPolicy, MuZeroPolicy
 from sb3_muzero.search import RecurrentFn, RecurrentOutput, RootOutput
 
 OUTCOME = -1
@@ -60,10 +61,11 @@ def positions_of(observations: np.ndarray) -> np.ndarray:
     return np.concatenate([boards, np.full((len(boards), 1), GOES_ON)], axis=1)
 
 
-class SimulatorPolicy(MuZeroPolicy):
+class PlansWithRules(MuZeroPolicy):
     """
-    Plans with the rules of a game: policy and value of positions that it would come to, as AlphaZero does. Dynamics and
-    rewards are learned all the same, and not used: set ``unroll_steps=1``, ``consistency_coef=0`` and ``reward_coef=0``.
+    Mixed into a policy class, makes it plan with the rules of a game: policy and value of positions that it would come to, as
+    AlphaZero does. Dynamics and rewards are learned all the same, and not used: set ``unroll_steps=1``,
+    ``consistency_coef=0`` and ``reward_coef=0``.
 
     :param rules: Of the game, as ``env.unwrapped.rules``
     """
@@ -74,23 +76,35 @@ class SimulatorPolicy(MuZeroPolicy):
 
     def _root_inference(self, obs: Any, model: LatentModel) -> tuple[RootOutput, RecurrentFn]:
         def evaluate(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            root, _ = MuZeroPolicy._root_inference(self, th.as_tensor(observations, device=self.device), model)
+            root, _ = super(PlansWithRules, self)._root_inference(th.as_tensor(observations, device=self.device), model)
             return th.as_tensor(root.prior_logits).numpy(force=True), th.as_tensor(root.value).numpy(force=True)
 
         observations = obs.numpy(force=True)
         logits, values = evaluate(observations)
-        return RootOutput(logits, values, positions_of(observations)), simulator(self.rules, evaluate, self.discount)
+        positions = positions_of(observations)
+        _, legal = observe_boards(self.rules, positions[:, :OUTCOME].astype(np.int8))
+        logits = np.where(legal | ~legal.any(1, keepdims=True), logits, -np.inf)
+        return RootOutput(logits, values, positions), simulator(self.rules, evaluate, self.discount)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"rules": self.rules}
 
 
-def with_rules(policy: MuZeroPolicy, rules: Rules) -> SimulatorPolicy:
+class SimulatorPolicy(PlansWithRules, MlpPolicy):
+    """``MlpPolicy`` that plans with the rules."""
+
+
+class SimulatorCnnPolicy(PlansWithRules, CnnPolicy):
+    """``CnnPolicy`` that plans with the rules."""
+
+
+def with_rules(policy: MuZeroPolicy, rules: Rules) -> PlansWithRules:
     """
     :param policy: Trained on the game
     :param rules: Of the game, as ``env.unwrapped.rules``
     :return: A copy that plans with the rules and not with the model that it has learned
     """
-    simulating = SimulatorPolicy(**policy._get_constructor_parameters(), rules=rules).to(policy.device)
+    kind = type(f"Simulator{type(policy).__name__}", (PlansWithRules, type(policy)), {})
+    simulating = kind(**policy._get_constructor_parameters(), rules=rules).to(policy.device)
     simulating.load_state_dict(policy.state_dict())
     return simulating

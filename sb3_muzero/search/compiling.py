@@ -9,20 +9,18 @@ from numba import njit
 # Nothing that is compiled here allocates; without reference counts (_nrt) it takes half the time, and compiles much faster
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
+
+def hash_of(*files: Path) -> str:
+    """
+    :param files: sources.
+    :return: a hash of what is in them.
+    """
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 COMPILED = ("compiling", "kernels", "lanes", "layers", "linear", "simulations", "state", "tree")
-
-
 # Numba itself looks at the date of a function's own file only
-def hash_of(folder: Path, names: tuple[str, ...]) -> str:
-    """
-    :param folder: where they are.
-    :param names: modules.
-    :return: a hash of their sources.
-    """
-    return sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
-
-
-SOURCES = hash_of(Path(__file__).parent, COMPILED)
+SOURCES = hash_of(*(Path(__file__).parent / f"{name}.py" for name in COMPILED))
 
 part: Any = njit(forceinline=True, **OPTIONS)
 """

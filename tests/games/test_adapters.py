@@ -48,6 +48,18 @@ def test_muzero_learns_on_adapted_games(name: str) -> None:
     assert sum(play_match(RandomPlayer(0), RandomPlayer(1), ADAPTED[name][1], 4)[0]) == 2
 
 
+@pytest.mark.parametrize("name", ["tic_tac_toe", "breakthrough(rows=5,columns=3)", "lines_of_action"])
+def test_observations_of_open_spiel_say_who_moves(name: str) -> None:
+    game, rng = from_open_spiel(pyspiel.load_game(name)), np.random.default_rng(0)
+    seen: dict[bytes, int] = {}
+    for _ in range(20):
+        observation, done, ply = game.reset()[0], False, 0
+        while not done and ply < 60:
+            assert seen.setdefault(observation.tobytes(), ply % 2) == ply % 2
+            observation, _, done, *_ = game.step(int(rng.choice(np.flatnonzero(game.action_masks()))))
+            ply += 1
+
+
 def test_illegal_moves_are_errors() -> None:
     for _, make in ADAPTED.values():
         env = make()

@@ -90,9 +90,13 @@ def test_illegal_moves_and_moves_after_the_end_are_errors() -> None:
     for move in (4, 9, -1, 0.5):
         with pytest.raises(ValueError, match=r"legal move, one of \[0, 1, 2, 3, 5, 6, 7, 8\], got"):
             game.step(move)
-    game.reset(options={"moves": [0, 3, 1, 4, 2]})
+    game.reset(options={"moves": [0, 3, 1, 4]})
+    assert game.step(2)[2]
     with pytest.raises(ValueError, match="over"):
         game.step(5)
+    for moves in ([0, 3, 1, 4, 2], [0, 0]):
+        with pytest.raises(ValueError, match="legal move|something to play"):
+            game.reset(options={"moves": moves})
 
 
 def test_bad_sizes_are_errors() -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sb3_muzero.games import ConnectFourEnv, HexEnv, TicTacToeEnv
+from sb3_muzero.games import ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games import __main__ as games
 from sb3_muzero.games.__main__ import line_of_play, main, search, view
 from sb3_muzero.games.simulator import SimulatorPolicy
@@ -46,11 +46,18 @@ def test_errors_name_the_remedy(tmp_path, monkeypatch, capsys):
     tiny_model(TicTacToeEnv()).save(tmp_path / "model")
     for model, game, message in (
         ("other.zip", "hex", "there is no"),
-        ("model.zip", "connect_four", "not those of connect_four"),
-        ("model.zip", "gomoku", "not those of gomoku"),
+        ("model.zip", "connect_four", "there is no connect_four for .*four in a row"),
+        ("model.zip", "gomoku", "there is no gomoku for .*`in_a_row`"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(monkeypatch, capsys, [], game, "--model", str(tmp_path / model))
+
+
+def test_other_rules_of_a_game_are_arguments(tmp_path, monkeypatch, capsys):
+    tiny_model(GomokuEnv(4, 4)).save(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model.zip"), "--you", "none", "--env-kwargs", "in_a_row=4"]
+    shown = run(monkeypatch, capsys, [], "gomoku", *arguments)
+    assert "a b c d" in shown and shown.rstrip().endswith(("X has won", "O has won", "A draw"))
 
 
 def test_line_of_play_ends_where_moves_are_illegal_or_the_game_is_over():

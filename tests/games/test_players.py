@@ -114,8 +114,6 @@ def test_a_solver_without_time_says_nothing() -> None:
     assert np.isnan(ConnectFourSolver(game.rules, max_positions=100).values(game.board)).all()
     with pytest.raises(ValueError, match="Connect Four"):
         ConnectFourSolver(HexEnv().rules)
-    with pytest.raises(ValueError, match="16 cells"):
-        solve(game.rules)
 
 
 def test_perfect_players_draw_and_stronger_players_win() -> None:
@@ -172,5 +170,11 @@ def test_ratings_are_those_of_the_expected_scores() -> None:
     games = np.full((3, 3), 1e6)
     np.fill_diagonal(games, 0)
     assert np.allclose(elo_ratings(expected * games, games), ratings, atol=0.1)
+    # A chain in which everybody meets three others, 40 points apart
+    count = 40
+    meets = np.abs(np.arange(count)[None] - np.arange(count)[:, None])
+    chain = np.where((meets > 0) & (meets <= 3), 40.0, 0.0)
+    points = chain / (1 + 10 ** ((np.arange(count)[None] - np.arange(count)[:, None]) * 40 / 400))
+    assert elo_ratings(points, chain)[-1] == pytest.approx(40 * (count - 1), rel=0.03)
     won_all = elo_ratings(np.array([[0.0, 0.0], [20.0, 0.0]]), np.array([[0.0, 20.0], [20.0, 0.0]]))
     assert np.isfinite(won_all).all() and won_all[1] > 300

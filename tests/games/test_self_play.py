@@ -6,11 +6,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_muzero import MuZero
 from sb3_muzero.buffers import SequenceSamples
+from sb3_muzero.callbacks import DiagnosticsCallback
 from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve
@@ -142,12 +144,21 @@ def test_two_player_is_kept_and_checked(tmp_path: Any) -> None:
     assert model.two_player and model.discount == model.policy.discount == -0.99
     model.save(tmp_path / "model")
     loaded = MuZero.load(tmp_path / "model", device="cpu")
-    assert loaded.two_player and loaded.policy.discount == -0.99 and loaded.symmetries is not None
+    assert loaded.two_player and loaded.policy.discount == -0.99
     assert not tiny_model().two_player and tiny_model().discount == 0.99
 
     model.set_env(gym.wrappers.TransformReward(Single(), float))
-    with pytest.raises(ValueError, match="two_player=True"):
-        model.learn(10)
+    for changed in (model, MuZero.load(tmp_path / "model", env=Single(), device="cpu")):
+        with pytest.raises(ValueError, match="is of `two_player=True`, but the environment has `two_player=False`"):
+            changed.learn(10)
+    with pytest.raises(ValueError, match="`use_masking` must not be False"):
+        tiny_model(TicTacToeEnv()).learn(10, use_masking=False)
+    with pytest.raises(ValueError, match=r"same in all environments, got \[True, False\]"):
+        tiny_model(DummyVecEnv([TicTacToeEnv, Single]))
+    with pytest.raises(ValueError, match="`norm_obs=False`"):
+        tiny_model(VecNormalize(make_vec_env(lambda: TicTacToeEnv(symmetries=False)))).learn(10)
+    with pytest.raises(ValueError, match="`novelty_coef` must be 0"):
+        tiny_model(TicTacToeEnv(), novelty_coef=0.1).learn(10)
     with pytest.raises(ValueError, match="which moves are legal"):
         tiny_model(WithoutMasks()).learn(10)
     with pytest.raises(ValueError, match="`two_player` must be True or False"):
@@ -178,12 +189,17 @@ def test_symmetries_that_are_none_are_errors() -> None:
         (Symmetries(observations, np.array([[0, 1, 2], [0, 1, 1]])), "permutations of 3 actions"),
         (Symmetries(np.zeros((2, 4), int), observations), "permutations of 3 observations"),
         (Symmetries(observations[:1], observations), "1 and 2 permutations"),
+        (Symmetries(observations[1:], observations[1:]), "the identity among them"),
         ("mirrored", "permutations"),
     ):
         env = Turnable()
         env.symmetries = symmetries
         with pytest.raises(ValueError, match=message):
-            tiny_model(env)
+            tiny_model(env).learn(10)
+    env = Turnable(spaces.Box(0, 255, (6, 6, 3), np.uint8))  # which SB3 shows transposed
+    env.symmetries = Symmetries(np.arange(108)[None].repeat(2, 0), observations)
+    with pytest.raises(ValueError, match="transposed"):
+        tiny_model(env).learn(10)
 
 
 def test_turned_sequences_are_those_of_the_turned_game() -> None:
@@ -218,8 +234,8 @@ def test_turned_sequences_are_those_of_the_turned_game() -> None:
 
 
 def test_training_sees_all_symmetries() -> None:
+    assert tiny_model(ConnectFourEnv(symmetries=False)).learn(40).symmetries is None
     model = tiny_model(ConnectFourEnv(), batch_size=64).learn(40)
-    assert tiny_model(ConnectFourEnv(symmetries=False)).symmetries is None
     seen: list[th.Tensor] = []
     inner = model.targets
     model.targets = lambda samples, *args: seen.append(samples.observations[0]) or inner(samples, *args)  # type: ignore
@@ -232,6 +248,58 @@ def test_training_sees_all_symmetries() -> None:
     model.train(4, 64)
     stones = th.cat(seen).amax(1)[:, 5]
     assert stones[:, 0].any() and stones[:, 6].any()
+
+
+def test_reanalysis_writes_policies_of_the_board_as_it_was_played() -> None:
+    """What is in the ring is what a search of the stored observations finds, also where the loss has seen them turned."""
+    model = tiny_model(ConnectFourEnv(), batch_size=64, reanalyze_ratio=1.0, learning_starts=60, learning_rate=0.0).learn(60)
+    scramble(model)
+    model.train(20, 64)
+    samples = model.replay_buffer.sequences(np.arange(59), np.zeros(59, int), 1, 1)
+    found = model.policy.plan(
+        samples.observations[0],  # type: ignore[index]
+        deterministic=True,
+        model=model.policy.latent_model_target,
+        action_masks=samples.action_masks[0].numpy(),  # type: ignore[index]
+    )
+    searched = samples.policies[0].numpy().sum(1) > 0
+    lopsided = np.abs(found.action_weights - found.action_weights[:, ::-1]).max(1) > 0.05
+    assert (searched & lopsided).sum() > 10
+    assert np.allclose(samples.policies[0].numpy()[searched], found.action_weights[searched], atol=0.02)
+
+
+def test_fresh_values_are_the_movers_own() -> None:
+    """Where the horizon is one step, the value of the best move that was found, not of what it leads to."""
+    model = scramble(tiny_model(TicTacToeEnv(symmetries=False), n_steps=1, reanalyze_ratio=1.0, learning_starts=60)).learn(60)
+    samples = model.sample(32, 2)
+    _, fresh = model._reanalyze(samples)
+    target, masks = model.policy.latent_model_target, samples.action_masks[0].numpy()  # type: ignore[index]
+    found = model.policy.plan(samples.observations[0], deterministic=True, model=target, action_masks=masks)  # type: ignore
+    assert np.allclose(fresh[0].numpy(), found.improved_value, atol=1e-4)
+    following = model.policy.predict_values(samples.observations[1:], target).squeeze(-1)  # type: ignore[index]
+    assert th.allclose(fresh[1:], following, atol=1e-4)
+
+
+def test_diagnostics_follow_the_sign() -> None:
+    """Returns that are realised in games that somebody wins: 1 for the winner's plies and -1 for the other's."""
+    callback = DiagnosticsCallback(log_freq=1000)
+    tiny_model(TicTacToeEnv(), gamma=1.0, learning_starts=10).learn(200, callback=callback)
+    decided = [returns for _, returns in callback.episodes if returns[-1] != 0]
+    assert len(decided) > 5
+    for returns in decided:
+        assert returns[::-1].tolist() == [(-1.0) ** ply for ply in range(len(returns))]
+
+
+def test_a_time_limit_bootstraps_with_the_movers_sign() -> None:
+    env = gym.wrappers.TimeLimit(TicTacToeEnv(symmetries=False), 3)
+    model = scramble(tiny_model(env, gamma=1.0, n_steps=9, learning_starts=90)).learn(60)
+    samples = model.sample(64, 2)
+    values = model.targets(samples).values
+    ends = samples.bootstrap_observations[0]  # type: ignore[index]
+    end_values = model.policy.predict_values(ends, model.policy.latent_model_target).squeeze(-1)
+    signs = (-1.0) ** samples.lengths
+    assert not samples.terminated.any() and len(samples.lengths.unique()) == 3
+    assert th.allclose(values[0], signs * end_values, atol=1e-5)
 
 
 def test_moves_after_the_opening_are_the_likeliest() -> None:
@@ -297,8 +365,9 @@ def test_a_policy_that_plans_with_the_rules_is_trained_saved_and_loaded(tmp_path
     assert loaded.predict(game.observation(), action_masks=game.action_masks(), deterministic=True)[0] == 2
 
 
-def test_a_trained_policy_plans_with_the_rules() -> None:
-    model = scramble(tiny_model(TicTacToeEnv(), num_simulations=60))
+@pytest.mark.parametrize("kind", ["MlpPolicy", "CnnPolicy", "ResNetPolicy"])
+def test_a_trained_policy_plans_with_the_rules(kind: str) -> None:
+    model = scramble(tiny_model(TicTacToeEnv(), kind, num_simulations=60))
     policy = with_rules(model.policy, TicTacToeEnv().rules)
     game = TicTacToeEnv()
     game.reset(options={"moves": [0, 3, 1, 4]})
