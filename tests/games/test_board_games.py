@@ -95,7 +95,7 @@ def test_illegal_moves_and_moves_after_the_end_are_errors() -> None:
     with pytest.raises(ValueError, match="over"):
         game.step(5)
     for moves in ([0, 3, 1, 4, 2], [0, 0]):
-        with pytest.raises(ValueError, match="legal move|something to play"):
+        with pytest.raises(ValueError, match=r"legal move|something to play"):
             game.reset(options={"moves": moves})
 
 
