@@ -6,8 +6,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_muzero import MuZero
@@ -22,6 +24,7 @@ from sb3_muzero.games.self_play import SelfPlayEvalCallback
 from sb3_muzero.games.simulator import SimulatorPolicy, positions_of, simulator, with_rules
 from sb3_muzero.search import RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
 from sb3_muzero.two_player import Symmetries, turned
+from sb3_muzero.zoo import CONF_FILE
 from tests.conftest import TinyEnv, differences, scramble, snapshot, tiny_model
 
 
@@ -425,24 +428,14 @@ class Recorder:
 def test_tic_tac_toe_is_learned_to_perfection() -> None:
     """Every game that the agent can be led into, from both seats."""
     rules = TicTacToeEnv().rules
-    env = make_vec_env(TicTacToeEnv, n_envs=32, seed=0)
-    model = MuZero(
-        "MlpPolicy",
-        env,
-        seed=0,
-        device="cpu",
-        gamma=1.0,
-        n_steps=9,
-        num_simulations=25,
-        unroll_steps=5,
-        learning_rate=lambda progress: 2e-3 * progress,
-        learning_starts=2000,
-        batch_size=256,
-        train_freq=1,
-        reanalyze_ratio=0.5,
-        ent_coef=0.0,
-        policy_kwargs={"net_arch": [128], "latent_dim": 128},
-    ).learn(200_000)
+    settings = yaml.safe_load(CONF_FILE.read_text())["sb3_muzero/TicTacToe-v0"]
+    steps, policy = int(settings.pop("n_timesteps")), settings.pop("policy")
+    settings |= {
+        "env": make_vec_env(TicTacToeEnv, n_envs=settings.pop("n_envs"), seed=0),
+        "learning_rate": LinearSchedule(float(settings["learning_rate"].removeprefix("lin_")), 0.0, 1.0),
+        "policy_kwargs": eval(settings["policy_kwargs"]),
+    }
+    model = MuZero(policy, seed=0, device="cpu", **settings).learn(steps)
 
     def act(boards: np.ndarray) -> np.ndarray:
         return ModelPlayer(model).act_on_boards(rules, boards)
