@@ -15,6 +15,8 @@ import compare_baselines
 import gymnasium as gym
 import numpy as np
 
+from sb3_muzero.plotting import COLOURS, new_figure
+
 RESULTS = Path(__file__).resolve().parent / "results"
 Record = dict[str, Any]
 
@@ -151,6 +153,54 @@ def bars() -> str:
     return "\n".join(lines)
 
 
+def points(match: dict[str, Any]) -> float:
+    """:return: share of the points over both seats, whose wins, draws and losses are given"""
+    results = np.array([match["first"], match["second"]]).sum(0)
+    return float(results @ (1, 0.5, 0) / results.sum())
+
+
+def self_play_table(records: dict[str, Record]) -> str:
+    """:return: Markdown table of what agents of board games reached, by file"""
+    lines = [
+        "| file | seed | plies, seconds | against minimax of depth ... | all games or late positions |",
+        "|---|---|---|---|---|",
+    ]
+    for name, record in records.items():
+        for r in record["runs"]:
+            for kind in ("grade", "grade_with_rules"):
+                if kind not in r:
+                    continue
+                matches = {key: match for key, match in r[kind].items() if key.startswith("minimax")}
+                depths = ", ".join(f"{key.removeprefix('minimax_')}: {points(match):.1%}" for key, match in matches.items())
+                lost = [r[kind][f"leaves_{seat}"][2] for seat in ("first", "second") if f"leaves_{seat}" in r[kind]]
+                rest = f"{lost[0]} and {lost[1]} lost; " if lost else ""
+                rest += f"{r[kind]['errors']:.2%} of moves err" if "errors" in r[kind] else ""
+                label = name if kind == "grade" else "- planning with the rules"
+                lines.append(f"| {label} | {r['seed']} | {k(r['steps'])}, {r['seconds']:.0f} | {depths} | {rest} |")
+    return "\n".join(lines)
+
+
+def plot_self_play(records: dict[str, Record], path: Path) -> None:
+    """Points against each opponent over plies, solid with the learned model, dashed with the rules."""
+    figure, axes = new_figure(7, 4.2)
+    for record in records.values():
+        curve = [match for r in record["runs"] for match in r["curve"]]
+        for colour, opponent in zip(COLOURS, dict.fromkeys(match["opponent"] for match in curve), strict=False):
+            steps = sorted({match["num_timesteps"] for match in curve})
+            means = [
+                np.mean([points(m) for m in curve if m["num_timesteps"] == step and m["opponent"] == opponent])
+                for step in steps
+            ]
+            style, label = ("--", f"{opponent}, with the rules") if record["simulator"] else ("-", opponent)
+            axes[0, 0].plot(steps, means, style, color=colour, label=label)
+    axes[0, 0].set(xlabel="plies of self-play", ylabel="share of the points", ylim=(-0.02, 1.02))
+    axes[0, 0].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
+    game = next(iter(records.values()))["game"]
+    axes[0, 0].set_title(f"{game}: points by opponent, after two random plies", fontsize=11, loc="left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     print(bars())
     for path in sorted(RESULTS.glob("compare_*.json")):
@@ -159,6 +209,10 @@ def main() -> None:
         compare_baselines.plot(record, path.with_suffix(".png"))
     for path in sorted(RESULTS.glob("ablation_*.json")):
         print(f"\n{compare_baselines.table(json.loads(path.read_text()))}")
+    played = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("self_play_*.json"))}
+    print(f"\n{self_play_table(played)}")
+    for game in {record["game"] for record in played.values()}:
+        plot_self_play({n: r for n, r in played.items() if r["game"] == game}, RESULTS / f"self_play_{game}.png")
 
 
 if __name__ == "__main__":
