@@ -55,7 +55,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     Ring of transitions, in SB3's layout, that also keeps the search's result for each decision.
 
     Every observation is stored once, in its own dtype (``ObservationRing``). Termination and truncation stay apart.
-    Arrays are allocated when the first transition arrives, and only filled rows are pickled.
+    Arrays are allocated when the first transition arrives, and only filled rows are saved.
 
     :param buffer_size: Number of transitions over all environments
     :param observation_space: Observation space
@@ -83,6 +83,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     LEAST_FOR_NOVELTY = 256  # transitions that tell how wide a region is
     MOST_FOR_UNITS = 10_000  # transitions that it is told from
 
+    _COUNTERS = ("pos", "full", "_largest_error", "_reward_size", "_num_rewards")
     _RINGS = ("actions", "rewards", "policies", "root_values", "policy_stamps", "codes", "terminals")
 
     def __init__(
@@ -413,26 +414,50 @@ class SequenceReplayBuffer(ReplayBuffer):
             return th.from_numpy(array).pin_memory().to(self.device, non_blocking=True)
         return super().to_torch(array, copy)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+    def state(self) -> dict[str, Any]:
+        """:return: All that is stored, as a tree (``sb3_muzero.storage``), filled rows only"""
+        size = self.size()
+        state: dict[str, Any] = {name: getattr(self, name) for name in self._COUNTERS} | {"shape": self._shape()}
         if self._allocated:
-            state.update({name: getattr(self, name)[: self.size()] for name in self._RINGS})
-            if self.action_masks is not None:
-                state["action_masks"] = self.action_masks[: self.size()]
-            state["observations"] = self.observations.resized(self.size())
-            if self.priorities is not None:
-                state["priorities"] = self.priorities[np.arange(self.size() * self.n_envs)]
+            state |= {name: getattr(self, name)[:size] for name in self._RINGS}
+            state["observations"] = self.observations.state(size)
+            state["action_masks"] = None if self.action_masks is None else self.action_masks[:size]
+            state["priorities"] = None if self.priorities is None else self.priorities[np.arange(size * self.n_envs)]
+            state["visits"] = None if self._visits is None else self._visits.state()
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self._allocated:
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What ``state`` gave
+        :raises ValueError: if it is of other spaces, environments or frames, naming what differs; nothing is changed then
+        """
+        mine, theirs = self._shape(), state.get("shape")
+        if not isinstance(theirs, dict) or theirs.keys() != mine.keys():
+            raise ValueError(f"This is no replay buffer, but holds {sorted(state)}")
+        for name in mine:
+            if name != "buffer_size" and mine[name] != theirs[name]:
+                raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]}")
+        self.buffer_size = theirs["buffer_size"]
+        self.reset()
+        if "observations" in state:
             self._allocate()
-            self.observations = state["observations"].resized(self.buffer_size)
             for name in self._RINGS:
                 getattr(self, name)[: len(state[name])] = state[name]
-            if self.action_masks is not None:
+            self.observations.load_state(state["observations"])
+            if state["action_masks"] is not None:
                 self.action_masks = np.ones(self.policies.shape, dtype=np.bool_)
                 self.action_masks[: len(state["action_masks"])] = state["action_masks"]
             if self.priorities is not None:
-                self.priorities.update(np.arange(len(state["priorities"])), state["priorities"])
+                stored = np.arange(len(state["actions"]) * self.n_envs)
+                known = state["priorities"]
+                self.priorities.update(stored, np.ones(len(stored)) if known is None else known)
+            if state["visits"] is not None:
+                self._visits = VisitCounts(self.observation_space)
+                self._visits.load_state(state["visits"])
+        for name in self._COUNTERS:
+            setattr(self, name, state[name])
+
+    def _shape(self) -> dict[str, Any]:
+        """:return: What another buffer must have in common, and how many rows this one has"""
+        spaces_ = {"observation_space": str(self.observation_space), "action_space": str(self.action_space)}
+        return {**spaces_, "n_envs": self.n_envs, "frame_stack": self.frame_stack, "buffer_size": self.buffer_size}

@@ -1,5 +1,6 @@
 """The algorithm: collect with search, store, sample, targets, loss, step."""
 
+import copy
 import io
 import pathlib
 import time
@@ -14,7 +15,6 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
@@ -26,6 +26,7 @@ from sb3_muzero.observation_ring import frames_in_observation, map_observations
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.progress_bar import MuZeroProgressBar
 from sb3_muzero.search import SearchOutput, is_cached
+from sb3_muzero.storage import load_tree, save_tree
 from sb3_muzero.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.time_split import TimeSplit
 from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turned
@@ -33,6 +34,12 @@ from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turn
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
+
+
+def with_suffix(path: str | pathlib.Path) -> pathlib.Path:
+    """:return: A replay buffer's path as SB3 has it"""
+    path = pathlib.Path(path)
+    return path if path.suffix else path.with_name(f"{path.name}.pkl")
 
 
 class MuZero(OffPolicyAlgorithm):
@@ -680,23 +687,29 @@ class MuZero(OffPolicyAlgorithm):
             )
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer, in a format that runs no code when it is loaded (``sb3_muzero.storage``).
+
+        :param path: Path to the file where the replay buffer should be saved; folders are created, and ``.pkl`` is added to a
+            name without suffix, as SB3 does, though it is no pickle
+        """
+        if isinstance(path, (str, pathlib.Path)):
+            path = with_suffix(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        save_tree(path, self.replay_buffer.state())
+
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        Load a replay buffer from a pickle file.
+        Load what ``save_replay_buffer`` saved. The buffer takes the file's size, and keeps its other settings.
 
-        :param path: Path to the pickled replay buffer.
+        :param path: Path to the replay buffer.
         :param truncate_last_traj: Accepted for SB3's calling convention
-        :raises ValueError: for a file of another algorithm, other spaces or another number of environments;
+        :raises ValueError: for another kind of file, a damaged one, other spaces or another number of environments;
             nothing is replaced then
         """
-        buffer = load_from_pkl(path, self.verbose)
-        if not isinstance(buffer, SequenceReplayBuffer):
-            raise ValueError(f"`path` must hold a SequenceReplayBuffer, got a {type(buffer).__name__}: another algorithm's?")
-        for name in ("n_envs", "observation_space", "action_space"):
-            mine, theirs = getattr(self, name), getattr(buffer, name)
-            if mine != theirs:
-                raise ValueError(f"`path` must be a replay buffer with the model's `{name}` {mine}, got {theirs}")
-        buffer.device = self.device
+        buffer = copy.copy(self.replay_buffer)
+        buffer.load_state(load_tree(with_suffix(path) if isinstance(path, (str, pathlib.Path)) else path))
         self.replay_buffer = buffer
         self._last_obs = None  # no step of the running episodes is in it
         if buffer.size() > 0:

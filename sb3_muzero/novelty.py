@@ -1,5 +1,7 @@
 """How often the agent has been where: visit counts over regions of the observation space."""
 
+from typing import Any
+
 import numpy as np
 from gymnasium import spaces
 
@@ -26,6 +28,7 @@ class VisitCounts:
     """
 
     TABLE_SIZE = 1 << 18
+    _STATE = ("_mean", "_scale", "counts", "_sum_of_bonuses", "_num_visits")
 
     def __init__(self, observation_space: spaces.Space, cell_width: float = 1.0, max_axes: int = 4) -> None:
         self.cell_width = cell_width
@@ -57,6 +60,15 @@ class VisitCounts:
             deviations = features.std(axis=0)
             # The unit of what does not vary yet is unknown: that of the environment will have to do
             self._scale = 1 / (self.cell_width * np.where(deviations > 1e-6, deviations, 1.0))
+
+    def state(self) -> dict[str, Any]:
+        """:return: Units and counts, as a tree (``sb3_muzero.storage``)"""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """:param state: What ``state`` gave"""
+        for name in self._STATE:
+            setattr(self, name, state[name])
 
     def codes(self, observations: np.ndarray) -> np.ndarray:
         """

@@ -1,6 +1,5 @@
 """Observations of a [time, env] ring, each stored once: of Dict observations a record, of stacked frames the newest."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -170,22 +169,23 @@ class ObservationRing:
             for env in np.flatnonzero(~self.ends[self.next_row - 1]).tolist():
                 self.end_episode(env)
 
-    def resized(self, num_rows: int) -> "ObservationRing":
+    def state(self, size: int) -> dict[str, Any]:
         """
-        :param num_rows: Another number of rows
-        :return: The same with the first of its rows, or with empty ones behind them
+        :param size: Rows in use, from the first one on
+        :return: All that is stored, as a tree (``sb3_muzero.storage``)
         """
-        other = copy.copy(self)
+        rings = {name: getattr(self, name)[:size] for name in ("frames", "ends", "slots")}
+        kept = {name: getattr(self, name) for name in ("finals", "newest", "next_row", "full")}
+        return {**rings, **kept, "free_slots": self._free_slots}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What ``state`` gave, of a ring of as many rows
+        """
         for name in ("frames", "ends", "slots"):
-            ring = getattr(self, name)[:num_rows]
-            if len(ring) < num_rows:
-                rows = np.zeros((num_rows, *ring.shape[1:]), ring.dtype)  # memory that is not touched is not used
-                rows[: len(ring)] = ring
-                if name == "slots":
-                    rows[len(ring) :] = -1
-                ring = rows
-            setattr(other, name, ring)
-        return other
+            getattr(self, name)[: len(state[name])] = state[name]
+        self.finals, self.newest[:] = state["finals"], state["newest"]
+        self.next_row, self.full, self._free_slots = state["next_row"], state["full"], state["free_slots"]
 
     def at(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """

@@ -25,14 +25,12 @@ class Symmetries(NamedTuple):
 
 
 def _ask(env: VecEnv, name: str) -> list[Any]:
-    """:return: an attribute of each environment, ``None`` where one does not have it"""
-    answers: list[Any] = []
-    for index in range(env.num_envs):
-        try:
-            answers += env.get_attr(name, indices=index)
-        except (AttributeError, NotImplementedError, EOFError):  # or can't be asked
-            answers.append(None)
-    return answers
+    """:return: an attribute of each environment, ``None`` if they do not all have it"""
+    try:
+        # A SubprocVecEnv whose environments are asked for what they do not have loses them
+        return env.get_attr(name) if env.has_attr(name) else [None] * env.num_envs
+    except (AttributeError, NotImplementedError):  # VecEnvs that can't be asked
+        return [None] * env.num_envs
 
 
 def is_two_player(env: VecEnv) -> bool:

@@ -1,6 +1,5 @@
 """The replay ring: sequences equal a brute-force reading of the history, whatever the ring has been through."""
 
-import pickle
 from itertools import pairwise
 
 import gymnasium as gym
@@ -11,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero.buffers import SequenceReplayBuffer
+from sb3_muzero.storage import load_tree, save_tree
 
 NUM_ACTIONS = 3
 
@@ -104,7 +104,7 @@ def test_a_share_outside_of_its_range_is_refused(recent_share):
         make_buffer(20, 2, recent_share=recent_share)
 
 
-def test_pickle_keeps_priorities_and_visits():
+def test_saving_keeps_priorities_and_visits(tmp_path):
     past = list(history(40, 2, np.random.default_rng(2)))
     whole = filled(make_buffer(30, 2, priority_exponent=0.6), past[:35])
     every = np.stack([np.repeat(np.arange(30), 2), np.tile(np.arange(2), 30)])
@@ -112,7 +112,10 @@ def test_pickle_keeps_priorities_and_visits():
     whole.LEAST_FOR_NOVELTY = 1
     whole.sample(8, unroll_steps=2, n_steps=3, novelty_coef=1.0)  # counting starts here
     sampled = []
-    for buffer in (whole, pickle.loads(pickle.dumps(whole))):
+    loaded = make_buffer(30, 2, priority_exponent=0.6)
+    loaded.load_state(saved(whole, tmp_path))
+    loaded.LEAST_FOR_NOVELTY = 1
+    for buffer in (whole, loaded):
         filled(buffer, past[35:])
         np.random.seed(0)
         sampled.append(buffer.sample(64, unroll_steps=2, n_steps=3, novelty_coef=1.0))
@@ -132,11 +135,12 @@ def test_a_reset_between_two_learn_calls_cuts_the_episode():
     assert s.observations.flatten().tolist() == [1.0, 2.0, 2.0]
 
 
-def test_pickle_keeps_sequences_and_goes_on(tmp_path):
+def test_saving_keeps_sequences_and_goes_on(tmp_path):
     past = list(history(45, 2, np.random.default_rng(2)))
     for size in (30, 100):
         whole = filled(make_buffer(size, 2), past)
-        half = pickle.loads(pickle.dumps(filled(make_buffer(size, 2), past[:33])))
+        half = make_buffer(7, 2)
+        half.load_state(saved(filled(make_buffer(size, 2), past[:33]), tmp_path))
         resumed = filled(half, past[33:])
         ages, envs = np.arange(whole.size()), np.arange(whole.size()) % 2
         np.random.seed(0)
@@ -146,11 +150,17 @@ def test_pickle_keeps_sequences_and_goes_on(tmp_path):
             assert (a == b).all()
 
 
-def test_memory_is_allocated_lazily_and_observations_are_stored_once_in_their_dtype():
+def saved(buffer, folder):
+    save_tree(folder / "buffer", buffer.state())
+    return load_tree(folder / "buffer")
+
+
+def test_memory_is_allocated_lazily_and_observations_are_stored_once_in_their_dtype(tmp_path):
     space = spaces.Box(0, 255, (84, 84), dtype=np.uint8)
     buffer = SequenceReplayBuffer(10**6, space, spaces.Discrete(2), "cpu", 1)
     assert not any(isinstance(value, np.ndarray) for value in vars(buffer).values())
-    assert len(pickle.dumps(buffer)) < 100_000
+    save_tree(tmp_path / "empty", buffer.state())
+    assert (tmp_path / "empty").stat().st_size < 100_000
     small = SequenceReplayBuffer(100, space, spaces.Discrete(2), "cpu", 1)
     obs = np.zeros((1, 84, 84), dtype=np.uint8)
     for _ in range(250):

@@ -1,7 +1,5 @@
 """Images: convolutional policies see and learn them, and frames of a stack are stored once."""
 
-import pickle
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
 from sb3_muzero.augmentation import ImageAugmentation
 from sb3_muzero.conv_networks import ImageNorm
 from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.storage import load_tree, save_tree
 
 POLICIES: dict[str, type[MuZeroPolicy]] = {"CnnPolicy": CnnPolicy, "ResNetPolicy": ResNetPolicy}
 SMALL = spaces.Box(0, 255, (2, 10, 10), np.uint8)
@@ -273,7 +272,7 @@ FRAMES = {
 @pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("terminates", [False, True])
 @pytest.mark.parametrize("buffer_size", [1_000, 60])
-def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, terminates, buffer_size):
+def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, terminates, buffer_size, tmp_path):
     space = FRAMES[name]
     model = tiny_model(stacked(space, terminates=terminates), buffer_size=buffer_size, learning_starts=1_000)
     whole, buffer = [], model.replay_buffer
@@ -285,7 +284,8 @@ def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, termin
     frame_bytes = int(np.prod(space.shape)) * space.dtype.itemsize
     assert buffer.observations.frames.nbytes == buffer_size * frame_bytes
 
-    buffer = pickle.loads(pickle.dumps(buffer))
+    save_tree(tmp_path / "buffer", buffer.state())
+    buffer.load_state(load_tree(tmp_path / "buffer"))
     oldest = len(whole) - buffer.size()
     first = 3 if buffer.full else 0  # the frames before are gone
     for env in range(2):

@@ -1,0 +1,95 @@
+"""
+Arrays, tensors and plain values in one file that runs no code when it is read, and that is whole or not there at all.
+
+A tree is a dictionary with names for keys, or a list, of trees; its leaves are NumPy arrays, tensors, strings, numbers,
+booleans and ``None``. The file is NumPy's ``.npz``, not compressed, with the tree itself as JSON in it.
+"""
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+
+STRUCTURE = "structure"
+ARRAY, TENSOR = "array of the file", "tensor of the file"
+
+
+def _flatten(tree: Any, arrays: dict[str, np.ndarray], name: str = "") -> Any:
+    """:return: The tree with names in place of its arrays, which are added to ``arrays``"""
+    if isinstance(tree, dict):
+        return {key: _flatten(part, arrays, f"{name}/{key}") for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_flatten(part, arrays, f"{name}/{index}") for index, part in enumerate(tree)]
+    if isinstance(tree, np.ndarray | th.Tensor):
+        arrays[name] = tree.numpy(force=True) if isinstance(tree, th.Tensor) else tree
+        if arrays[name].dtype.hasobject:
+            raise TypeError(f"Arrays of objects can't be saved without pickle, got one at {name}")
+        return {TENSOR if isinstance(tree, th.Tensor) else ARRAY: name}
+    return tree.item() if isinstance(tree, np.generic) else tree
+
+
+def _restore(tree: Any, arrays: Any) -> Any:
+    if isinstance(tree, list):
+        return [_restore(part, arrays) for part in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if set(tree) == {ARRAY}:
+        return arrays[tree[ARRAY]]
+    if set(tree) == {TENSOR}:
+        return th.from_numpy(arrays[tree[TENSOR]])
+    return {key: _restore(part, arrays) for key, part in tree.items()}
+
+
+def save_tree(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> None:
+    """
+    Write a file under another name, make sure that it is on disk, and only then give it its name: whatever happens meanwhile,
+    the file that was there before stays whole.
+
+    :param path: File to write, or an open one
+    :param tree: What is in it
+    :raises OSError: if it can't be written, after which no part of it is left
+    :raises TypeError: for a leaf that is none of those in a tree
+    """
+    arrays: dict[str, np.ndarray] = {}
+    structure = json.dumps(_flatten(tree, arrays))
+    arrays[STRUCTURE] = np.frombuffer(structure.encode(), np.uint8)
+    if isinstance(path, io.IOBase):
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+        return
+    path = Path(path)  # type: ignore[arg-type]
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+    """
+    :param path: File that ``save_tree`` wrote
+    :return: What is in it
+    :raises FileNotFoundError: if there is none
+    :raises ValueError: if it is none of those, or damaged
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return _restore(json.loads(arrays.pop(STRUCTURE).tobytes()), arrays)
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, AttributeError, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged, or none of sb3_muzero's files: {error}") from error
