@@ -1,7 +1,10 @@
 """Callbacks that look at what MuZero alone has: a model, a search and values that can be checked."""
 
 import io
+import signal
+import threading
 import time
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import wandb
 from matplotlib.figure import Figure
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
 from sb3_muzero.diagnostics import ModelErrors, discounted_returns, measure, settings_of, value_figures
@@ -26,6 +30,75 @@ from sb3_muzero.plotting import (
     to_png,
 )
 from sb3_muzero.recording import film, save_gif
+
+
+class ResumableCheckpointCallback(BaseCallback):
+    """
+    Callback for saving, every ``save_freq`` calls to ``env.step()`` and when the rollout that is then under way is done, all
+    that a run consists of: ``MuZero.resume`` goes on from there. SIGTERM and Ctrl-C end a run with a last checkpoint. A disk
+    that is full is reported, and training goes on.
+
+    :param save_freq: Save checkpoints every ``save_freq`` call of the callback.
+    :param save_path: Path to the folder where checkpoints will be saved.
+    :param keep: Newest checkpoints that stay
+    :param verbose: Verbosity level: 0 for no output, 2 for the name of each file
+    :raises ValueError: for less than one call, or to keep less than one
+    """
+
+    model: MuZero
+
+    def __init__(self, save_freq: int, save_path: str | Path, keep: int = 2, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        for name, given in (("save_freq", save_freq), ("keep", keep)):
+            if given < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {given}")
+        self.save_freq = save_freq
+        self.save_path = Path(save_path)
+        self.keep = keep
+        self._saved_at = 0
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def _on_training_start(self) -> None:
+        self._saved_at, self._signal = self.n_calls, None
+        if threading.current_thread() is threading.main_thread():  # Python has handlers set nowhere else
+            self._handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        inside = frame
+        while inside is not None and inside.f_code is not OffPolicyAlgorithm.learn.__code__:
+            inside = inside.f_back
+        if inside is None or self._signal is not None:  # training has failed, or who asks twice does not want to wait
+            self._give_back_handlers()
+            signal.raise_signal(number)
+        self._signal = number
+
+    def _give_back_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _on_rollout_start(self) -> None:
+        # The step before is stored and learned from here, which it is not in `_on_step`
+        if self._signal is None and self.n_calls - self._saved_at < self.save_freq:
+            return
+        self._saved_at = self.n_calls
+        try:
+            path = self.model.save_checkpoint(self.save_path, self.keep)
+        except OSError as error:
+            warnings.warn(f"No checkpoint was saved after {self.num_timesteps} steps, the ones before stay: {error}")
+        else:
+            if self.verbose >= 2:
+                print(f"Saving checkpoint to {path}")
+        if self._signal is not None:
+            self._give_back_handlers()
+            signal.raise_signal(self._signal)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self._give_back_handlers()
 
 
 class DiagnosticsCallback(BaseCallback):

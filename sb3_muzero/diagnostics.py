@@ -5,7 +5,6 @@ What a model says about itself: errors of the model, the search and the values, 
 draws them: by priorities, and with bonuses for novelty among the rewards, where there are any.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -238,5 +237,5 @@ def settings_of(model: MuZero) -> dict[str, Any]:
     :param model: The model
     :return: Its arguments, by name, but for the environment and what is of this machine
     """
-    others = {"policy", "env", "tensorboard_log", "verbose", "device", "stats_window_size", "_init_setup_model"}
-    return {name: getattr(model, name) for name in inspect.signature(MuZero).parameters if name not in others}
+    others = {"policy", "tensorboard_log", "verbose", "device", "stats_window_size"}
+    return {name: value for name, value in model.settings().items() if name not in others}

@@ -1,6 +1,7 @@
 """The algorithm: collect with search, store, sample, targets, loss, step."""
 
 import copy
+import inspect
 import io
 import pathlib
 import time
@@ -20,6 +21,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
+from sb3_muzero.checkpoints import decode, load_checkpoint, load_run_state, run_state, save_checkpoint
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.loss import LossTerms, muzero_loss
 from sb3_muzero.observation_ring import frames_in_observation, map_observations
@@ -716,6 +718,53 @@ class MuZero(OffPolicyAlgorithm):
             rewards, terminals = buffer.rewards[: buffer.size()], buffer.terminals[: buffer.size()]
             self._first_reward = float(rewards[0, 0])
             self._has_something_to_plan_for = bool(terminals.any() or (rewards != rewards[0, 0]).any())
+
+    def settings(self) -> dict[str, Any]:
+        """:return: Arguments of the constructor as they are now, without the environment"""
+        names = {"policy": "policy_class", "stats_window_size": "_stats_window_size"}
+        without = {"env", "_init_setup_model"}
+        return {
+            name: getattr(self, names.get(name, name)) for name in inspect.signature(MuZero).parameters if name not in without
+        }
+
+    def save_checkpoint(self, folder: str | pathlib.Path, keep: int = 2) -> pathlib.Path:
+        """
+        Save all that this run consists of, to ``resume`` it, between two rollouts: ``ResumableCheckpointCallback`` does it.
+
+        :param folder: Where checkpoints are, which is created
+        :param keep: How many stay, this one among them
+        :return: Its file, which is whole or not there at all
+        :raises OSError: if it can't be written; the others stay then
+        """
+        return save_checkpoint(folder, run_state(self, self.settings()), keep)
+
+    @classmethod
+    def resume(
+        cls: type[SelfMuZero],
+        folder: str | pathlib.Path,
+        env: GymEnv | str,
+        restore_environments: bool = False,
+        **changes: Any,
+    ) -> SelfMuZero:
+        """
+        Go on with a run from its newest whole checkpoint: call ``learn`` with the steps that are left and
+        ``reset_num_timesteps=False``. No code is run that is in the file.
+
+        :param folder: Where ``ResumableCheckpointCallback`` has put checkpoints
+        :param env: Environments of the same kind and number, wrapped as they were
+        :param restore_environments: Whether environments go on amid their episodes, so that the run ends with the very
+            parameters that it would have had without an interruption. They are unpickled, which does run code: only for files
+            that you trust. Otherwise episodes begin anew
+        :param changes: Arguments of the constructor that are to be others, or that no file can hold, as functions
+        :return: The model
+        :raises FileNotFoundError: if there is no checkpoint
+        :raises ValueError: if none is whole, for other environments, and for settings that are missing
+        """
+        state = load_checkpoint(folder)
+        settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}
+        model = cls(env=env, **settings, **changes)
+        load_run_state(model, state, restore_environments)
+        return model
 
     def _excluded_save_params(self) -> list[str]:
         of_this_run = ["last_search", "_last_action_masks", "_random_actions", "_episode_steps", "symmetries"]

@@ -1,0 +1,297 @@
+"""
+All that a run consists of as a tree (``sb3_muzero.storage``), and its files: settings, networks, optimizer, replay buffer,
+random states, counters, VecNormalize's statistics, and, as pickled bytes that nobody has to read, the environments.
+"""
+
+import pickle
+import random
+import sys
+import warnings
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
+
+from sb3_muzero.storage import load_tree, save_tree
+
+# What settings may consist of besides plain values: reading a file makes none but these
+CLASSES = (th.nn.Module, th.optim.Optimizer, BaseBuffer)
+SCHEDULES = {schedule.__name__: schedule for schedule in (ConstantSchedule, LinearSchedule)}
+STATISTICS = ("mean", "var", "count")
+
+
+def encode(setting: Any) -> Any:
+    """
+    :param setting: Value of a constructor's argument
+    :return: It as a tree; what can't be made again without running code becomes ``{"missing": what it was}``
+    """
+    if setting is None or isinstance(setting, bool | int | float | str):
+        return setting
+    if isinstance(setting, TrainFreq):
+        return encode((setting.frequency, setting.unit.value))
+    if isinstance(setting, FloatSchedule):
+        return encode(setting.value_schedule)
+    if isinstance(setting, th.device):
+        return str(setting)
+    if isinstance(setting, tuple | list):
+        return {"tuple" if isinstance(setting, tuple) else "list": [*map(encode, setting)]}
+    if isinstance(setting, dict) and all(isinstance(key, str) for key in setting):
+        return {"dict": {key: encode(value) for key, value in setting.items()}}
+    if type(setting).__name__ in SCHEDULES and type(setting) is SCHEDULES[type(setting).__name__]:
+        return {"schedule": type(setting).__name__, "state": vars(setting)}
+    if isinstance(setting, type) and issubclass(setting, CLASSES) and "<locals>" not in setting.__qualname__:
+        return {"class": [setting.__module__, setting.__qualname__]}
+    return {"missing": repr(setting)}
+
+
+def decode(tree: Any, name: str) -> Any:
+    """
+    :param tree: What ``encode`` gave
+    :param name: The argument
+    :return: The setting
+    :raises ValueError: for one that is missing, or whose class is not there or none of ``CLASSES``
+    """
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content), *rest) = tree.items()
+    if kind == "missing":
+        raise ValueError(f"`{name}` was {content}, which no file can hold: give it again, `resume(..., {name}=...)`")
+    if kind in ("tuple", "list"):
+        parts = [decode(part, name) for part in content]
+        return tuple(parts) if kind == "tuple" else parts
+    if kind == "dict":
+        return {key: decode(part, name) for key, part in content.items()}
+    if kind == "schedule":
+        schedule = SCHEDULES[content].__new__(SCHEDULES[content])
+        schedule.__dict__.update(rest[0][1])
+        return schedule
+    module, qualname = content
+    found: Any = sys.modules.get(module)  # reading a file must not import what nobody has asked for
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, type) or not issubclass(found, CLASSES):
+        raise ValueError(f"`{name}` was {module}.{qualname}, which is not there: import it first, or give it again")
+    return found
+
+
+def random_state() -> dict[str, Any]:
+    """:return: States of all random generators that SB3 seeds"""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "numpy": {"kind": kind, "keys": keys, "rest": [position, has_gauss, gauss]},
+        "python": {"version": version, "internal": np.array(internal, np.uint64), "gauss": gauss_next},
+        "torch": th.get_rng_state(),
+        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """:param state: What ``random_state`` gave"""
+    np.random.set_state((state["numpy"]["kind"], state["numpy"]["keys"], *state["numpy"]["rest"]))
+    python = state["python"]
+    random.setstate((python["version"], tuple(int(word) for word in python["internal"]), python["gauss"]))
+    th.set_rng_state(state["torch"])
+    if state["cuda"] and th.cuda.is_available():
+        th.cuda.set_rng_state_all(state["cuda"])
+
+
+def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
+    """:return: Its state"""
+    state = optimizer.state_dict()
+    return {
+        "state": {str(index): values for index, values in state["state"].items()},
+        "param_groups": [{name: encode(value) for name, value in group.items()} for group in state["param_groups"]],
+    }
+
+
+def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
+    """:param state: What ``optimizer_state`` gave"""
+    groups = [{name: decode(value, name) for name, value in group.items()} for group in state["param_groups"]]
+    optimizer.load_state_dict(
+        {"state": {int(index): values for index, values in state["state"].items()}, "param_groups": groups}
+    )
+
+
+def _wrappers(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
+    """:return: The wrappers of vectorised environments, outermost first, and what they wrap"""
+    wrappers: list[VecEnvWrapper] = []
+    while isinstance(env, VecEnvWrapper):
+        wrappers.append(env)
+        env = env.venv
+    return wrappers, env
+
+
+def environment_state(env: VecEnv) -> dict[str, Any]:
+    """
+    :param env: Training environments
+    :return: VecNormalize's statistics, and the environments themselves as pickled bytes, where they are of this process and
+        can be pickled; else why not
+    """
+    state: dict[str, Any] = {"statistics": None, "pickle": None, "why_not": None}
+    normalize = unwrap_vec_normalize(env)
+    if normalize is not None:
+        observed = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": getattr(normalize, "obs_rms", None)}
+        state["statistics"] = {
+            "returns": normalize.returns,
+            "ret_rms": {name: getattr(normalize.ret_rms, name) for name in STATISTICS},
+            "obs_rms": {
+                key: {name: getattr(rms, name) for name in STATISTICS} for key, rms in observed.items() if rms is not None
+            },
+        }
+    wrappers, inner = _wrappers(env)
+    if type(inner) is not DummyVecEnv:
+        state["why_not"] = f"environments of a {type(inner).__name__} are not of this process"
+        return state
+    held = [
+        {name: value for name, value in vars(wrapper).items() if name not in ("venv", "class_attributes")}
+        for wrapper in wrappers
+    ]
+    try:
+        pickled = cloudpickle.dumps((vars(inner), held))
+        pickle.loads(pickled)
+    except Exception as error:  # whatever a user's environment may raise
+        state["why_not"] = f"the environments can't be pickled: {error!r}"
+    else:
+        state["pickle"] = np.frombuffer(pickled, np.uint8)
+    return state
+
+
+def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
+    """
+    :param env: Environments as they were
+    :param state: What ``environment_state`` gave
+    :raises ValueError: if there are statistics of a VecNormalize that is not there
+    """
+    statistics, normalize = state["statistics"], unwrap_vec_normalize(env)
+    if (statistics is None) != (normalize is None):
+        raise ValueError(f"`env` must be wrapped in VecNormalize {'no more' if statistics is None else ''} as it was")
+    if normalize is None:
+        return
+    normalize.returns = statistics["returns"]
+    for name in STATISTICS:
+        setattr(normalize.ret_rms, name, statistics["ret_rms"][name])
+    for key, values in statistics["obs_rms"].items():
+        rms = normalize.obs_rms[key] if key else normalize.obs_rms  # type: ignore[index]
+        for name in STATISTICS:
+            setattr(rms, name, values[name])
+
+
+def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
+    """
+    Put environments back to where they were. This runs whatever code the file holds.
+
+    :param env: Environments as they were
+    :param state: What ``environment_state`` gave
+    :raises ValueError: if they were not stored, or are wrapped otherwise
+    """
+    if state["pickle"] is None:
+        raise ValueError(f"The checkpoint holds no environments: {state['why_not']}")
+    inside, held = pickle.loads(state["pickle"].tobytes())
+    wrappers, inner = _wrappers(env)
+    if len(wrappers) != len(held) or type(inner) is not DummyVecEnv:
+        raise ValueError(f"`env` must be wrapped as it was, {len(held)} times around a DummyVecEnv, got {env}")
+    vars(inner).update(inside)
+    for wrapper, attributes in zip(wrappers, held, strict=True):
+        vars(wrapper).update(attributes)
+
+
+COUNTERS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "two_player",
+            "_current_progress_remaining", "_first_reward", "_has_something_to_plan_for", "uses_action_masks", "_use_masking",
+            "_last_obs", "_last_original_obs", "_last_episode_starts", "_random_actions", "_episode_steps")  # fmt: skip
+
+
+def run_state(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param model: A MuZero between two rollouts
+    :param settings: Arguments of its constructor, without the environment
+    :return: All that its run consists of, as a tree
+    """
+    return {
+        "settings": {name: encode(value) for name, value in settings.items()},
+        "policy": model.policy.state_dict(),
+        "optimizer": optimizer_state(model.policy.optimizer),
+        "replay_buffer": model.replay_buffer.state(),
+        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "episodes": {name: list(getattr(model, name) or ()) for name in ("ep_info_buffer", "ep_success_buffer")},
+        "environments": environment_state(model.env),
+        "random": random_state(),
+        "action_space": {"generator": model.action_space.np_random.bit_generator.state},
+    }
+
+
+def load_run_state(model: Any, state: dict[str, Any], restore_environments: bool) -> None:
+    """
+    :param model: A MuZero that was made with the settings of ``state``, and its environments
+    :param state: What ``run_state`` gave
+    :param restore_environments: Whether environments go on amid their episodes, which runs the code that they were pickled
+        with
+    :raises ValueError: for environments that are not what they were
+    """
+    model.replay_buffer.load_state(state["replay_buffer"])  # first: it knows whether spaces and environments are the same
+    load_statistics(model.env, state["environments"])
+    if restore_environments:
+        unpickle_environments(model.env, state["environments"])
+    model.policy.load_state_dict(state["policy"])
+    load_optimizer_state(model.policy.optimizer, state["optimizer"])
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    if not restore_environments:
+        model._last_obs = None  # so that `learn` begins with a reset
+    for name, entries in state["episodes"].items():
+        setattr(model, name, deque(entries, maxlen=model._stats_window_size))
+    model.action_space.np_random.bit_generator.state = state["action_space"]["generator"]
+    set_random_state(state["random"])
+
+
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """
+    :param folder: Where checkpoints are
+    :return: Their files, the newest one last
+    """
+    found = Path(folder).glob("checkpoint_*_steps.npz")
+    return sorted(found, key=lambda path: int(path.name.split("_")[1]))
+
+
+def save_checkpoint(folder: str | Path, state: dict[str, Any], keep: int) -> Path:
+    """
+    :param folder: Where checkpoints are, which is created
+    :param state: What ``run_state`` gave
+    :param keep: How many stay, this one among them
+    :return: Its file
+    :raises OSError: if it can't be written; the others stay then
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"checkpoint_{state['counters']['num_timesteps']}_steps.npz"
+    save_tree(path, state)
+    for old in checkpoints_in(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """
+    :param folder: Where checkpoints are
+    :return: What is in the newest one that is whole
+    :raises FileNotFoundError: if there is none
+    :raises ValueError: if all are damaged
+    """
+    paths = checkpoints_in(folder)
+    if not paths:
+        raise FileNotFoundError(f"There is no checkpoint in {folder}")
+    errors = []
+    for path in reversed(paths):
+        try:
+            return load_tree(path)
+        except ValueError as error:
+            errors.append(str(error))
+            warnings.warn(f"{error}; trying the checkpoint before")
+    raise ValueError("; ".join(errors))

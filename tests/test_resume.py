@@ -1,0 +1,295 @@
+"""Runs that go on: to the bit, after being killed, from the newest checkpoint that is whole, and without running code."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+
+from sb3_muzero import MuZero
+from sb3_muzero.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpoints import checkpoints_in, decode, encode, load_checkpoint
+from sb3_muzero.games import TicTacToeEnv
+from sb3_muzero.storage import load_tree, save_tree
+from tests.conftest import TinyEnv, differences, snapshot, tiny_model
+
+
+def stacked_images() -> Any:
+    space = spaces.Box(0, 255, (1, 12, 12), np.uint8)
+    return VecFrameStack(DummyVecEnv([lambda: TinyEnv(space)] * 2), 3)
+
+
+ENVS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "CartPole": (lambda: make_vec_env("CartPole-v1", 2, seed=3), {}),
+    "one CartPole": (lambda: make_vec_env("CartPole-v1", 1, seed=3), {"train_freq": (1, "episode"), "gradient_steps": 5}),
+    "priorities, novelty, schedules": (
+        lambda: make_vec_env("CartPole-v1", 2, seed=3),
+        {
+            "replay_buffer_kwargs": {"priority_exponent": 0.6},
+            "novelty_coef": 0.5,
+            "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
+            "exploration": LinearSchedule(3.0, 1.0, 0.5),
+            "reanalyze_ratio": 0.5,
+            "search": "puct",
+            "buffer_size": 120,
+        },
+    ),
+    "VecNormalize": (lambda: VecNormalize(make_vec_env("CartPole-v1", 2, seed=3)), {}),
+    "frame stack": (stacked_images, {"policy": "CnnPolicy"}),
+    "TicTacToe": (lambda: make_vec_env(TicTacToeEnv, 2, seed=3), {"reanalyze_ratio": 0.5, "opening_steps": 3}),
+}
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_a_resumed_run_ends_as_the_uninterrupted_one(name, tmp_path):
+    make, settings = ENVS[name]
+    whole = tiny_model(make(), **settings).learn(240)
+    tiny_model(make(), **settings).learn(240, callback=ResumableCheckpointCallback(60, tmp_path, keep=1))
+    np.random.seed(99)
+    th.manual_seed(99)
+    (path,) = checkpoints_in(tmp_path)
+    resumed = MuZero.resume(tmp_path, make(), restore_environments=True)
+    assert 0 < resumed.num_timesteps < 240 and path.name == f"checkpoint_{resumed.num_timesteps}_steps.npz"
+    resumed.learn(240 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert differences(snapshot(whole), snapshot(resumed)) == []
+    assert differences(whole.replay_buffer.state(), resumed.replay_buffer.state()) == []
+    assert resumed.num_timesteps == whole.num_timesteps and resumed._n_updates == whole._n_updates
+    assert [info["r"] for info in resumed.ep_info_buffer] == [info["r"] for info in whole.ep_info_buffer]
+    if isinstance(env := whole.get_env(), VecNormalize):
+        assert np.array_equal(env.obs_rms.mean, resumed.get_env().obs_rms.mean)
+
+
+def test_without_their_state_environments_begin_anew(tmp_path):
+    make, _ = ENVS["VecNormalize"]
+    tiny_model(make()).learn(120, callback=ResumableCheckpointCallback(20, tmp_path))
+    assert len(checkpoints_in(tmp_path)) == 2
+    resumed = MuZero.resume(tmp_path, make())
+    assert resumed._last_obs is None
+    before, mean = resumed.num_timesteps, resumed.get_env().obs_rms.mean.copy()
+    assert mean.any()
+    resumed.learn(40, reset_num_timesteps=False)
+    assert resumed.num_timesteps == before + 40 and resumed.replay_buffer.size() * 2 >= before
+
+
+def test_environments_that_can_not_be_stored_are_said_so(tmp_path):
+    env = make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv)
+    tiny_model(env).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "subproc"))
+    with pytest.raises(ValueError, match="SubprocVecEnv are not of this process"):
+        MuZero.resume(tmp_path / "subproc", env, restore_environments=True)
+    MuZero.resume(tmp_path / "subproc", env).learn(20, reset_num_timesteps=False)
+    env.close()
+    plain = TinyEnv()
+    plain.unpicklable = (i for i in range(3))  # type: ignore[attr-defined]
+    tiny_model(plain).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "plain"))
+    with pytest.raises(ValueError, match="can't be pickled"):
+        MuZero.resume(tmp_path / "plain", TinyEnv(), restore_environments=True)
+
+
+def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path):
+    tiny_model(TinyEnv()).learn(100, callback=ResumableCheckpointCallback(20, tmp_path))
+    older, newer = checkpoints_in(tmp_path)
+    whole = newer.read_bytes()
+    rng = np.random.default_rng(0)
+    for damaged in (b"", whole[: len(whole) // 2], bytes(rng.integers(256, size=1000, dtype=np.uint8))):
+        newer.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="damaged"):
+            assert f"_{MuZero.resume(tmp_path, TinyEnv()).num_timesteps}_" in older.name
+    older.write_bytes(b"")
+    with pytest.raises(ValueError, match="damaged"), pytest.warns(UserWarning):
+        MuZero.resume(tmp_path, TinyEnv())
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        MuZero.resume(tmp_path / "nowhere", TinyEnv())
+
+
+def test_a_flipped_byte_is_noticed(tmp_path):
+    save_tree(tmp_path / "tree", {"numbers": np.arange(10_000), "name": "x"})
+    content = bytearray((tmp_path / "tree").read_bytes())
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        position = int(rng.integers(len(content)))
+        content[position] ^= 0xFF
+        (tmp_path / "tree").write_bytes(content)
+        try:
+            tree = load_tree(tmp_path / "tree")
+        except ValueError as error:
+            assert "damaged" in str(error)
+        else:  # bytes that mean nothing, as a time of day
+            assert np.array_equal(tree["numbers"], np.arange(10_000)) and tree["name"] == "x"
+        content[position] ^= 0xFF
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_training_goes_on(tmp_path, monkeypatch):
+    model = tiny_model(TinyEnv())
+    model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        args[0].write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sb3_muzero.storage.np.savez", full)
+    with pytest.warns(UserWarning, match=r"No checkpoint was saved .* No space left"):
+        model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path), reset_num_timesteps=False)
+    assert model.num_timesteps == 120
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("number, expected", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_signals_end_a_run_with_a_last_checkpoint(number, expected, tmp_path):
+    """The handlers that were there before then do what they do, of SIGTERM here what Python's own would."""
+
+    def leave(*_: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        model = tiny_model(Interrupting(number))
+        with pytest.raises(expected):
+            model.learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path))
+        assert signal.getsignal(signal.SIGTERM) is leave
+        resumed = MuZero.resume(tmp_path, TinyEnv())
+        assert 50 <= resumed.num_timesteps <= 54
+        # Where training has failed, signals are not held back
+        with pytest.raises(RuntimeError):
+            tiny_model(Failing()).learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path / "other"))
+        with pytest.raises(expected):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Interrupting(TinyEnv):
+    """Sends a signal at its 50th step."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def step(self, action: Any) -> Any:
+        if self.steps == 49:
+            signal.raise_signal(self.number)
+        return super().step(action)
+
+
+class Failing(TinyEnv):
+    def step(self, action: Any) -> Any:
+        if self.steps == 49:
+            raise RuntimeError("the simulator has crashed")
+        return super().step(action)
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from sb3_muzero import MuZero
+from sb3_muzero.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpoints import checkpoints_in
+folder = sys.argv[1]
+if checkpoints_in(folder):
+    model = MuZero.resume(folder, "CartPole-v1")
+else:
+    model = MuZero("MlpPolicy", "CartPole-v1", num_simulations=2, learning_starts=20, batch_size=8, buffer_size=2000, seed=0)
+print(model.num_timesteps, flush=True)
+model.learn(10_000_000, callback=ResumableCheckpointCallback(4, folder), reset_num_timesteps=False)
+"""
+
+
+def kill_and_resume(folder: Path, times: int, seed: int = 0) -> list[int]:
+    """:return: Steps that each start found, the run having been killed at a random moment each time"""
+    rng, starts = np.random.default_rng(seed), []
+    for _ in range(times + 1):
+        run = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True)
+        assert run.stdout is not None
+        starts.append(int(run.stdout.readline()))
+        time.sleep(rng.uniform(0.0, 1.5))
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    return starts
+
+
+def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    starts = kill_and_resume(tmp_path, 3)
+    assert starts == sorted(starts) and starts[-1] > 0
+    assert len(checkpoints_in(tmp_path)) <= 3  # one more than `keep` if it dies between both
+
+
+@pytest.mark.slow
+def test_kill_9_a_hundred_times(tmp_path):
+    starts = kill_and_resume(tmp_path, 100)
+    assert len(starts) == 101 and starts == sorted(starts) and len(set(starts)) > 50
+    print(f"resumed at {starts}")
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_bomb_does_not_go_off(tmp_path):
+    exploded = tmp_path / "exploded"
+    model = tiny_model(TinyEnv()).learn(60, callback=ResumableCheckpointCallback(10, tmp_path))
+    for content in (pickle.dumps(Bomb(exploded)), pickle.dumps({"a": Bomb(exploded)}, protocol=0)):
+        (tmp_path / "bomb.pkl").write_bytes(content)
+        with pytest.raises(ValueError, match="none of sb3_muzero's files"):
+            model.load_replay_buffer(tmp_path / "bomb.pkl")
+    np.savez(tmp_path / "bomb.npz", structure=np.array([Bomb(exploded)], dtype=object))
+    with pytest.raises(ValueError, match="none of sb3_muzero's files"):
+        load_tree(tmp_path / "bomb.npz")
+    # In a checkpoint: among the environments, which nobody asks for, and among the settings
+    path = checkpoints_in(tmp_path)[-1]
+    state = load_checkpoint(tmp_path)
+    state["environments"]["pickle"] = np.frombuffer(pickle.dumps(Bomb(exploded)), np.uint8)
+    save_tree(path, state)
+    MuZero.resume(tmp_path, TinyEnv())
+    state["settings"]["policy_kwargs"] = {"dict": {"activation_fn": {"class": ["os", "system"]}}}
+    save_tree(path, state)
+    with pytest.raises(ValueError, match=r"`policy_kwargs` was os.system, which is not there"):
+        MuZero.resume(tmp_path, TinyEnv())
+    assert not exploded.exists()
+    pickle.loads(pickle.dumps(Bomb(exploded)))
+    assert exploded.exists()
+
+
+def test_settings_are_what_they_were_or_missing_by_name(tmp_path):
+    kwargs = {"net_arch": [16], "activation_fn": th.nn.Tanh, "value_support": (-1.0, 1.0), "optimizer_class": th.optim.SGD}
+    model = tiny_model(TinyEnv(), policy_kwargs=kwargs, train_freq=(2, "episode"), n_steps_half_life=float("inf"))
+    model.save_checkpoint(tmp_path)
+    resumed = MuZero.resume(tmp_path, TinyEnv(), n_steps=7)
+    assert resumed.policy_kwargs == model.policy_kwargs and resumed.train_freq == model.train_freq
+    assert resumed.n_steps == 7 and resumed.n_steps_half_life == float("inf")
+    assert type(resumed.policy.optimizer) is th.optim.SGD
+    for setting in (3, 1.5, "x", None, True, (1, (2, 3)), [1, {"a": (2,)}], {"b": th.nn.ReLU}):
+        assert decode(encode(setting), "x") == setting
+    tiny_model(TinyEnv(), learning_rate=lambda progress: 1e-3 * progress).save_checkpoint(tmp_path / "function")
+    with pytest.raises(ValueError, match=r"`learning_rate` was <function .*give it again, `resume\(.*learning_rate="):
+        MuZero.resume(tmp_path / "function", TinyEnv())
+    MuZero.resume(tmp_path / "function", TinyEnv(), learning_rate=1e-3)
+
+
+def test_other_environments_are_refused(tmp_path):
+    tiny_model(TinyEnv()).save_checkpoint(tmp_path)
+    for env in ("CartPole-v1", DummyVecEnv([TinyEnv, TinyEnv]), gym.wrappers.FlattenObservation(TicTacToeEnv())):
+        with pytest.raises(ValueError, match="must be of"):
+            MuZero.resume(tmp_path, env)
+    with pytest.raises(ValueError, match="VecNormalize"):
+        MuZero.resume(tmp_path, VecNormalize(DummyVecEnv([TinyEnv])))
+    for bad in ({"save_freq": 0}, {"keep": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            ResumableCheckpointCallback(**{"save_freq": 1, "save_path": tmp_path, **bad})
