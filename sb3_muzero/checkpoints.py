@@ -204,6 +204,7 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
 
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "two_player",
+            "_skipped_updates", "_skipped_in_a_row",
             "_current_progress_remaining", "_first_reward", "_has_something_to_plan_for", "uses_action_masks", "_use_masking",
             "_last_obs", "_last_original_obs", "_last_episode_starts", "_random_actions", "_episode_steps")  # fmt: skip
 

@@ -126,6 +126,8 @@ class MuZero(OffPolicyAlgorithm):
         "ResNetPolicy": ResNetPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    MAX_SKIPPED_UPDATES = 10
+
     policy: MuZeroPolicy
     replay_buffer: SequenceReplayBuffer
     action_space: spaces.Discrete
@@ -226,6 +228,8 @@ class MuZero(OffPolicyAlgorithm):
         self._last_action_masks: np.ndarray | None = None
         self._use_masking: bool | None = None
         self.time_split = TimeSplit()
+        # Whose loss or gradient was not finite
+        self._skipped_updates = self._skipped_in_a_row = 0
         self._acted_at = 0.0
         self.uses_action_masks = False
 
@@ -529,6 +533,10 @@ class MuZero(OffPolicyAlgorithm):
             loss.backward()
             # Clip gradient norm
             grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            if not bool(grad_norm.isfinite()):
+                self._skip_update(terms)
+                continue
+            self._skipped_in_a_row = 0
             self.policy.optimizer.step()
             self.policy.value_error.lerp_(terms.value_errors.mean(), 1 / min(self._n_updates + 1, 100))
             self.replay_buffer.update_priorities(samples.starts, terms.value_errors.cpu().numpy())
@@ -541,12 +549,26 @@ class MuZero(OffPolicyAlgorithm):
                 self.policy.update_target(self.tau)
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/skipped_updates", self._skipped_updates)
+        if not logs:
+            return
         names = ("loss", "policy_loss", "entropy_loss", "value_loss", "reward_loss", "consistency_loss", "value_error",
                  "grad_norm", "value_target_clipped", "policy_age")  # fmt: skip
         for name, value in zip(names, th.stack(logs).mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
         reanalysis = self.time_split["reanalysis"] - reanalysis_before
         self.time_split["learning"] += time.perf_counter() - start - reanalysis
+
+    def _skip_update(self, terms: LossTerms) -> None:
+        """:raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` in a row"""
+        self._skipped_updates += 1
+        self._skipped_in_a_row += 1
+        names = [name for name, term in zip(LossTerms._fields, terms[:5], strict=False) if not bool(term.isfinite())]
+        cause = f"the {' and the '.join(names)} loss" if names else "a gradient"
+        message = f"Update {self._n_updates} after {self.num_timesteps} steps is left out: {cause} is not finite"
+        if self._skipped_in_a_row >= self.MAX_SKIPPED_UPDATES:
+            raise FloatingPointError(f"{message}, for the {self._skipped_in_a_row}th time in a row: lower `learning_rate`?")
+        warnings.warn(message)
 
     def sample(self, batch_size: int, unroll_steps: int) -> SequenceSamples:
         """

@@ -3,12 +3,14 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from conftest import TinyEnv, cartpole_observations, differences, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_muzero import MuZero
+from sb3_muzero import MuZero, muzero
+from sb3_muzero.loss import LossTerms
 
 
 @pytest.mark.parametrize(
@@ -203,3 +205,35 @@ def test_refused_predictions_leave_the_model_usable():
             model.predict(wrong)
     np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], expected)
     model.learn(8, reset_num_timesteps=False)
+
+
+def test_updates_that_are_not_finite_are_left_out_and_said_so(monkeypatch):
+    model = tiny_model().learn(24)
+    before = {name: parameter.clone() for name, parameter in model.policy.latent_model.named_parameters()}
+    real = muzero.muzero_loss
+    broken = iter([True, False, True])
+
+    def loss(*args):
+        terms = real(*args)
+        return terms._replace(reward=terms.reward * float("nan")) if next(broken, False) else terms
+
+    monkeypatch.setattr(muzero, "muzero_loss", loss)
+    updates = model._n_updates
+    with pytest.warns(UserWarning, match=r"Update \d+ after 24 steps is left out: the reward loss is not finite"):
+        model.train(1, 8)
+    after = dict(model.policy.latent_model.named_parameters())
+    assert all(th.equal(before[name], after[name]) for name in before) and model._n_updates == updates
+    with pytest.warns(UserWarning, match="left out"):
+        model.train(3, 8)
+    assert model._n_updates == updates + 2 and model._skipped_updates == 2
+    assert model.logger.name_to_value["train/skipped_updates"] == 2
+
+
+def test_training_ends_where_no_update_is_finite_any_more(monkeypatch):
+    model = tiny_model().learn(24)
+    infinite = [th.zeros((), requires_grad=True) * th.inf] * 5
+    monkeypatch.setattr(muzero, "muzero_loss", lambda *args: LossTerms(*infinite, th.zeros(8)))
+    message = r"the policy and the entropy .* for the 10th time in a row"
+    with pytest.raises(FloatingPointError, match=message), pytest.warns(UserWarning):
+        model.train(20, 8)
+    assert model._skipped_updates == 10

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from conftest import TinyEnv, differences, snapshot, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
@@ -23,7 +24,6 @@ from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpoints import checkpoints_in, decode, encode, load_checkpoint
 from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.storage import load_tree, save_tree
-from tests.conftest import TinyEnv, differences, snapshot, tiny_model
 
 
 def stacked_images() -> Any:

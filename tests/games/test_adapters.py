@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pyspiel
 import pytest
+from conftest import tiny_model
 from gymnasium import spaces
 from pettingzoo.classic import connect_four_v3, tictactoe_v3
 from stable_baselines3.common.env_checker import check_env
@@ -14,7 +15,6 @@ from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.adapters import AdaptedGame, from_open_spiel, from_pettingzoo
 from sb3_muzero.games.match import play_match
 from sb3_muzero.games.players import RandomPlayer
-from tests.conftest import tiny_model
 
 ADAPTED = {
     "pettingzoo connect_four": (ConnectFourEnv, lambda: from_pettingzoo(connect_four_v3.env())),

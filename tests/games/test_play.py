@@ -4,12 +4,12 @@ import re
 import sys
 
 import pytest
+from conftest import tiny_model
 
 from sb3_muzero.games import ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games import __main__ as games
 from sb3_muzero.games.__main__ import line_of_play, main, search, view
 from sb3_muzero.games.simulator import SimulatorPolicy
-from tests.conftest import tiny_model
 
 
 def run(monkeypatch, capsys, answers: list[str], *arguments: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from conftest import TinyEnv, differences, scramble, snapshot, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
@@ -25,7 +26,6 @@ from sb3_muzero.games.simulator import SimulatorPolicy, positions_of, simulator,
 from sb3_muzero.search import RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
 from sb3_muzero.two_player import Symmetries, turned
 from sb3_muzero.zoo import CONF_FILE
-from tests.conftest import TinyEnv, differences, scramble, snapshot, tiny_model
 
 
 def plan(rules: Rules, boards: list[np.ndarray], num_simulations: int, search: Any) -> SearchOutput:
