@@ -231,8 +231,11 @@ def test_updates_that_are_not_finite_are_left_out_and_said_so(monkeypatch):
 
 def test_training_ends_where_no_update_is_finite_any_more(monkeypatch):
     model = tiny_model().learn(24)
-    infinite = [th.zeros((), requires_grad=True) * th.inf] * 5
-    monkeypatch.setattr(muzero, "muzero_loss", lambda *args: LossTerms(*infinite, th.zeros(8)))
+
+    def loss(*args):
+        return LossTerms(*[th.zeros((), requires_grad=True) * th.inf for _ in range(5)], th.zeros(8))
+
+    monkeypatch.setattr(muzero, "muzero_loss", loss)
     message = r"the policy and the entropy .* for the 10th time in a row"
     with pytest.raises(FloatingPointError, match=message), pytest.warns(UserWarning):
         model.train(20, 8)
