@@ -533,7 +533,7 @@ class MuZero(OffPolicyAlgorithm):
             loss.backward()
             # Clip gradient norm
             grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            if not bool(grad_norm.isfinite()):
+            if not bool((loss.detach() + grad_norm).isfinite()):
                 self._skip_update(terms)
                 continue
             self._skipped_in_a_row = 0
