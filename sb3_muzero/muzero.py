@@ -23,10 +23,12 @@ from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.checkpoints import decode, load_checkpoint, load_run_state, run_state, save_checkpoint
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
+from sb3_muzero.finite import check_finite
 from sb3_muzero.loss import LossTerms, muzero_loss
 from sb3_muzero.observation_ring import frames_in_observation, map_observations
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.progress_bar import MuZeroProgressBar
+from sb3_muzero.random_actions import persistent_random_actions
 from sb3_muzero.search import SearchOutput, is_cached
 from sb3_muzero.storage import load_tree, save_tree
 from sb3_muzero.targets import UnrollTargets, needs_bootstrap, unroll_targets
@@ -335,7 +337,8 @@ class MuZero(OffPolicyAlgorithm):
         self._set_up_masking()
         self._set_up_players()
         self.time_split = TimeSplit()
-        self._check_finite("observation", self._last_obs if self._vec_normalize_env is None else self._last_original_obs)
+        seen = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+        check_finite("observation", seen, self.num_timesteps)
         return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -407,7 +410,10 @@ class MuZero(OffPolicyAlgorithm):
         novelty = self.novelty_coef(self._current_progress_remaining)
         if self.num_timesteps < learning_starts or not (self._has_something_to_plan_for or novelty > 0):
             self.last_search = None
-            actions = self._persistent_random_actions(n_envs, masks)
+            persistence = self.action_persistence if self.num_timesteps >= self.learning_starts else 1.0
+            num_actions = int(self.action_space.n)
+            actions = persistent_random_actions(self._random_actions, n_envs, num_actions, persistence, masks)
+            self._random_actions = actions
         else:
             assert self._last_obs is not None, "self._last_obs was not set"
             start = time.perf_counter()
@@ -421,26 +427,6 @@ class MuZero(OffPolicyAlgorithm):
             actions = np.where(is_opening, self.last_search.action, self.last_search.action_weights.argmax(axis=1))
         self._acted_at = time.perf_counter()
         return actions + self.action_space.start, actions
-
-    def _persistent_random_actions(self, n_envs: int, action_masks: np.ndarray | None) -> np.ndarray:
-        """
-        :param n_envs: Number of environments
-        :param action_masks: True for legal actions, shape ``[n_envs, num_actions]``, or ``None`` if all are
-        :return: Action indices, each that of the step before or a new one, shape ``[n_envs]``
-        """
-        num_actions = int(self.action_space.n)
-        if action_masks is None:
-            fresh = np.random.randint(num_actions, size=n_envs)
-        else:
-            fresh = np.where(action_masks, np.random.rand(n_envs, num_actions), -1.0).argmax(axis=1)
-        if self._random_actions is None or len(self._random_actions) != n_envs:
-            self._random_actions = fresh
-        persistence = self.action_persistence if self.num_timesteps >= self.learning_starts else 1.0
-        renewed = np.random.rand(n_envs) < 1 / persistence
-        if action_masks is not None:
-            renewed |= ~action_masks[np.arange(n_envs), self._random_actions]
-        self._random_actions = np.where(renewed, fresh, self._random_actions)
-        return self._random_actions
 
     def _log_search(self, search: SearchOutput, seconds: float) -> None:
         weights = search.action_weights
@@ -463,11 +449,11 @@ class MuZero(OffPolicyAlgorithm):
         # VecNormalize's running statistics spread one environment's NaN to all: look at what came in
         normalize = self._vec_normalize_env
         raw_reward = reward if normalize is None else normalize.get_original_reward()
-        self._check_finite("observation", new_obs if normalize is None else normalize.get_original_obs())
-        self._check_finite("reward", raw_reward)
+        check_finite("observation", new_obs if normalize is None else normalize.get_original_obs(), self.num_timesteps)
+        check_finite("reward", raw_reward, self.num_timesteps)
         for i in np.flatnonzero(dones):
             if infos[i].get("terminal_observation") is not None:
-                self._check_finite("terminal observation", infos[i]["terminal_observation"], env=int(i))
+                check_finite("terminal observation", infos[i]["terminal_observation"], self.num_timesteps, env=int(i))
         self._look_for_something_to_plan_for(raw_reward, dones, infos)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         if self.last_search is not None:
@@ -483,23 +469,6 @@ class MuZero(OffPolicyAlgorithm):
         terminated = any(done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True))
         if terminated or (rewards != self._first_reward).any():
             self._has_something_to_plan_for = True
-
-    def _check_finite(self, what: str, array: Any, env: int | None = None) -> None:
-        """:raises ValueError: naming environment and step, before anything non-finite is stored or learned"""
-        if isinstance(array, dict):
-            for key, part in array.items():
-                self._check_finite(f"{what} {key!r}", part, env)
-            return
-        array = np.asarray(array)
-        # The model computes in float32, and variances are squares
-        finite = np.abs(array, dtype=np.float64) <= 1e18 if array.dtype.kind == "f" else np.True_
-        if not finite.all():
-            if env is None:
-                env = int(np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))[0])
-                array = array[env]
-            raise ValueError(
-                f"Environment {env} gave a non-finite {what} (or beyond 1e18) at step {self.num_timesteps}: {array}"
-            )
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         if self.replay_buffer.size() == 0 or gradient_steps < 1:

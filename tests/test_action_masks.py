@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from sb3_muzero import MuZero
 from sb3_muzero.action_masks import has_action_masks
 from sb3_muzero.loss import muzero_loss
+from sb3_muzero.random_actions import persistent_random_actions
 from sb3_muzero.targets import unroll_targets
 
 NUM_ACTIONS = 5
@@ -77,9 +78,8 @@ def test_no_illegal_action_is_taken_or_learned(search, start):
 
 
 def test_random_actions_are_uniform_over_legal_ones():
-    model = tiny_model(MaskedEnv(), learning_starts=10**6)
     legal = np.array([[True, False, True, True, False]] * 30_000)
-    counts = np.bincount(model._persistent_random_actions(len(legal), legal), minlength=NUM_ACTIONS)
+    counts = np.bincount(persistent_random_actions(None, len(legal), NUM_ACTIONS, 1.0, legal), minlength=NUM_ACTIONS)
     assert counts[1] == counts[4] == 0
     assert np.abs(counts[[0, 2, 3]] / len(legal) - 1 / 3).max() < 0.02
 
