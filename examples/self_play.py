@@ -141,7 +141,9 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         runs = list(pool.map(run, seeds, [args] * args.seeds))
     command = " ".join(["python examples/self_play.py", *sys.argv[1:]])
-    record = {"game": args.game, "simulator": args.simulator, "command": command, "versions": versions(), "runs": runs}
+    settings = SECTIONS[f"sb3_muzero/{args.game}-v0"] | dict(args.set)
+    record = {"game": args.game, "simulator": args.simulator, "command": command, "versions": versions(), "settings": settings}
+    record["runs"] = runs
     path = args.output / f"self_play_{args.game}{'_simulator' if args.simulator else ''}.json"
     path.write_text(json.dumps(record, indent=1))
     total: dict[str, Score] = {}
