@@ -25,27 +25,53 @@ from compare_baselines import ROOT, resolve, versions
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_muzero import MuZero
+from sb3_muzero.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpoints import checkpoints_in
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, share_of_errors, solve
 from sb3_muzero.games.match import Score, play_match, random_openings
 from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, Player, RandomPlayer
-from sb3_muzero.games.self_play import SelfPlayEvalCallback
+from sb3_muzero.games.self_play import MatchResult, SelfPlayEvalCallback
 from sb3_muzero.games.simulator import SimulatorCnnPolicy, SimulatorPolicy, with_rules
 from sb3_muzero.report import setting
 
 SECTIONS = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
 
 
-class TimedEvaluation(SelfPlayEvalCallback):
-    """Knows how long it took itself."""
+class Evaluation(SelfPlayEvalCallback):
+    """
+    Keeps results and the time that training takes, without the matches, in a file, for runs that go on.
 
-    seconds = 0.0
+    :param path: The file
+    :param args: Of ``SelfPlayEvalCallback``
+    """
+
+    def __init__(self, path: Path, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.path = path
+        self.matches = self.before = 0.0
+
+    def _on_training_start(self) -> None:
+        self.start = time.perf_counter()
+        if self.num_timesteps > 0:
+            kept = json.loads(self.path.read_text())
+            results = (
+                MatchResult(steps, name, Score(*first), Score(*second)) for steps, name, first, second in kept["results"]
+            )
+            self.results = [result for result in results if result.num_timesteps <= self.num_timesteps]
+            self.before = kept["seconds"] * self.num_timesteps / kept["steps"]
+
+    @property
+    def seconds(self) -> float:
+        """Of training, without matches."""
+        return self.before + time.perf_counter() - self.start - self.matches
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
         super()._evaluate()
-        self.seconds += time.perf_counter() - start
+        self.matches += time.perf_counter() - start
+        self.path.write_text(json.dumps({"seconds": self.seconds, "steps": self.num_timesteps, "results": self.results}))
 
 
 def grade(player: ModelPlayer, game: str, depths: list[int], num_games: int) -> dict[str, Any]:
@@ -89,20 +115,27 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
         policy = {"MlpPolicy": SimulatorPolicy, "CnnPolicy": SimulatorCnnPolicy}[policy]
         settings |= dict(unroll_steps=1, consistency_coef=0.0, reward_coef=0.0)
         settings["policy_kwargs"] = settings["policy_kwargs"] | dict(rules=rules)
-    model = MuZero(policy, env, seed=seed, device="cpu", **settings)
+    name = f"{args.game}{'_simulator' if args.simulator else ''}_{seed}"
+    checkpoints = args.output / name
+    if args.resume and checkpoints_in(checkpoints):
+        model = MuZero.resume(checkpoints, env, restore_environments=True)
+    else:
+        model = MuZero(policy, env, seed=seed, device="cpu", **settings)
     opponents: dict[str, Player] = {
         "random": RandomPlayer(seed),
         **{f"minimax_{depth}": MinimaxPlayer(depth, seed) for depth in args.curve_depths},
     }
-    evaluation = TimedEvaluation(make, opponents, args.curve_games, max(steps // env.num_envs // args.evaluations, 1), seed=1)
-    start, cpu_start = time.perf_counter(), time.process_time()
-    model.learn(steps, callback=evaluation)
-    seconds = time.perf_counter() - start - evaluation.seconds
-    model.time_split["environment"] -= evaluation.seconds
-    split = model.time_split.shares()
-    kind = "_simulator" if args.simulator else ""
+    calls = steps // env.num_envs
     args.output.mkdir(parents=True, exist_ok=True)
-    model.save(args.output / f"{args.game}{kind}_{seed}.zip")
+    evaluation = Evaluation(
+        args.output / f"{name}_curve.json", make, opponents, args.curve_games, max(calls // args.evaluations, 1), seed=1
+    )
+    saving = ResumableCheckpointCallback(max(calls // args.evaluations, 1), checkpoints, keep=1)
+    model.learn(steps - model.num_timesteps, callback=[evaluation, saving], reset_num_timesteps=False)
+    seconds = evaluation.seconds
+    model.time_split["environment"] -= evaluation.matches
+    split = model.time_split.shares()
+    model.save(args.output / f"{name}.zip")
     print(
         f"seed {seed}: {seconds:.0f} s, {steps / seconds:.0f} plies/s, " + ", ".join(f"{n} {s:.0%}" for n, s in split.items())
     )
@@ -110,7 +143,6 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
         "seed": seed,
         "steps": steps,
         "seconds": seconds,
-        "cpu_seconds_with_matches": time.process_time() - cpu_start,
         "plies_per_second": steps / seconds,
         "time_split": split,
         "curve": [match._asdict() for match in evaluation.results],
@@ -135,6 +167,7 @@ def main() -> None:
     parser.add_argument("--curve-depths", type=int, nargs="+", default=[1, 2, 4], help="of minimax, meanwhile")
     parser.add_argument("--curve-games", type=int, default=40, help="against each, meanwhile")
     parser.add_argument("--evaluations", type=int, default=10, help="during training")
+    parser.add_argument("--resume", action="store_true", help="go on with runs that were interrupted")
     parser.add_argument("--output", type=Path, default=Path("self_play_output"), help="folder for models and results")
     args = parser.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
