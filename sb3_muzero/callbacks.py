@@ -1,6 +1,7 @@
 """Callbacks that look at what MuZero alone has: a model, a search and values that can be checked."""
 
 import io
+import os
 import signal
 import threading
 import time
@@ -58,29 +59,49 @@ class ResumableCheckpointCallback(BaseCallback):
         self._saved_at = 0
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def _on_training_start(self) -> None:
+        self._give_back_handlers()  # of a run that has failed
         self._saved_at, self._signal = self.n_calls, None
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():  # Python has handlers set nowhere else
-            self._handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell
+                    self._handlers[number] = signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         inside = frame
         while inside is not None and inside.f_code is not OffPolicyAlgorithm.learn.__code__:
             inside = inside.f_back
-        if inside is None or self._signal is not None:  # training has failed, or who asks twice does not want to wait
-            self._give_back_handlers()
-            signal.raise_signal(number)
+        is_child = os.getpid() != self._process
+        if inside is None or is_child or self._signal is not None:  # it has failed, or who asks twice does not want to wait
+            self._obey(number)
         self._signal = number
+
+    def _obey(self, number: int) -> None:
+        self._give_back_handlers()
+        if signal.getsignal(number) == self._interrupt:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if number == signal.SIGTERM and signal.getsignal(number) is signal.SIG_DFL and os.getpid() == self._process:
+            raise SystemExit(128 + number)  # so that what is open is closed
+        signal.raise_signal(number)
 
     def _give_back_handlers(self) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._interrupt:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
     def _on_rollout_start(self) -> None:
         # The step before is stored and learned from here, which it is not in `_on_step`
-        if self._signal is None and self.n_calls - self._saved_at < self.save_freq:
+        if self._signal is not None or self.n_calls - self._saved_at >= self.save_freq:
+            self._save()
+        if self._signal is not None:
+            self._obey(self._signal)
+
+    def _save(self) -> None:
+        if self.model._skipped_in_a_row > 0:  # this one may be beyond repair
             return
         self._saved_at = self.n_calls
         try:
@@ -90,15 +111,16 @@ class ResumableCheckpointCallback(BaseCallback):
         else:
             if self.verbose >= 2:
                 print(f"Saving checkpoint to {path}")
-        if self._signal is not None:
-            self._give_back_handlers()
-            signal.raise_signal(self._signal)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
+        if self.n_calls > self._saved_at:
+            self._save()
         self._give_back_handlers()
+        if self._signal is not None:
+            self._obey(self._signal)
 
 
 class DiagnosticsCallback(BaseCallback):

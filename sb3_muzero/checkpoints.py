@@ -5,6 +5,7 @@ random states, counters, VecNormalize's statistics, and, as pickled bytes that n
 
 import pickle
 import random
+import re
 import sys
 import warnings
 from collections import deque
@@ -14,6 +15,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import torch as th
+from gymnasium.utils import EzPickle
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
@@ -138,13 +140,12 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
     state: dict[str, Any] = {"statistics": None, "pickle": None, "why_not": None}
     normalize = unwrap_vec_normalize(env)
     if normalize is not None:
-        observed = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": getattr(normalize, "obs_rms", None)}
+        observed: Any = normalize.obs_rms if normalize.norm_obs else {}
+        observed = observed if isinstance(observed, dict) else {"": observed}
         state["statistics"] = {
             "returns": normalize.returns,
             "ret_rms": {name: getattr(normalize.ret_rms, name) for name in STATISTICS},
-            "obs_rms": {
-                key: {name: getattr(rms, name) for name in STATISTICS} for key, rms in observed.items() if rms is not None
-            },
+            "obs_rms": {key: {name: getattr(rms, name) for name in STATISTICS} for key, rms in observed.items()},
         }
     wrappers, inner = _wrappers(env)
     if type(inner) is not DummyVecEnv:
@@ -154,6 +155,13 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
         {name: value for name, value in vars(wrapper).items() if name not in ("venv", "class_attributes")}
         for wrapper in wrappers
     ]
+    for outermost in inner.envs:
+        layer: Any = outermost
+        while layer is not None:
+            if isinstance(layer, EzPickle) and type(layer).__setstate__ is EzPickle.__setstate__:
+                state["why_not"] = f"{type(layer).__name__} is pickled by its arguments, without its state (EzPickle)"
+                return state
+            layer = getattr(layer, "env", None)
     try:
         pickled = cloudpickle.dumps((vars(inner), held))
         pickle.loads(pickled)
@@ -178,6 +186,8 @@ def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
     normalize.returns = statistics["returns"]
     for name in STATISTICS:
         setattr(normalize.ret_rms, name, statistics["ret_rms"][name])
+    if normalize.norm_obs != bool(statistics["obs_rms"]):
+        raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}` as it was")
     for key, values in statistics["obs_rms"].items():
         rms = normalize.obs_rms[key] if key else normalize.obs_rms  # type: ignore[index]
         for name in STATISTICS:
@@ -205,8 +215,18 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "two_player",
             "_skipped_updates", "_skipped_in_a_row",
-            "_current_progress_remaining", "_first_reward", "_has_something_to_plan_for", "uses_action_masks", "_use_masking",
+            "_current_progress_remaining", "_first_reward", "_has_something_to_plan_for", "uses_action_masks",
             "_last_obs", "_last_original_obs", "_last_episode_starts", "_random_actions", "_episode_steps")  # fmt: skip
+
+
+EPISODES = ("ep_info_buffer", "ep_success_buffer")
+
+
+def _numbers(entry: Any) -> Any:
+    """:return: What Monitor says of an episode, without what else its user has added"""
+    if isinstance(entry, dict):
+        return {key: value for key, value in entry.items() if isinstance(value, int | float | np.number)}
+    return float(entry)
 
 
 def run_state(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +241,7 @@ def run_state(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
         "optimizer": optimizer_state(model.policy.optimizer),
         "replay_buffer": model.replay_buffer.state(),
         "counters": {name: getattr(model, name) for name in COUNTERS},
-        "episodes": {name: list(getattr(model, name) or ()) for name in ("ep_info_buffer", "ep_success_buffer")},
+        "episodes": {name: [_numbers(entry) for entry in getattr(model, name) or ()] for name in EPISODES},
         "environments": environment_state(model.env),
         "random": random_state(),
         "action_space": {"generator": model.action_space.np_random.bit_generator.state},
@@ -242,23 +262,27 @@ def load_run_state(model: Any, state: dict[str, Any], restore_environments: bool
         unpickle_environments(model.env, state["environments"])
     model.policy.load_state_dict(state["policy"])
     load_optimizer_state(model.policy.optimizer, state["optimizer"])
-    for name, value in state["counters"].items():
-        setattr(model, name, value)
-    if not restore_environments:
-        model._last_obs = None  # so that `learn` begins with a reset
-    for name, entries in state["episodes"].items():
-        setattr(model, name, deque(entries, maxlen=model._stats_window_size))
+    for name in COUNTERS:  # and no other attributes that a file may name
+        setattr(model, name, state["counters"][name])
+    for name in EPISODES:
+        setattr(model, name, deque(state["episodes"][name], maxlen=model._stats_window_size))
     model.action_space.np_random.bit_generator.state = state["action_space"]["generator"]
     set_random_state(state["random"])
+    if not restore_environments:
+        model._last_obs = None  # so that `learn` begins with a reset
+        model.env.seed(int(np.random.randint(2**31 - 1)))  # and not with the run's first episodes again
+
+
+NAME = r"checkpoint_\d+_steps\.npz"
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """
     :param folder: Where checkpoints are
-    :return: Their files, the newest one last
+    :return: Their files, the one that was written last at the end
     """
-    found = Path(folder).glob("checkpoint_*_steps.npz")
-    return sorted(found, key=lambda path: int(path.name.split("_")[1]))
+    found = [path for path in Path(folder).glob("checkpoint_*_steps.npz") if re.fullmatch(NAME, path.name)]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def save_checkpoint(folder: str | Path, state: dict[str, Any], keep: int) -> Path:
@@ -272,9 +296,12 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any], keep: int) -> Pat
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint_{state['counters']['num_timesteps']}_steps.npz"
+    for unfinished in folder.glob("checkpoint_*_steps.npz.*.unfinished"):  # of a run that was killed
+        unfinished.unlink()
     save_tree(path, state)
     for old in checkpoints_in(folder)[:-keep]:
-        old.unlink()
+        if old != path:
+            old.unlink()
     return path
 
 

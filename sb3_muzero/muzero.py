@@ -491,6 +491,9 @@ class MuZero(OffPolicyAlgorithm):
             self.policy.observe(map_observations(lambda part: part[0], samples.observations))
             targets = self.targets(samples, fresh_values)
             known_values = targets.values[targets.value_weights > 0]
+            if not bool(known_values.isfinite().all()):
+                self._skip_update("a value target")
+                continue
             self.policy.fit_supports(known_values, targets.rewards)
             clipped = self.policy.latent_model.value_support.outside(known_values).float().mean()
 
@@ -503,7 +506,8 @@ class MuZero(OffPolicyAlgorithm):
             # Clip gradient norm
             grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             if not bool((loss.detach() + grad_norm).isfinite()):
-                self._skip_update(terms)
+                broken = [name for name, term in zip(LossTerms._fields, terms[:5], strict=False) if not bool(term.isfinite())]
+                self._skip_update(f"the {' and the '.join(broken)} loss" if broken else "a gradient")
                 continue
             self._skipped_in_a_row = 0
             self.policy.optimizer.step()
@@ -528,12 +532,10 @@ class MuZero(OffPolicyAlgorithm):
         reanalysis = self.time_split["reanalysis"] - reanalysis_before
         self.time_split["learning"] += time.perf_counter() - start - reanalysis
 
-    def _skip_update(self, terms: LossTerms) -> None:
+    def _skip_update(self, cause: str) -> None:
         """:raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` in a row"""
         self._skipped_updates += 1
         self._skipped_in_a_row += 1
-        names = [name for name, term in zip(LossTerms._fields, terms[:5], strict=False) if not bool(term.isfinite())]
-        cause = f"the {' and the '.join(names)} loss" if names else "a gradient"
         message = f"Update {self._n_updates} after {self.num_timesteps} steps is left out: {cause} is not finite"
         if self._skipped_in_a_row >= self.MAX_SKIPPED_UPDATES:
             raise FloatingPointError(f"{message}, for the {self._skipped_in_a_row}th time in a row: lower `learning_rate`?")
@@ -714,9 +716,12 @@ class MuZero(OffPolicyAlgorithm):
         """:return: Arguments of the constructor as they are now, without the environment"""
         names = {"policy": "policy_class", "stats_window_size": "_stats_window_size"}
         without = {"env", "_init_setup_model"}
-        return {
-            name: getattr(self, names.get(name, name)) for name in inspect.signature(MuZero).parameters if name not in without
-        }
+        own = inspect.signature(type(self)).parameters.values()
+        several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        arguments = [parameter.name for parameter in own if parameter.kind not in several]
+        if len(arguments) < len(own):  # a subclass that hands on the others
+            arguments += [name for name in inspect.signature(MuZero).parameters if name not in arguments]
+        return {name: getattr(self, names.get(name, name)) for name in arguments if name not in without}
 
     def save_checkpoint(self, folder: str | pathlib.Path, keep: int = 2) -> pathlib.Path:
         """
@@ -752,9 +757,12 @@ class MuZero(OffPolicyAlgorithm):
         :raises ValueError: if none is whole, for other environments, and for settings that are missing
         """
         state = load_checkpoint(folder)
-        settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}
-        model = cls(env=env, **settings, **changes)
-        load_run_state(model, state, restore_environments)
+        try:
+            settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}
+            model = cls(env=env, **settings, **changes)
+            load_run_state(model, state, restore_environments)
+        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"The checkpoint in {folder} does not fit the model or this version: {error!r}") from error
         return model
 
     def _excluded_save_params(self) -> list[str]:

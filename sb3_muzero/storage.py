@@ -5,11 +5,11 @@ A tree is a dictionary with names for keys, or a list, of trees; its leaves are 
 booleans and ``None``. The file is NumPy's ``.npz``, not compressed, with the tree itself as JSON in it.
 """
 
+import contextlib
 import io
 import json
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ STRUCTURE = "structure"
 ARRAY, TENSOR = "array of the file", "tensor of the file"
 
 
-def _flatten(tree: Any, arrays: dict[str, np.ndarray], name: str = "") -> Any:
+def _flatten(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     """:return: The tree with names in place of its arrays, which are added to ``arrays``"""
     if isinstance(tree, dict):
-        return {key: _flatten(part, arrays, f"{name}/{key}") for key, part in tree.items()}
+        if not all(isinstance(key, str) and key not in (ARRAY, TENSOR) for key in tree):
+            raise TypeError(f"Names must be strings other than {ARRAY!r} and {TENSOR!r}, got {list(tree)}")
+        return {key: _flatten(part, arrays) for key, part in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_flatten(part, arrays, f"{name}/{index}") for index, part in enumerate(tree)]
+        return [_flatten(part, arrays) for part in tree]
     if isinstance(tree, np.ndarray | th.Tensor):
+        name = str(len(arrays))
         arrays[name] = tree.numpy(force=True) if isinstance(tree, th.Tensor) else tree
         if arrays[name].dtype.hasobject:
-            raise TypeError(f"Arrays of objects can't be saved without pickle, got one at {name}")
+            raise TypeError(f"Arrays of objects can't be saved without pickle, got {arrays[name]}")
         return {TENSOR if isinstance(tree, th.Tensor) else ARRAY: name}
     return tree.item() if isinstance(tree, np.generic) else tree
 
@@ -73,11 +76,12 @@ def save_tree(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> Non
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if os.name != "nt":  # where folders can't be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
@@ -87,9 +91,24 @@ def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     :raises FileNotFoundError: if there is none
     :raises ValueError: if it is none of those, or damaged
     """
+    opened: Any = open(path, "rb") if isinstance(path, str | Path) else contextlib.nullcontext(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return _restore(json.loads(arrays.pop(STRUCTURE).tobytes()), arrays)
-    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged, or none of sb3_muzero's files: {error}") from error
+        with opened as content, zipfile.ZipFile(content) as file:
+            arrays = {member.filename.removesuffix(".npy"): _read(file, member) for member in file.infolist()}
+        tree = _restore(json.loads(arrays.pop(STRUCTURE).tobytes()), arrays)
+        if not isinstance(tree, dict):
+            raise ValueError(f"it holds a {type(tree).__name__}")
+        return tree
+    except Exception as error:  # a damaged header may say anything
+        raise ValueError(f"{path} is damaged, or none of sb3_muzero's files: {error!r}") from error
+
+
+def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """:return: An array, all of which was read, so that its checksum was compared, and nothing else"""
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+        raise ValueError(f"{member.filename} is compressed or encrypted")
+    content = io.BytesIO(file.read(member))
+    array = np.lib.format.read_array(content, allow_pickle=False)
+    if content.read(1):
+        raise ValueError(f"{member.filename} holds more than its array")
+    return array

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch as th
 from conftest import TinyEnv, differences, snapshot, tiny_model
 from gymnasium import spaces
+from gymnasium.utils import EzPickle
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
@@ -46,6 +48,7 @@ ENVS: dict[str, tuple[Any, dict[str, Any]]] = {
             "buffer_size": 120,
         },
     ),
+    "VecNormalize of rewards": (lambda: VecNormalize(make_vec_env("CartPole-v1", 2, seed=3), norm_obs=False), {}),
     "VecNormalize": (lambda: VecNormalize(make_vec_env("CartPole-v1", 2, seed=3)), {}),
     "frame stack": (stacked_images, {"policy": "CnnPolicy"}),
     "TicTacToe": (lambda: make_vec_env(TicTacToeEnv, 2, seed=3), {"reanalyze_ratio": 0.5, "opening_steps": 3}),
@@ -56,10 +59,11 @@ ENVS: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_a_resumed_run_ends_as_the_uninterrupted_one(name, tmp_path):
     make, settings = ENVS[name]
     whole = tiny_model(make(), **settings).learn(240)
-    tiny_model(make(), **settings).learn(240, callback=ResumableCheckpointCallback(60, tmp_path, keep=1))
+    tiny_model(make(), **settings).learn(240, callback=ResumableCheckpointCallback(60, tmp_path))
     np.random.seed(99)
     th.manual_seed(99)
-    (path,) = checkpoints_in(tmp_path)
+    path, last = checkpoints_in(tmp_path)
+    last.unlink()
     resumed = MuZero.resume(tmp_path, make(), restore_environments=True)
     assert 0 < resumed.num_timesteps < 240 and path.name == f"checkpoint_{resumed.num_timesteps}_steps.npz"
     resumed.learn(240 - resumed.num_timesteps, reset_num_timesteps=False)
@@ -67,7 +71,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(name, tmp_path):
     assert differences(whole.replay_buffer.state(), resumed.replay_buffer.state()) == []
     assert resumed.num_timesteps == whole.num_timesteps and resumed._n_updates == whole._n_updates
     assert [info["r"] for info in resumed.ep_info_buffer] == [info["r"] for info in whole.ep_info_buffer]
-    if isinstance(env := whole.get_env(), VecNormalize):
+    if isinstance(env := whole.get_env(), VecNormalize) and env.norm_obs:
         assert np.array_equal(env.obs_rms.mean, resumed.get_env().obs_rms.mean)
 
 
@@ -95,6 +99,40 @@ def test_environments_that_can_not_be_stored_are_said_so(tmp_path):
     tiny_model(plain).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "plain"))
     with pytest.raises(ValueError, match="can't be pickled"):
         MuZero.resume(tmp_path / "plain", TinyEnv(), restore_environments=True)
+
+
+def test_environments_that_are_pickled_by_their_arguments_are_not_stored(tmp_path):
+    """Box2D's, MuJoCo's and Atari's: unpickled they would stand at their beginning."""
+    tiny_model(ByArguments()).learn(60, callback=ResumableCheckpointCallback(10, tmp_path))
+    with pytest.raises(ValueError, match="ByArguments is pickled by its arguments"):
+        MuZero.resume(tmp_path, ByArguments(), restore_environments=True)
+
+
+class ByArguments(TinyEnv, EzPickle):
+    def __init__(self) -> None:
+        EzPickle.__init__(self)
+        TinyEnv.__init__(self)
+
+
+def test_environments_that_begin_anew_do_not_begin_as_the_run_did(tmp_path):
+    whole = tiny_model("CartPole-v1").learn(60, callback=ResumableCheckpointCallback(10, tmp_path))
+    first = whole.replay_buffer.observations.frames[0, 0]
+    resumed = MuZero.resume(tmp_path, "CartPole-v1").learn(20, reset_num_timesteps=False)
+    again = MuZero.resume(tmp_path, "CartPole-v1").learn(20, reset_num_timesteps=False)
+    assert not np.array_equal(resumed.replay_buffer.observations.frames[60, 0], first)
+    assert differences(snapshot(resumed), snapshot(again)) == []  # and always alike
+
+
+def test_what_was_written_last_is_the_newest_whatever_an_older_run_left(tmp_path):
+    tiny_model(TinyEnv()).learn(100, callback=ResumableCheckpointCallback(20, tmp_path))
+    (tmp_path / "checkpoint_best_steps.npz").write_bytes(b"a user's")
+    (tmp_path / "checkpoint_7_steps.npz.123.unfinished").write_bytes(b"of a run that was killed")
+    tiny_model(TinyEnv()).learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint_40_steps.npz", "checkpoint_60_steps.npz"]
+    assert MuZero.resume(tmp_path, TinyEnv()).num_timesteps == 60
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint_40_steps.npz", "checkpoint_60_steps.npz", "checkpoint_best_steps.npz"
+    }  # fmt: skip
 
 
 def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path):
@@ -130,6 +168,35 @@ def test_a_flipped_byte_is_noticed(tmp_path):
         content[position] ^= 0xFF
 
 
+def test_flipped_bits_of_large_arrays_are_noticed(tmp_path):
+    """Also in their headers, which say how much of them is to be read."""
+    save_tree(tmp_path / "tree", {"numbers": np.arange(24_000.0).reshape(12_000, 2), "others": np.arange(5000)})
+    whole = (tmp_path / "tree").read_bytes()
+    rng = np.random.default_rng(0)
+    arrays = [match.start() for match in re.finditer(b"\x93NUMPY", whole)]
+    headers = [start + offset for start in arrays for offset in range(-60, 128)]
+    for position in [*headers, *rng.integers(len(whole), size=100).tolist()]:
+        content = bytearray(whole)
+        content[position] ^= 1 << int(rng.integers(8))
+        (tmp_path / "tree").write_bytes(content)
+        try:
+            tree = load_tree(tmp_path / "tree")
+        except ValueError as error:
+            assert "damaged" in str(error)
+        else:
+            assert np.array_equal(tree["numbers"].ravel(), np.arange(24_000.0)) and len(tree["others"]) == 5000
+
+
+def test_names_that_no_file_can_hold_are_refused(tmp_path):
+    tree = {"a/b": np.array(1), "a": {"b": np.array(2)}}
+    save_tree(tmp_path / "tree", tree)
+    assert int(load_tree(tmp_path / "tree")["a/b"]) == 1
+    for bad in ({1: 2}, {"array of the file": "x"}, {"x": np.array([object()])}, {"x": {1, 2}}):
+        with pytest.raises(TypeError):
+            save_tree(tmp_path / "bad", bad)  # type: ignore[arg-type]
+    assert not (tmp_path / "bad").exists()
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_and_training_goes_on(tmp_path, monkeypatch):
     model = tiny_model(TinyEnv())
     model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
@@ -153,7 +220,10 @@ def test_signals_end_a_run_with_a_last_checkpoint(number, expected, tmp_path):
     def leave(*_: Any) -> None:
         raise SystemExit(143)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, leave),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),  # which may be ignored in the background
+    }
     try:
         model = tiny_model(Interrupting(number))
         with pytest.raises(expected):
@@ -161,13 +231,19 @@ def test_signals_end_a_run_with_a_last_checkpoint(number, expected, tmp_path):
         assert signal.getsignal(signal.SIGTERM) is leave
         resumed = MuZero.resume(tmp_path, TinyEnv())
         assert 50 <= resumed.num_timesteps <= 54
+        # In the last rollout, too
+        model = tiny_model(Interrupting(number))
+        with pytest.raises(expected):
+            model.learn(50, callback=ResumableCheckpointCallback(10_000, tmp_path / "last"))
+        assert MuZero.resume(tmp_path / "last", TinyEnv()).num_timesteps >= 50
         # Where training has failed, signals are not held back
         with pytest.raises(RuntimeError):
             tiny_model(Failing()).learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path / "other"))
         with pytest.raises(expected):
             signal.raise_signal(number)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 class Interrupting(TinyEnv):

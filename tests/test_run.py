@@ -33,6 +33,7 @@ LOGGED = {
     "time/total_timesteps",
     "train/learning_rate",
     "train/n_updates",
+    "train/skipped_updates",
     "train/loss",
     "train/policy_loss",
     "train/entropy_loss",
