@@ -1,4 +1,4 @@
-"""Callbacks that look at what MuZero alone has: a model, a search and values that can be checked."""
+"""Callbacks for what MuZero alone has: runs that resume, and a model, a search and values that can be checked."""
 
 import io
 import os

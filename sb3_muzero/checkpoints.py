@@ -46,7 +46,7 @@ def encode(setting: Any) -> Any:
         return {"tuple" if isinstance(setting, tuple) else "list": [*map(encode, setting)]}
     if isinstance(setting, dict) and all(isinstance(key, str) for key in setting):
         return {"dict": {key: encode(value) for key, value in setting.items()}}
-    if type(setting).__name__ in SCHEDULES and type(setting) is SCHEDULES[type(setting).__name__]:
+    if type(setting) in SCHEDULES.values():
         return {"schedule": type(setting).__name__, "state": vars(setting)}
     if isinstance(setting, type) and issubclass(setting, CLASSES) and "<locals>" not in setting.__qualname__:
         return {"class": [setting.__module__, setting.__qualname__]}
@@ -183,11 +183,11 @@ def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
         raise ValueError(f"`env` must be wrapped in VecNormalize {'no more' if statistics is None else ''} as it was")
     if normalize is None:
         return
+    if normalize.norm_obs != bool(statistics["obs_rms"]):
+        raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}` as it was")
     normalize.returns = statistics["returns"]
     for name in STATISTICS:
         setattr(normalize.ret_rms, name, statistics["ret_rms"][name])
-    if normalize.norm_obs != bool(statistics["obs_rms"]):
-        raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}` as it was")
     for key, values in statistics["obs_rms"].items():
         rms = normalize.obs_rms[key] if key else normalize.obs_rms  # type: ignore[index]
         for name in STATISTICS:
@@ -214,11 +214,9 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
 
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "two_player",
-            "_skipped_updates", "_skipped_in_a_row",
-            "_current_progress_remaining", "_first_reward", "_has_something_to_plan_for", "uses_action_masks",
+            "_skipped_updates", "_skipped_in_a_row", "_current_progress_remaining",
+            "_first_reward", "_has_something_to_plan_for", "uses_action_masks",
             "_last_obs", "_last_original_obs", "_last_episode_starts", "_random_actions", "_episode_steps")  # fmt: skip
-
-
 EPISODES = ("ep_info_buffer", "ep_success_buffer")
 
 

@@ -40,7 +40,7 @@ SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 
-def with_suffix(path: str | pathlib.Path) -> pathlib.Path:
+def replay_buffer_path(path: str | pathlib.Path) -> pathlib.Path:
     """:return: A replay buffer's path as SB3 has it"""
     path = pathlib.Path(path)
     return path if path.suffix else path.with_name(f"{path.name}.pkl")
@@ -523,12 +523,11 @@ class MuZero(OffPolicyAlgorithm):
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/skipped_updates", self._skipped_updates)
-        if not logs:
-            return
-        names = ("loss", "policy_loss", "entropy_loss", "value_loss", "reward_loss", "consistency_loss", "value_error",
-                 "grad_norm", "value_target_clipped", "policy_age")  # fmt: skip
-        for name, value in zip(names, th.stack(logs).mean(0).tolist(), strict=True):
-            self.logger.record(f"train/{name}", value)
+        if logs:  # else all updates were left out
+            names = ("loss", "policy_loss", "entropy_loss", "value_loss", "reward_loss", "consistency_loss", "value_error",
+                     "grad_norm", "value_target_clipped", "policy_age")  # fmt: skip
+            for name, value in zip(names, th.stack(logs).mean(0).tolist(), strict=True):
+                self.logger.record(f"train/{name}", value)
         reanalysis = self.time_split["reanalysis"] - reanalysis_before
         self.time_split["learning"] += time.perf_counter() - start - reanalysis
 
@@ -690,7 +689,7 @@ class MuZero(OffPolicyAlgorithm):
             name without suffix, as SB3 does, though it is no pickle
         """
         if isinstance(path, (str, pathlib.Path)):
-            path = with_suffix(path)
+            path = replay_buffer_path(path)
             path.parent.mkdir(parents=True, exist_ok=True)
         save_tree(path, self.replay_buffer.state())
 
@@ -704,7 +703,7 @@ class MuZero(OffPolicyAlgorithm):
             nothing is replaced then
         """
         buffer = copy.copy(self.replay_buffer)
-        buffer.load_state(load_tree(with_suffix(path) if isinstance(path, (str, pathlib.Path)) else path))
+        buffer.load_state(load_tree(replay_buffer_path(path) if isinstance(path, (str, pathlib.Path)) else path))
         self.replay_buffer = buffer
         self._last_obs = None  # no step of the running episodes is in it
         if buffer.size() > 0:
@@ -751,11 +750,16 @@ class MuZero(OffPolicyAlgorithm):
         :param restore_environments: Whether environments go on amid their episodes, so that the run ends with the very
             parameters that it would have had without an interruption. They are unpickled, which does run code: only for files
             that you trust. Otherwise episodes begin anew
-        :param changes: Arguments of the constructor that are to be others, or that no file can hold, as functions
+        :param changes: Arguments of the constructor that are to be others, or that no file can hold, as functions. The
+            optimizer keeps what it had, but for the learning rate
         :return: The model
         :raises FileNotFoundError: if there is no checkpoint
-        :raises ValueError: if none is whole, for other environments, and for settings that are missing
+        :raises ValueError: if none is whole, for other environments, for settings that are missing, and another `buffer_size`
         """
+        if "buffer_size" in changes:
+            raise ValueError(
+                f"`buffer_size` can't be changed by `resume`, got {changes['buffer_size']}: it is the checkpoint's"
+            )
         state = load_checkpoint(folder)
         try:
             settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}

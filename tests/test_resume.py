@@ -361,6 +361,8 @@ def test_settings_are_what_they_were_or_missing_by_name(tmp_path):
 
 def test_other_environments_are_refused(tmp_path):
     tiny_model(TinyEnv()).save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="`buffer_size` can't be changed"):
+        MuZero.resume(tmp_path, TinyEnv(), buffer_size=5000)
     for env in ("CartPole-v1", DummyVecEnv([TinyEnv, TinyEnv]), gym.wrappers.FlattenObservation(TicTacToeEnv())):
         with pytest.raises(ValueError, match="must be of"):
             MuZero.resume(tmp_path, env)
