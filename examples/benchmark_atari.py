@@ -17,12 +17,12 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import torch
-from benchmark_training import phases, time_parts, write_results
+from benchmark_training import time_parts, write_results
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
-from sb3_muzero import MuZero
+from sb3_muzero import MuZero, muzero
 from sb3_muzero.buffers import SequenceReplayBuffer
 
 gym.register_envs(ale_py)
@@ -82,11 +82,13 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
 
     model.train(args.warmup_updates, args.batch_size)
     learning: dict[str, list[tuple[Any, str]]] = {
+        "sample": [(buffer, "sample")],
         "reanalyze": [(model, "_reanalyze")],
         "bootstrap": [(model, "_bootstrap_values")],
-        **phases(model),
+        "targets": [(policy, "observe"), (muzero, "unroll_targets"), (policy, "fit_supports")],
+        "loss and gradients": [(model, "_backward")],
+        "optimiser": [(torch.nn.utils, "clip_grad_norm_"), (policy.optimizer, "step")],
     }
-    learning["targets"] = [part for part in learning["targets"] if part[1] != "predict_values"]
     rate, milliseconds = per(args.updates, lambda: model.train(args.updates, args.batch_size), learning)
     return figures | {"updates per second": round(rate, 2), "milliseconds per update": milliseconds}
 

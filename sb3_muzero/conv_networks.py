@@ -94,7 +94,10 @@ class ImageNorm(nn.GroupNorm):
         if images.is_contiguous():
             return super().forward(images)
         channels_last = images.permute(0, 2, 3, 1)
-        normed = F.layer_norm(channels_last, channels_last.shape[1:], eps=self.eps) * self.weight + self.bias
+        # Autocast would make all that follows float32; the statistics are in any case
+        with th.autocast(images.device.type, enabled=False):
+            normed = F.layer_norm(channels_last, channels_last.shape[1:], eps=self.eps)
+            normed = th.addcmul(self.bias.to(images.dtype), normed, self.weight.to(images.dtype))
         return normed.permute(0, 3, 1, 2)
 
 
@@ -155,6 +158,7 @@ class ConvRepresentation(nn.Sequential):
     """
     h: flattened images ``[B, C * H * W]`` -> flattened latents ``[B, latent_dim]``, which are images of ``latent_shape``.
     Halves the image until it is no larger than 10x10: 96 and 84 pixels to 6 as EfficientZero's (Appendix A), 10 not at all.
+    As there, the largest of several sizes has half the channels.
 
     :param image_shape: Shape of the images, channel first
     :param num_channels: Channels of the latent
@@ -180,10 +184,12 @@ class ConvRepresentation(nn.Sequential):
         while True:
             stride = 2 if max(height, width) > self.LARGEST else 1
             height, width = math.ceil(height / stride), math.ceil(width / stride)
-            layers += [*normed_conv(channels, num_channels, stride), activation_fn()]
-            layers += [ResidualBlock(num_channels, activation_fn) for _ in range(num_blocks)]
-            channels = num_channels
-            if max(height, width) <= self.LARGEST:
+            is_first, is_last = len(layers) == 1, max(height, width) <= self.LARGEST
+            out_channels = max(num_channels // 2, 1) if is_first and not is_last else num_channels
+            layers += [*normed_conv(channels, out_channels, stride), activation_fn()]
+            layers += [ResidualBlock(out_channels, activation_fn) for _ in range(num_blocks)]
+            channels = out_channels
+            if is_last:
                 break
         self.latent_shape = (channels, height, width)
         super().__init__(ConvLayers(*layers, nn.Flatten(), bf16=bf16), LATENT_NORMS[latent_norm]())

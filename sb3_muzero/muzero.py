@@ -6,6 +6,7 @@ import io
 import pathlib
 import time
 import warnings
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.utils import FloatSchedule
+from torch import nn
 
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
@@ -497,12 +499,10 @@ class MuZero(OffPolicyAlgorithm):
             self.policy.fit_supports(known_values, targets.rewards)
             clipped = self.policy.latent_model.value_support.outside(known_values).float().mean()
 
-            terms = muzero_loss(self.policy, samples, targets)
-            loss: th.Tensor = sum(self.weighted_losses(terms))  # type: ignore[assignment]  # never 0, the sum of nothing
-
             # Optimize the policy
-            self.policy.optimizer.zero_grad()
-            loss.backward()
+            terms, loss, gradients = self._backward(samples, targets, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             # Clip gradient norm
             grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             if not bool((loss.detach() + grad_norm).isfinite()):
@@ -576,6 +576,24 @@ class MuZero(OffPolicyAlgorithm):
         coefs = (1.0, self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef)
         return [coef * term for coef, term in zip(coefs, terms[:5], strict=True)]
 
+    def _backward(
+        self, samples: SequenceSamples, targets: UnrollTargets, parameters: list[nn.Parameter]
+    ) -> tuple[LossTerms, th.Tensor, list[th.Tensor | None]]:
+        """:return: Terms of the loss, the loss, and its gradients, all of which the next call may overwrite"""
+
+        def backward(samples: SequenceSamples, targets: UnrollTargets) -> tuple[LossTerms, th.Tensor, list[th.Tensor | None]]:
+            terms = muzero_loss(self.policy, samples, targets)
+            loss: th.Tensor = sum(self.weighted_losses(terms))  # type: ignore[assignment]  # never 0, the sum of nothing
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            return LossTerms(*map(th.Tensor.detach, terms)), loss.detach(), [parameter.grad for parameter in parameters]
+
+        model, augmentation = self.policy.latent_model, self.policy.augmentation
+        used: list[nn.Module] = [model] if augmentation is None else [model, augmentation]
+        coefs = (self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef)
+        inputs = (samples._replace(bootstrap_observations={}), targets)  # which the targets are made of
+        return self.policy.recorded("backward", backward, inputs, model, used, *coefs)(*inputs)
+
     def dump_logs(self) -> None:
         """Write log data."""
         for part, share in self.time_split.shares().items():
@@ -584,10 +602,14 @@ class MuZero(OffPolicyAlgorithm):
 
     @th.no_grad()
     def _bootstrap_values(self, samples: SequenceSamples) -> th.Tensor:
-        needed = needs_bootstrap(samples)
+        needed, model = needs_bootstrap(samples), self.policy.latent_model_target
+        if self.device.type == "cuda":  # which need not wait then, and which finds no shape new
+            predict = partial(self.policy.predict_values, model=model)
+            inputs = (samples.bootstrap_observations,)
+            return self.policy.recorded("values", predict, inputs, model)(*inputs).squeeze(-1) * needed
         values = th.zeros(needed.shape, device=self.device)
         values[needed] = self.policy.predict_values(
-            map_observations(lambda part: part[needed], samples.bootstrap_observations), self.policy.latent_model_target
+            map_observations(lambda part: part[needed], samples.bootstrap_observations), model
         ).squeeze(-1)
         return values
 

@@ -196,26 +196,52 @@ class ObservationRing:
         :param envs: Their environments, shape ``[B]``
         :return: As records for a Dict space, shape ``[..., B, *obs_shape]``
         """
+        frames = self.fetch(self.places(positions, starts, envs))
+        return frames if self.frame_stack == 1 else frames.reshape(*positions.shape, *self.shape)
+
+    def places(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        Where the frames of observations lie: counted through the ring, ``finals``, ``newest`` and one of zeros.
+
+        :param positions: Steps after the starts, none of them beyond the sequence's end, shape ``[..., B]``
+        :param starts: Rows where the sequences start, counted on from ``oldest_row``, shape ``[B]``
+        :param envs: Their environments, shape ``[B]``
+        :return: For ``fetch``; shape ``[..., B]``, and of stacks ``[..., B, frame_stack]``, oldest frame first
+        """
         rows = starts + positions
-        frames = read_ring(self.frames, rows, envs)
+        num_rows, n_envs = self.frames.shape[:2]
+        finals, newest = num_rows * n_envs, num_rows * n_envs + len(self.finals)
+        places = rows % num_rows * n_envs + envs
         # The row after an episode's last step belongs to the next episode, the row after the newest one to nobody
         slots = np.where(positions > 0, read_ring(self.slots, rows - 1, envs), -1)
         final = slots >= 0
-        frames[final] = self.finals[slots[final]]
-        newest = (positions > 0) & ~final & (rows % len(self.frames) == self.next_row)
-        frames[newest] = self.newest[np.broadcast_to(envs, rows.shape)[newest]]
+        at_end = (positions > 0) & (rows % num_rows == self.next_row)
+        places = np.where(final, finals + slots, np.where(at_end, newest + envs, places))
         if self.frame_stack == 1:
-            return frames
+            return places
 
-        stack = [frames]
+        stack = [places]
         same_episode = np.ones_like(final)
         for back in range(1, self.frame_stack):
             # A final observation comes after its episode's last step, any other one before a step of its episode
             ended = read_ring(self.ends, rows - back, envs) & ~(final & (back == 1))
             same_episode = same_episode & ~ended & (rows - back >= self.oldest_row)
-            stack.insert(0, read_ring(self.frames, rows - back, envs))
-            stack[0][~same_episode] = 0
-        return np.concatenate(stack, axis=rows.ndim)
+            stack.insert(0, np.where(same_episode, (rows - back) % num_rows * n_envs + envs, newest + n_envs))
+        return np.stack(stack, axis=-1)
+
+    def fetch(self, places: np.ndarray) -> np.ndarray:
+        """
+        :param places: What ``places`` gave, any shape
+        :return: A copy of the frames that lie there, as records for a Dict space, shape ``[*places.shape, *frame_shape]``
+        """
+        frame = self.frames.shape[2:]
+        frames = self.frames.reshape(-1, *frame).take(places, axis=0, mode="clip")
+        beside = places - self.frames.shape[0] * self.frames.shape[1]
+        for source in (self.finals, self.newest, np.zeros((1, *frame), self.frames.dtype)):
+            inside = (beside >= 0) & (beside < len(source))
+            frames[inside] = source[beside[inside]]
+            beside = beside - len(source)
+        return frames
 
 
 def parts_of(records: np.ndarray) -> Any:

@@ -1,6 +1,7 @@
 """MuZeroPolicy: networks and search together act; ``predict`` plans."""
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,10 +16,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_muzero.action_masks import check_action_masks
+from sb3_muzero.cuda_graphs import CudaGraphs
 from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
 from sb3_muzero.search import (
     CompiledModel,
-    CudaGraphs,
     NotCompilable,
     RecurrentFn,
     RecurrentOutput,
@@ -170,7 +171,7 @@ class MuZeroPolicy(BasePolicy):
         # Mean distance between values and their targets in recent batches. Priorities make it larger than that of all data,
         # which is as well: with importance weights MiniGrid-DoorKey-5x5 took 38 k and over 50 k steps, without 16 and 24 k
         self.register_buffer("value_error", th.zeros(()))
-        self._cuda_graphs = {"online": CudaGraphs(), "target": CudaGraphs()}
+        self._cuda_graphs: dict[tuple[str, str], CudaGraphs] = defaultdict(CudaGraphs)
         self._build(lr_schedule)
 
     @staticmethod
@@ -391,21 +392,45 @@ class MuZeroPolicy(BasePolicy):
         try:
             compiled = self.compiled_model(model)
         except NotCompilable:
-            latent = self.represent(obs, model)
-            predicted = model.prediction(latent)
-            value = model.value_support.expectation(predicted.value_logits)
+            root = self.recorded("root", partial(self._initial_inference, model=model), (obs,), model)(obs)
             recurrent_fn: RecurrentFn = self._recurrent_inference
             if model is not self.latent_model:
                 recurrent_fn = partial(self._recurrent_inference, model=model)
-            if latent.is_cuda and type(self)._recurrent_inference is MuZeroPolicy._recurrent_inference:
-                graphs = self._cuda_graphs[self._name_of(model)]
-                used: list[Any] = [model.dynamics, model.prediction, model.value_support, model.reward_support]
-                recurrent_fn = graphs.get(recurrent_fn, latent, used, self.discount, model.training)
-            return RootOutput(predicted.policy_logits, value, latent), recurrent_fn
+            actions = th.zeros(len(root.latent), dtype=th.int64, device=root.latent.device)
+            used: list[Any] = [model.dynamics, model.prediction, model.value_support, model.reward_support]
+            return root, self.recorded("step", recurrent_fn, (root.latent, actions), model, used, self.discount)
         return compiled.initial_inference(model.features_extractor(self._preprocess(obs))), compiled
+
+    def recorded(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        inputs: tuple,
+        model: LatentModel,
+        used: list[nn.Module] | None = None,
+        *constants: Any,
+    ) -> Callable[..., Any]:
+        """
+        :param name: What the function does, to tell it from others
+        :param function: A function of this policy
+        :param inputs: What it is about to be called with: tensors, in tuples and dictionaries
+        :param model: The model, online or target, that it uses
+        :param used: All modules that it uses, by default the whole model
+        :param constants: All numbers besides that it depends on
+        :return: On a GPU one that launches all at once, and overwrites what it returned before; else the function itself
+        """
+        if not type(self).__module__.startswith(CudaGraphs.KNOWN):
+            return function
+        graphs = self._cuda_graphs[name, self._name_of(model)]
+        return graphs.get(function, inputs, [model] if used is None else used, model.training, *constants)
 
     def _name_of(self, model: LatentModel) -> str:
         return "online" if model is self.latent_model else "target"
+
+    def _initial_inference(self, obs: PyTorchObs, model: LatentModel) -> RootOutput:
+        latent = self.represent(obs, model)
+        predicted = model.prediction(latent)
+        return RootOutput(predicted.policy_logits, model.value_support.expectation(predicted.value_logits), latent)
 
     def _recurrent_inference(self, latent: th.Tensor, action: th.Tensor, model: LatentModel | None = None) -> RecurrentOutput:
         model = model or self.latent_model
@@ -471,7 +496,7 @@ class MuZeroPolicy(BasePolicy):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {
             "_compiled_models": {},
-            "_cuda_graphs": {"online": CudaGraphs(), "target": CudaGraphs()},
+            "_cuda_graphs": defaultdict(CudaGraphs),
         }  # they belong to this process's memory
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -5,13 +5,22 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_muzero import MuZero
 
 th.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test that does not name a seed is the same test each time."""
+    set_random_seed(0)
+
 
 UNIT_BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 

@@ -110,6 +110,19 @@ def test_bfloat16_computes_the_same_with_fewer_digits(tmp_path):
     tiny_model(TinyEnv(SMALL), policy="ResNetPolicy", policy_kwargs=dict(bf16=True)).learn(40)
 
 
+def test_residual_networks_are_of_the_size_of_efficientzeros():
+    """Half the channels where the image is largest; see its Appendix A."""
+    space = spaces.Box(0, 255, (4, 96, 96), np.uint8)
+    policy = ResNetPolicy(space, spaces.Discrete(6), lambda _: 1e-3, num_channels=64)
+    sizes = []
+    for module in policy.latent_model.representation.modules():
+        if isinstance(module, th.nn.Conv2d):
+            module.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[1:])))
+    latent = policy.represent(th.zeros(1, 4, 96, 96, dtype=th.uint8))
+    assert list(dict.fromkeys(sizes)) == [(32, 48, 48), (64, 24, 24), (64, 12, 12), (64, 6, 6)]
+    assert latent.shape == (1, 64 * 6 * 6)
+
+
 def test_the_norm_of_images_is_that_of_one_group_in_either_memory_format():
     images, norm = th.randn(5, 6, 3, 4), ImageNorm(6)
     th.nn.init.normal_(norm.weight)
@@ -156,7 +169,7 @@ def test_float_images_with_their_channels_last_are_refused(policy):
 def test_settings_are_saved_with_the_policy(tmp_path, policy, kwargs):
     original = scramble(tiny_model(TinyEnv(SMALL), policy=policy, policy_kwargs=kwargs)).policy
     original.save(tmp_path / "policy")
-    loaded = POLICIES[policy].load(tmp_path / "policy")
+    loaded = POLICIES[policy].load(tmp_path / "policy", device="cpu")
     assert {name: getattr(loaded, name) for name in kwargs} == kwargs
     images = th.randint(255, (4, *SMALL.shape), dtype=th.uint8)
     assert th.equal(original.predict_values(images), loaded.predict_values(images))
@@ -295,6 +308,9 @@ def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, termin
             expected = whole[oldest + age][0][env]
             np.testing.assert_array_equal(sequences.observations[0, i], expected)
             np.testing.assert_array_equal(sequences.observations[1, i], whole[oldest + age][1][env])
+        positions = np.repeat([[0], [1]], len(ages), axis=1)
+        on_gpu = buffer._stacked_on_device(positions, buffer.observations.oldest_row + ages, np.full_like(ages, env))
+        assert th.equal(on_gpu, sequences.observations[:2])
     starts = buffer.sample(2_000, unroll_steps=1, n_steps=1).starts[0]
     assert not buffer.full or not np.isin(starts, (buffer.pos + np.arange(3)) % buffer.buffer_size).any()
 

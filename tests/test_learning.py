@@ -152,7 +152,7 @@ def test_fresh_values_are_those_of_acting_well_where_returns_are_those_of_random
         model = MuZero("MlpPolicy", Chain(), gamma=0.9, n_steps=1, reanalyze_ratio=reanalyze_ratio, **settings).learn(400)
         model.train(gradient_steps=500, batch_size=32)
         values.append(model.policy.predict_values(th.tensor([0, 1])).flatten().tolist())
-    assert values[0] == pytest.approx([0.5 * (1 + 0.9 * 1), 0.5 * 2], abs=0.4), "half of the actions go on"
+    assert values[0] == pytest.approx([0.5 * (1 + 0.9 * 1), 0.5 * 2], abs=0.6), "half of the actions go on"
     assert values[1] == pytest.approx([1 + 0.9 * 2, 2.0], abs=0.25)
 
 

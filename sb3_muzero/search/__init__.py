@@ -1,7 +1,6 @@
 """Batched planning over a learned model: MuZero and Gumbel MuZero search. Knows arrays and a model, nothing of SB3."""
 
 from sb3_muzero.search.base import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
-from sb3_muzero.search.cuda_graphs import CudaGraphs
 from sb3_muzero.search.mlp import CompiledModel
 from sb3_muzero.search.policies import gumbel_muzero_search, muzero_search
 from sb3_muzero.search.simulations import is_cached
@@ -10,7 +9,6 @@ from sb3_muzero.search.tree import Tree
 
 __all__ = [
     "CompiledModel",
-    "CudaGraphs",
     "NotCompilable",
     "RecurrentFn",
     "RecurrentOutput",

@@ -506,3 +506,23 @@ def test_improved_value_is_the_policys_mean_of_what_was_visited():
     assert found.improved_value[0] == pytest.approx((weights * qvalues).sum() / weights.sum(), rel=1e-5)
     certain = found._replace(action_weights=np.where(visited, 0, 1 / (~visited).sum())[None].astype(np.float32))
     assert certain.improved_value[0] == pytest.approx(qvalues.mean(), rel=1e-5), "no weight on any visited action"
+
+
+def test_a_step_may_overwrite_what_it_returned_before():
+    model = random_model(3, 30, 5)
+    states = np.arange(6)
+    expected = gumbel_muzero_search(model.torch_root(states), model.torch_step, 24, gumbel_scale=0.0)
+    static = RecurrentOutput(*(torch.as_tensor(array).clone() for array in model.torch_step(*first_step(model, states))))
+
+    def replayed(state, action):
+        for kept, new in zip(static, model.torch_step(state, action), strict=True):
+            kept.copy_(torch.as_tensor(new))
+        return static
+
+    found = gumbel_muzero_search(model.torch_root(states), replayed, 24, gumbel_scale=0.0)
+    for name, array in expected.tree._asdict().items():
+        np.testing.assert_array_equal(getattr(found.tree, name), array, err_msg=name)
+
+
+def first_step(model, states):
+    return model.torch_root(states).latent, torch.zeros(len(states), dtype=torch.int64)

@@ -1,71 +1,72 @@
-"""Recorded steps: what they mean for a search, and when they are recorded anew. Recording itself needs a GPU."""
+"""Recorded functions: what they mean for a search, and when they are recorded anew. Recording itself needs a GPU."""
 
 import numpy as np
 import pytest
 import torch
+from conftest import TinyEnv, tiny_model
 from gymnasium import spaces
-from tabular import random_model
 from torch import nn
 
+from sb3_muzero import cuda_graphs
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
+from sb3_muzero.cuda_graphs import CudaGraphs
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.search import CudaGraphs, NotCompilable, RecurrentOutput, cuda_graphs, gumbel_muzero_search
+from sb3_muzero.search import NotCompilable
 
 
-def test_a_step_may_overwrite_what_it_returned_before():
-    model = random_model(3, 30, 5)
-    states = np.arange(6)
-    expected = gumbel_muzero_search(model.torch_root(states), model.torch_step, 24, gumbel_scale=0.0)
-    static = RecurrentOutput(*(torch.as_tensor(array).clone() for array in model.torch_step(*first_step(model, states))))
+class Recording:
+    """In place of a graph: overwrites what it returned before, as a graph does."""
 
-    def replayed(state, action):
-        for kept, new in zip(static, model.torch_step(state, action), strict=True):
-            kept.copy_(torch.as_tensor(new))
-        return static
+    def __init__(self, function, inputs):
+        self.function = function
+        self.output = None
 
-    found = gumbel_muzero_search(model.torch_root(states), replayed, 24, gumbel_scale=0.0)
-    for name, array in expected.tree._asdict().items():
-        np.testing.assert_array_equal(getattr(found.tree, name), array, err_msg=name)
-
-
-def first_step(model, states):
-    return model.torch_root(states).latent, torch.zeros(len(states), dtype=torch.int64)
+    def __call__(self, *inputs):
+        output = self.function(*inputs)
+        if self.output is None:
+            self.output = output
+        for static, new in zip(cuda_graphs.tensors_of(self.output), cuda_graphs.tensors_of(output), strict=True):
+            static.data.copy_(new.data)
+        return self.output
 
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Everything that was recorded, with a recording that is only noted."""
+    """The shapes of the first inputs of everything that was recorded, on what pretends to be a GPU."""
     shapes = []
 
-    class Recording:
-        def __init__(self, recurrent_fn, latent):
-            shapes.append(tuple(latent.shape))
+    class Noted(Recording):
+        def __init__(self, function, inputs):
+            super().__init__(function, inputs)
+            shapes.append(tuple(cuda_graphs.tensors_of(inputs)[0].shape))
 
-    monkeypatch.setattr(cuda_graphs, "CudaGraph", Recording)
+    monkeypatch.setattr(cuda_graphs, "CudaGraph", Noted)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     return shapes
 
 
 def test_a_shape_is_recorded_once_as_long_as_the_model_stays(recorded):
     graphs, model = CudaGraphs(), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    first = graphs.get(len, torch.zeros(2, 4), [model], 0.9)
+    first = graphs.get(len, (torch.zeros(2, 4),), [model], 0.9)
     model[0].weight.data.add_(1.0)
-    assert graphs.get(len, torch.ones(2, 4), [model], 0.9) is first
-    graphs.get(len, torch.zeros(3, 4), [model], 0.9)
-    graphs.get(len, torch.zeros(2, 4), [model], 0.8)
+    assert graphs.get(len, (torch.ones(2, 4),), [model], 0.9) is first
+    graphs.get(len, (torch.zeros(3, 4),), [model], 0.9)
+    graphs.get(len, (torch.zeros(2, 4),), [model], 0.8)
     assert recorded == [(2, 4), (3, 4), (2, 4)]
     model[0].weight = nn.Parameter(torch.zeros(4, 4))
-    assert graphs.get(len, torch.zeros(2, 4), [model], 0.9) is not first
+    assert graphs.get(len, (torch.zeros(2, 4),), [model], 0.9) is not first
     assert len(recorded) == 4
 
 
 def test_a_model_that_cannot_be_recorded_is_warned_of_once(monkeypatch, recwarn):
-    def refuse(recurrent_fn, latent):
+    def refuse(function, inputs):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(cuda_graphs, "CudaGraph", refuse)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     graphs, model = CudaGraphs(), nn.Linear(4, 4)
     for _ in range(3):
-        assert graphs.get(len, torch.zeros(2, 4), [model]) is len
+        assert graphs.get(len, (torch.zeros(2, 4),), [model]) is len
     assert len(recwarn) == 1 and "not permitted" in str(recwarn[0].message)
 
 
@@ -78,14 +79,14 @@ def test_unknown_modules_and_hooks_are_not_recorded(recorded):
     hooked[0].register_forward_hook(lambda module, inputs, output: None)
     for model in (nn.Sequential(Counter(4, 4)), hooked):
         graphs = CudaGraphs()
-        assert all(graphs.get(len, torch.zeros(2, 4), [model]) is len for _ in range(3))
+        assert all(graphs.get(len, (torch.zeros(2, 4),), [model]) is len for _ in range(3))
     assert recorded == []
 
 
 def test_only_so_many_shapes_are_kept(recorded):
     graphs, model = CudaGraphs(), nn.Linear(4, 4)
     for rows in [*range(1, 12), 11, 1]:
-        graphs.get(len, torch.zeros(rows, 4), [model])
+        graphs.get(len, (torch.zeros(rows, 4),), [model])
     assert [shape[0] for shape in recorded] == [*range(1, 12), 1]
     assert len(graphs._graphs) == cuda_graphs.MAX_GRAPHS
 
@@ -110,14 +111,38 @@ def test_the_model_of_every_policy_is_recorded(monkeypatch, recorded, policy_cla
 
     policy = policy_class(space, spaces.Discrete(3), lambda _: 1e-3)
     monkeypatch.setattr(policy, "compiled_model", refuse)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     obs, _ = policy.obs_to_tensor(space.sample())
     for _ in range(2):
         _, recurrent_fn = policy._root_inference(obs, policy.latent_model)
-    assert len(recorded) == 1 and type(recurrent_fn) is cuda_graphs.CudaGraph
+    assert len(recorded) == 2 and isinstance(recurrent_fn, cuda_graphs.CudaGraph), "the root and a step from it"
     policy.latent_model.dynamics = nn.Identity()
     policy._root_inference(obs, policy.latent_model)
-    assert len(recorded) == 2, "another dynamics function"
+    assert len(recorded) == 4, "another dynamics function"
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "ResNetPolicy"])
+def test_training_with_recorded_functions_is_the_same_training(policy, recorded, monkeypatch):
+    """With their outputs overwritten each time; the bootstrap values, which only a GPU computes all of, aside."""
+    space = spaces.Box(-1, 1, (5,)) if policy == "MlpPolicy" else spaces.Box(0, 255, (1, 12, 12), np.uint8)
+    settings = dict(policy=policy, target_update_interval=3, reanalyze_ratio=1.0)
+    found = tiny_model(TinyEnv(space), **settings).learn(60)
+    shapes = list(recorded)
+    assert 0 < len(shapes) < 8
+    monkeypatch.setattr(torch.Tensor, "is_cuda", False)
+    expected = tiny_model(TinyEnv(space), **settings).learn(60)
+    assert recorded == shapes
+    for name, tensor in expected.policy.state_dict().items():
+        torch.testing.assert_close(found.policy.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_another_coefficient_is_recorded_anew(recorded):
+    model = tiny_model(TinyEnv()).learn(60)
+    before = len(recorded)
+    model.learn(20, reset_num_timesteps=False)
+    assert len(recorded) == before
+    model.vf_coef = 0.5
+    model.learn(20, reset_num_timesteps=False)
+    assert len(recorded) == before + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -139,4 +164,4 @@ def test_planning_on_a_gpu_equals_planning_on_the_cpu():
             with torch.no_grad():
                 for parameter in each.latent_model.parameters():
                     parameter.mul_(0.9)
-    assert on_gpu._cuda_graphs["online"]._graphs
+    assert on_gpu._cuda_graphs["step", "online"]._graphs

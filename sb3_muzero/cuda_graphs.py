@@ -1,0 +1,108 @@
+"""Functions of a model on a GPU whose many small launches are recorded once and replayed as one."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from sb3_muzero.search.translation import NotCompilable, Snapshot
+
+MAX_GRAPHS = 8
+"""Each keeps memory of its own."""
+
+
+class CudaGraph:
+    """
+    A function for inputs of fixed shapes as a CUDA graph. It reads parameters and buffers where they are, so training may go
+    on. What it returns it overwrites in the next call.
+
+    :param function: What is recorded; it must not wait for the GPU
+    :param inputs: Tensors of the shapes to record for, on a GPU, in tuples and dictionaries
+    :raises RuntimeError: if the function cannot be recorded
+    """
+
+    WARM_UP = 3
+    """Calls before the recording, in which libraries choose their algorithms."""
+
+    def __init__(self, function: Callable, inputs: tuple) -> None:
+        static = tree_map_only(th.Tensor, th.clone, inputs)
+        self.inputs = tensors_of(static)
+        self.device = self.inputs[0].device
+        self.graph = th.cuda.CUDAGraph()
+        with th.cuda.device(self.device):
+            stream = th.cuda.Stream()
+            stream.wait_stream(th.cuda.current_stream())
+            with th.cuda.stream(stream):
+                for _ in range(self.WARM_UP):
+                    function(*static)
+            th.cuda.current_stream().wait_stream(stream)
+            with th.cuda.graph(self.graph):
+                self.output = function(*static)
+
+    def __call__(self, *inputs: Any) -> Any:
+        for static, given in zip(self.inputs, tensors_of(inputs), strict=True):
+            static.copy_(given)
+        with th.cuda.device(self.device):
+            self.graph.replay()
+        return self.output
+
+
+class CudaGraphs:
+    """
+    The graphs of one function of a model, one for each shape of its inputs that it was last asked for, as long as the model
+    stays what it is.
+
+    Only modules of PyTorch, SB3 and this package are recorded, which are known not to wait for the GPU nor to depend on
+    anything but their tensors and constants; a model with any other, or with hooks, launches each operation on its own.
+    """
+
+    KNOWN = ("torch.nn.modules.", "stable_baselines3.common.torch_layers", "sb3_muzero.")
+
+    def __init__(self) -> None:
+        self._snapshot: Snapshot | None = None
+        self._used: list[nn.Module] = []
+        self._graphs: dict[Any, Callable] = {}
+
+    def get(self, function: Callable, inputs: tuple, used: Sequence[nn.Module], *constants: Any) -> Callable:
+        """
+        :param function: The function
+        :param inputs: What it is about to be called with: tensors, in tuples and dictionaries
+        :param used: All modules that it uses
+        :param constants: All numbers besides that it depends on
+        :return: The graph to replay, or the function itself where it cannot be recorded or the inputs are not on a GPU
+        """
+        tensors = tensors_of(inputs)
+        if not all(tensor.is_cuda for tensor in tensors):
+            return function
+        if self._snapshot is None or self._used != list(used) or not self._snapshot.holds():
+            modules = [module for part in used for module in part.modules()]
+            if not all(type(module).__module__.startswith(self.KNOWN) for module in modules):
+                return function
+            try:
+                self._snapshot, self._used, self._graphs = Snapshot(modules, []), list(used), {}
+            except NotCompilable:
+                return function
+        key = (*((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in tensors), *constants)
+        if key not in self._graphs:
+            self._graphs[key] = self._record(function, inputs)
+            while len(self._graphs) > MAX_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+        return self._graphs[key]
+
+    def _record(self, function: Callable, inputs: tuple) -> Callable:
+        try:
+            return CudaGraph(function, inputs)
+        except RuntimeError as error:
+            warnings.warn(f"Every operation is launched on its own, since no CUDA graph could be recorded: {error}")
+            return function
+
+
+def tensors_of(inputs: tuple) -> list[th.Tensor]:
+    """
+    :param inputs: Tensors in tuples and dictionaries, and anything else
+    :return: The tensors
+    """
+    return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, th.Tensor)]
