@@ -10,6 +10,7 @@ policy, and on others at the end. Times exclude evaluation; each run has one thr
 
 import argparse
 import functools
+import importlib
 import json
 import multiprocessing
 import os
@@ -219,6 +220,8 @@ class Curve(BaseCallback):
 def run(algo: str, seed: int, settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Trains and evaluates one seed of one algorithm; runs in a process of its own."""
     torch.set_num_threads(1)
+    for package in args.gym_packages:
+        importlib.import_module(package)
     model, eval_env = make_model(algo, settings, seed, args)
     curve = Curve(eval_env, args.eval_every, args.steps, args.threshold, args.stop_at_threshold)
     callbacks: list[BaseCallback] = [curve]
@@ -344,6 +347,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id")
     parser.add_argument("--env-kwargs", nargs="+", type=setting, default=[], metavar="KEY=VALUE", help="of the environment")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
     parser.add_argument("--algos", nargs="+", choices=list(LABELS), default=list(LABELS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 of every algorithm")
     parser.add_argument("--steps", type=int, default=20_000, help="environment steps of every run")
@@ -366,6 +370,8 @@ def parse_args() -> argparse.Namespace:
     args.algos += [f"muzero {variant}" for variant in args.variants]
     args.json = args.plot_only or args.json or ROOT / "examples" / "results" / f"compare_{args.env.replace('/', '_')}.json"
     args.png = args.png or args.json.with_suffix(".png")
+    for package in args.gym_packages:
+        importlib.import_module(package)
     if args.threshold is None and not args.plot_only:
         args.threshold = gym.spec(args.env).reward_threshold
         if args.threshold is None:
