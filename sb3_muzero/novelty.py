@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_muzero.storage import checked, checked_number
+
 
 def as_features(observations: np.ndarray) -> np.ndarray:
     """
@@ -66,9 +68,15 @@ class VisitCounts:
         return {name: getattr(self, name) for name in self._STATE}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """:param state: What ``state`` gave"""
-        for name in self._STATE:
-            setattr(self, name, state[name])
+        """
+        :param state: What ``state`` gave
+        :raises ValueError: if it is anything else
+        """
+        for name in ("_mean", "_scale"):
+            setattr(self, name, checked(f"visits.{name}", state[name], getattr(self, name)))
+        self.counts = checked("visits.counts", state["counts"], self.counts, low=0, high=2**53)
+        self._sum_of_bonuses = checked_number("visits._sum_of_bonuses", state["_sum_of_bonuses"], float)
+        self._num_visits = checked_number("visits._num_visits", state["_num_visits"], int, low=0)
 
     def codes(self, observations: np.ndarray) -> np.ndarray:
         """

@@ -9,6 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_wrapper
 
+from sb3_muzero.storage import checked, checked_number
+
 ArrayOrDict = np.ndarray | dict[str, np.ndarray]
 
 
@@ -178,14 +180,26 @@ class ObservationRing:
         kept = {name: getattr(self, name) for name in ("finals", "newest", "next_row", "full")}
         return {**rings, **kept, "free_slots": self._free_slots}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any], size: int) -> None:
         """
         :param state: What ``state`` gave, of a ring of as many rows
+        :param size: Rows in use
+        :raises ValueError: if it is anything else
         """
-        for name in ("frames", "ends", "slots"):
-            getattr(self, name)[: len(state[name])] = state[name]
-        self.finals, self.newest[:] = state["finals"], state["newest"]
-        self.next_row, self.full, self._free_slots = state["next_row"], state["full"], state["free_slots"]
+        finals = state["finals"]
+        num_finals = len(finals) if isinstance(finals, np.ndarray) else 0
+        like = np.empty((num_finals, *self.finals.shape[1:]), self.finals.dtype)
+        self.finals = checked("observations.finals", finals, like).copy()
+        for name, bounds in {"frames": (), "ends": (), "slots": (-1, num_finals - 1)}.items():
+            ring = getattr(self, name)[:size]
+            ring[:] = checked(f"observations.{name}", state[name], ring, *bounds)
+        self.newest[:] = checked("observations.newest", state["newest"], self.newest)
+        free, used = state["free_slots"], self.slots[self.slots >= 0].tolist()
+        if not isinstance(free, list) or sorted([*free, *used]) != list(range(num_finals)):
+            raise ValueError(f"`observations.free_slots` must be those of {num_finals} that no episode's end has")
+        self._free_slots = free
+        self.next_row = checked_number("observations.next_row", state["next_row"], int, 0, len(self.frames) - 1)
+        self.full = checked_number("observations.full", state["full"], bool)
 
     def at(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """

@@ -103,6 +103,48 @@ def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged, or none of sb3_muzero's files: {error!r}") from error
 
 
+def checked(name: str, given: Any, like: np.ndarray, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
+    """
+    An array of a file, whoever wrote it.
+
+    :param name: What is said of it
+    :param given: What the file has there
+    :param like: An array of the dtype and shape that it must have
+    :param low: Least number that it may hold
+    :param high: Largest number that it may hold, none of which may be infinite
+    :return: The array
+    :raises ValueError: if it is anything else
+    """
+    if not isinstance(given, np.ndarray) or (given.dtype, given.shape) != (like.dtype, like.shape):
+        what = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else repr(given)
+        raise ValueError(f"`{name}` must be an array of {like.dtype} and shape {like.shape}, got {what:.200}")
+    is_bounded = given.dtype.kind == "f" or (given.dtype.kind in "iu" and (low, high) != (-np.inf, np.inf))
+    if is_bounded and given.size > 0:
+        smallest, largest = given.min(), given.max()
+        if not (low <= smallest and largest <= high and np.isfinite(smallest) and np.isfinite(largest)):
+            raise ValueError(f"`{name}` must have finite numbers from {low:g} to {high:g}, got {smallest} to {largest}")
+    return given
+
+
+def checked_number(name: str, given: Any, kind: type, low: float = -np.inf, high: float = np.inf) -> Any:
+    """
+    A number of a file, whoever wrote it.
+
+    :param name: What is said of it
+    :param given: What the file has there
+    :param kind: ``bool``, ``int`` or ``float``, which may be written as an integer
+    :param low: Least allowed
+    :param high: Largest allowed, infinity never
+    :return: The number
+    :raises ValueError: if it is anything else
+    """
+    kinds = (float, int) if kind is float else (kind,)
+    is_kind = isinstance(given, kinds) and isinstance(given, bool) == (kind is bool)
+    if not (is_kind and np.isfinite(given) and low <= given <= high):
+        raise ValueError(f"`{name}` must be a finite {kind.__name__} from {low:g} to {high:g}, got {given!r:.200}")
+    return given
+
+
 def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """:return: An array, all of which was read, so that its checksum was compared, and nothing else"""
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
