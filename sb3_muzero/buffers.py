@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_muzero.finite import LARGEST
 from sb3_muzero.novelty import VisitCounts
 from sb3_muzero.observation_ring import ArrayOrDict, ObservationRing, map_observations, parts_of, read_ring
 from sb3_muzero.storage import checked, checked_number
@@ -25,7 +26,7 @@ class SequenceSamples(NamedTuple):
     :param observations: At positions 0..K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]`` (a Dict of such)
     :param bootstrap_observations: At positions h..h+K, the end repeated beyond it, shape ``[K + 1, B, *obs_shape]``
     :param actions: Action indices of steps 0..K-1, uniformly random beyond the end, shape ``[K, B]``
-    :param rewards: Of steps 0..K+n-1, zero beyond the end, shape ``[K + n, B]``
+    :param rewards: Of steps 0..K+n-1, zero beyond the end, shape ``[K + n, B]``, with n no more than there are stored
     :param policies: Search policies at positions 0..K, zero where there was no search, shape ``[K + 1, B, num_actions]``
     :param action_masks: True for legal actions at positions 0..K, for all of them from the end on, shape
         ``[K + 1, B, num_actions]``; ``None`` where every action always was
@@ -340,7 +341,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: The sequences
         """
         starts = self.observations.oldest_row + ages
-        horizons = np.full(len(ages), n_steps) if horizons is None else horizons
+        n_steps = min(n_steps, self.size())  # a sequence is no longer than that
+        horizons = np.minimum(n_steps, n_steps if horizons is None else horizons) + np.zeros_like(ages)
         weights = np.ones(len(ages)) if weights is None else weights
         steps = np.arange(unroll_steps + n_steps)[:, None]
         # A sequence ends with its episode, or where the data end
@@ -476,7 +478,12 @@ class SequenceReplayBuffer(ReplayBuffer):
     def _load_rings(self, state: dict[str, Any]) -> None:
         num_actions = int(self.action_space.n)
         size = self.buffer_size if state["full"] is True else checked_number("pos", state["pos"], int, 0, self.buffer_size - 1)
-        bounds = {"actions": (0, num_actions - 1), "policies": (0, 1.001), "policy_stamps": (0, 2**53)}
+        bounds: dict[str, tuple[float, float]] = {
+            "actions": (0, num_actions - 1),
+            "policies": (0, 1.001),
+            "policy_stamps": (0, 2**53),
+        }
+        bounds |= {"rewards": (-LARGEST, LARGEST), "root_values": (-(LARGEST**2), LARGEST**2)}
         bounds["codes"] = (0, VisitCounts.TABLE_SIZE - 1)
         for name in self._RINGS:
             ring = getattr(self, name)[:size]

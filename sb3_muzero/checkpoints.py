@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
-from sb3_muzero.storage import load_tree, save_tree
+from sb3_muzero.storage import checked, checked_number, load_tree, save_tree
 
 # What settings may consist of besides plain values: reading a file makes none but these
 CLASSES = (th.nn.Module, th.optim.Optimizer, BaseBuffer)
@@ -106,20 +106,25 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
-    """:return: Its state"""
-    state = optimizer.state_dict()
-    return {
-        "state": {str(index): values for index, values in state["state"].items()},
-        "param_groups": [{name: encode(value) for name, value in group.items()} for group in state["param_groups"]],
-    }
+    """:return: What it has gathered of each parameter; its settings are the model's"""
+    return {str(index): values for index, values in optimizer.state_dict()["state"].items()}
 
 
 def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
-    """:param state: What ``optimizer_state`` gave"""
-    groups = [{name: decode(value, name) for name, value in group.items()} for group in state["param_groups"]]
-    optimizer.load_state_dict(
-        {"state": {int(index): values for index, values in state["state"].items()}, "param_groups": groups}
-    )
+    """
+    :param state: What ``optimizer_state`` gave
+    :raises ValueError: if it is not the same numbers of all parameters, or they are not finite
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state.items():
+        shape = parameters[int(index)].shape
+        for name, value in values.items():
+            if not isinstance(value, th.Tensor) or value.shape not in (shape, ()) or not value.isfinite().all():
+                raise ValueError(f"the optimizer's `{name}` must be finite numbers of the shape {tuple(shape)}")
+    if len({frozenset(values) for values in state.values()}) > 1:
+        raise ValueError("the optimizer must have gathered the same of all parameters")
+    settings = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {int(index): values for index, values in state.items()}, "param_groups": settings})
 
 
 def _wrappers(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
@@ -185,13 +190,15 @@ def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
         return
     if normalize.norm_obs != bool(statistics["obs_rms"]):
         raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}` as it was")
-    normalize.returns = statistics["returns"]
-    for name in STATISTICS:
-        setattr(normalize.ret_rms, name, statistics["ret_rms"][name])
+    normalize.returns = checked("VecNormalize.returns", statistics["returns"], normalize.returns)
+    means: Any = {"ret_rms": (normalize.ret_rms, statistics["ret_rms"])}
     for key, values in statistics["obs_rms"].items():
-        rms = normalize.obs_rms[key] if key else normalize.obs_rms  # type: ignore[index]
-        for name in STATISTICS:
-            setattr(rms, name, values[name])
+        means[f"obs_rms {key}"] = normalize.obs_rms[key] if key else normalize.obs_rms, values  # type: ignore[index]
+    for what, (rms, values) in means.items():
+        rms.count = checked_number(f"VecNormalize's {what}.count", values["count"], float, 0)
+        for name in ("mean", "var"):
+            given = np.asarray(values[name], np.float64)  # one of a scalar was written as a number
+            setattr(rms, name, checked(f"VecNormalize's {what}.{name}", given, np.asarray(getattr(rms, name), np.float64)))
 
 
 def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
@@ -213,10 +220,14 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
         vars(wrapper).update(attributes)
 
 
-COUNTERS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "two_player",
-            "_skipped_updates", "_skipped_in_a_row", "_current_progress_remaining",
-            "_first_reward", "_has_something_to_plan_for", "uses_action_masks",
-            "_last_obs", "_last_original_obs", "_last_episode_starts", "_random_actions", "_episode_steps")  # fmt: skip
+COUNTERS = {
+    int: ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "_skipped_updates",
+          "_skipped_in_a_row"),
+    float: ("_current_progress_remaining", "_first_reward"),
+    bool: ("_has_something_to_plan_for", "uses_action_masks", "two_player"),
+}  # fmt: skip
+# Where environments are, which is read only to go on amid their episodes
+AMID_EPISODES = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_random_actions", "_episode_steps")
 EPISODES = ("ep_info_buffer", "ep_success_buffer")
 
 
@@ -238,7 +249,8 @@ def run_state(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
         "policy": model.policy.state_dict(),
         "optimizer": optimizer_state(model.policy.optimizer),
         "replay_buffer": model.replay_buffer.state(),
-        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "counters": {name: getattr(model, name) for names in COUNTERS.values() for name in names},
+        "amid_episodes": {name: getattr(model, name) for name in AMID_EPISODES},
         "episodes": {name: [_numbers(entry) for entry in getattr(model, name) or ()] for name in EPISODES},
         "environments": environment_state(model.env),
         "random": random_state(),
@@ -260,13 +272,23 @@ def load_run_state(model: Any, state: dict[str, Any], restore_environments: bool
         unpickle_environments(model.env, state["environments"])
     model.policy.load_state_dict(state["policy"])
     load_optimizer_state(model.policy.optimizer, state["optimizer"])
-    for name in COUNTERS:  # and no other attributes that a file may name
-        setattr(model, name, state["counters"][name])
+    for name, tensor in model.policy.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"the networks' `{name}` must have finite numbers")
+    for kind, names in COUNTERS.items():  # and no other attributes that a file may name
+        low = 0 if kind is int else -float("inf")
+        for name in names:
+            given = state["counters"][name]
+            nothing_yet = name == "_first_reward" and given is None
+            setattr(model, name, None if nothing_yet else checked_number(name, given, kind, low))
     for name in EPISODES:
-        setattr(model, name, deque(state["episodes"][name], maxlen=model._stats_window_size))
+        setattr(model, name, deque(map(_numbers, state["episodes"][name]), maxlen=model._stats_window_size))
     model.action_space.np_random.bit_generator.state = state["action_space"]["generator"]
     set_random_state(state["random"])
-    if not restore_environments:
+    if restore_environments:
+        for name in AMID_EPISODES:
+            setattr(model, name, state["amid_episodes"][name])
+    else:
         model._last_obs = None  # so that `learn` begins with a reset
         model.env.seed(int(np.random.randint(2**31 - 1)))  # and not with the run's first episodes again
 

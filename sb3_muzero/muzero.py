@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
+from sb3_muzero.arguments import ALLOWED, check_number, check_schedule, check_train_freq
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.checkpoints import decode, load_checkpoint, load_run_state, run_state, save_checkpoint
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
@@ -40,6 +41,25 @@ from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turn
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
+
+
+def check_observation_space(space: spaces.Space) -> None:
+    """
+    :param space: Observation space
+    :raises ValueError: saying what it must be
+    """
+    if not isinstance(space, OBSERVATION_SPACES):
+        supported = ", ".join(supported.__name__ for supported in OBSERVATION_SPACES)
+        raise ValueError(f"MuZero supports the observation spaces {supported}, got {space}")
+    if isinstance(space, spaces.Dict):
+        for key, part in space.items():
+            if isinstance(part, spaces.Dict):
+                raise ValueError(f"Nested observation spaces are not supported: {key!r} is a Dict; flatten it")
+            check_observation_space(part)
+        if len(space) == 0:
+            raise ValueError("The observation space has no parts, and nothing to see in it")
+    elif 0 in (space.shape or ()):
+        raise ValueError(f"The observation space has no numbers, and nothing to see in it: {space}")
 
 
 def replay_buffer_path(path: str | pathlib.Path) -> pathlib.Path:
@@ -177,6 +197,8 @@ class MuZero(OffPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        if hasattr(env, "observation_space"):
+            check_observation_space(env.observation_space)
         super().__init__(
             policy,
             env,
@@ -237,10 +259,8 @@ class MuZero(OffPolicyAlgorithm):
         self._acted_at = 0.0
         self.uses_action_masks = False
 
-        if not issubclass(self.policy_class, MuZeroPolicy):
-            raise ValueError(
-                f"`policy` must be a MuZeroPolicy, got {self.policy_class.__name__}: is this another algorithm's?"
-            )
+        if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, MuZeroPolicy)):
+            raise ValueError(f"`policy` must be a MuZeroPolicy, got {self.policy_class}: is this another algorithm's?")
         if _init_setup_model:
             self._check_arguments()
             self._setup_model()
@@ -254,36 +274,25 @@ class MuZero(OffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, what was given and what is allowed"""
-        least = dict.fromkeys(("n_steps", "unroll_steps", "batch_size", "target_update_interval", "action_persistence"), 1)
-        for name, lowest in (least | {"opening_steps": 0}).items():
-            if not getattr(self, name) >= lowest:
-                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}")
-        if not self.n_steps_half_life > 0:
-            raise ValueError(f"`n_steps_half_life` must be above 0, got {self.n_steps_half_life}")
-        if not 0 < self.tau <= 1:
-            raise ValueError(f"`tau` must be above 0 and at most 1, got {self.tau}")
-        if not 0 <= self.ent_coef < float("inf"):
-            raise ValueError(f"`ent_coef` must be at least 0 and finite, got {self.ent_coef}")
-        for name in ("exploration", "novelty_coef"):
-            given = getattr(self, name)
-            if not (callable(given) or isinstance(given, (int, float))):
-                raise ValueError(f"`{name}` must be a float or a function of the progress remaining, got {given!r}")
-            if not 0 <= (first := FloatSchedule(given)(1.0)) < float("inf"):
-                raise ValueError(f"`{name}` must be at least 0 and finite, got {first}")
+        for _, _, names in ALLOWED:
+            for name in names:
+                check_number(name, getattr(self, name))
+        for name in ("learning_rate", "exploration", "novelty_coef"):
+            check_schedule(name, getattr(self, name))
+        check_train_freq(self.train_freq)
         check_search_settings(self.search, self.num_simulations, self.search_kwargs)
-        for name in ("gamma", "reanalyze_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
-        if not isinstance(self.observation_space, OBSERVATION_SPACES):
-            supported = ", ".join(space.__name__ for space in OBSERVATION_SPACES)
-            raise ValueError(f"MuZero supports the observation spaces {supported}, got {self.observation_space}")
+        for name in ("policy_kwargs", "replay_buffer_kwargs"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"`{name}` must be a dictionary, got {getattr(self, name)!r}")
+        check_observation_space(self.observation_space)
         if self.buffer_size < self.n_envs * (self.unroll_steps + 1):
             raise ValueError(
                 f"`buffer_size` must hold a sequence of `unroll_steps` + 1 steps for each of {self.n_envs} environments, "
                 f"at least {self.n_envs * (self.unroll_steps + 1)}, got {self.buffer_size}"
             )
-        if self.replay_buffer_class is not None and not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
-            raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {self.replay_buffer_class.__name__}")
+        given = self.replay_buffer_class
+        if given is not None and not (isinstance(given, type) and issubclass(given, SequenceReplayBuffer)):
+            raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {given}")
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -787,8 +796,18 @@ class MuZero(OffPolicyAlgorithm):
             settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}
             model = cls(env=env, **settings, **changes)
             load_run_state(model, state, restore_environments)
-        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"The checkpoint in {folder} does not fit the model or this version: {error!r}") from error
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+            AssertionError,
+            ArithmeticError,
+        ) as error:
+            why = str(error) if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"The checkpoint in {folder} does not fit `env`, the arguments or this version: {why}") from error
         return model
 
     def _excluded_save_params(self) -> list[str]:

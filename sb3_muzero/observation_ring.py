@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_wrapper
 
+from sb3_muzero.finite import LARGEST
 from sb3_muzero.storage import checked, checked_number
 
 ArrayOrDict = np.ndarray | dict[str, np.ndarray]
@@ -194,6 +195,10 @@ class ObservationRing:
             ring = getattr(self, name)[:size]
             ring[:] = checked(f"observations.{name}", state[name], ring, *bounds)
         self.newest[:] = checked("observations.newest", state["newest"], self.newest)
+        for frames in (self.frames[:size], self.finals, self.newest):
+            for part in [frames] if frames.dtype.names is None else [frames[key] for key in frames.dtype.names]:
+                if part.dtype.kind == "f":
+                    checked("observations", part, part, -LARGEST, LARGEST)
         free, used = state["free_slots"], self.slots[self.slots >= 0].tolist()
         if not isinstance(free, list) or sorted([*free, *used]) != list(range(num_finals)):
             raise ValueError(f"`observations.free_slots` must be those of {num_finals} that no episode's end has")

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_muzero.action_masks import check_action_masks
+from sb3_muzero.arguments import check_number
 from sb3_muzero.cuda_graphs import CudaGraphs
 from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
 from sb3_muzero.search import (
@@ -49,8 +50,7 @@ def check_search_settings(search: str, num_simulations: int, search_kwargs: dict
         raise ValueError(f"`search` must be one of {sorted(SEARCHES)}, got {search!r}")
     if not isinstance(search_kwargs, (dict, type(None))):
         raise ValueError(f"`search_kwargs` must be a dictionary, got {search_kwargs!r}")
-    if num_simulations < 1:
-        raise ValueError(f"`num_simulations` must be at least 1, got {num_simulations}")
+    check_number("num_simulations", num_simulations)
     parameters = inspect.signature(SEARCHES[search]).parameters.values()
     settings = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"invalid_actions", "root_gumbel", "generator"}
     unknown = set(search_kwargs or {}) - settings

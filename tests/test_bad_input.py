@@ -1,5 +1,7 @@
 """What can't be used is refused by name, before anything is trained or overwritten; what was learned is kept."""
 
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero import MuZero, muzero
+from sb3_muzero.arguments import ALLOWED
 from sb3_muzero.loss import LossTerms
 
 
@@ -55,6 +58,39 @@ from sb3_muzero.loss import LossTerms
 def test_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(**arguments)
+
+
+NO_NUMBERS = [None, "text", [1], {"a": 1}, float("nan"), -7, True]
+NUMBERS = [name for _, _, names in ALLOWED for name in names]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_are_none_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be .*got {re.escape(repr(value))}"):
+        tiny_model(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *((name, value, "must be") for name in ("learning_rate", "exploration", "novelty_coef") for value in NO_NUMBERS[:6]),
+        *(("train_freq", value, "must be") for value in [*NO_NUMBERS, 0, 2.5, (0, "step"), (3, "month"), (1, 2, 3)]),
+        *((name, value, "must be a dictionary") for name in ("search_kwargs", "policy_kwargs") for value in ("text", [1], 3)),
+        ("replay_buffer_kwargs", "text", "must be a dictionary"),
+        ("replay_buffer_class", "SequenceReplayBuffer", "must be a SequenceReplayBuffer"),
+        ("batch_size", 2.5, "an integer"),
+        ("search_kwargs", {"qvalue_scope": "forest"}, "qvalue_scope"),
+        ("search_kwargs", {"gumbel_scale": -1.0}, "gumbel_scale"),
+        ("replay_buffer_kwargs", {"recent_share": 0.0}, "recent_share"),
+        ("replay_buffer_kwargs", {"priority_exponent": -1.0}, "priority_exponent"),
+        ("replay_buffer_kwargs", {"importance_exponent": 2.0}, "importance_exponent"),
+    ],
+    ids=str,
+)
+def test_other_arguments_are_refused_by_name(name, value, message):
+    with pytest.raises(ValueError, match=f"`?{name}`?.*{message}|{message}"):
+        tiny_model(**{name: value})
 
 
 def test_buffer_must_hold_a_sequence_of_each_environment():

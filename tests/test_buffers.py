@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from conftest import tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -305,3 +306,9 @@ def test_exponents_outside_of_their_range_are_refused():
         make_buffer(20, 2, priority_exponent=-1.0)
     with pytest.raises(ValueError, match="`importance_exponent` must be between 0 and 1"):
         make_buffer(20, 2, priority_exponent=1.0, importance_exponent=1.5)
+
+
+def test_returns_of_more_steps_than_are_stored_take_no_more_memory_than_those():
+    model = tiny_model(n_steps=2**31 - 1).learn(40)
+    samples = model.sample(8, 3)
+    assert len(samples.rewards) == 3 + 40 and samples.horizons.max() == 40

@@ -1,0 +1,72 @@
+"""Which numbers the arguments of ``MuZero`` may be."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.utils import FloatSchedule
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+# What is allowed, in words and as a test, and for which arguments
+ALLOWED: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
+    (
+        "an integer of at least 1",
+        lambda value: is_integer(value) and value >= 1,
+        ("buffer_size", "batch_size", "n_steps", "num_simulations", "unroll_steps", "target_update_interval"),
+    ),
+    ("an integer of at least -1", lambda value: is_integer(value) and value >= -1, ("gradient_steps",)),
+    ("at least 0", lambda value: is_number(value) and value >= 0, ("learning_starts", "opening_steps")),
+    (
+        "at least 0 and finite",
+        lambda value: is_number(value) and 0 <= value < float("inf"),
+        ("ent_coef", "vf_coef", "reward_coef", "consistency_coef"),
+    ),
+    ("above 0", lambda value: is_number(value) and value > 0, ("n_steps_half_life", "max_grad_norm")),
+    ("at least 1 and finite", lambda value: is_number(value) and 1 <= value < float("inf"), ("action_persistence",)),
+    ("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1, ("gamma", "reanalyze_ratio")),
+    ("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1, ("tau",)),
+]
+
+
+def check_number(name: str, value: Any) -> None:
+    """
+    :param name: An argument in ``ALLOWED``
+    :param value: What was given
+    :raises ValueError: naming the argument, what was given and what is allowed
+    """
+    for words, is_allowed, names in ALLOWED:
+        if name in names and not is_allowed(value):
+            raise ValueError(f"`{name}` must be {words}, got {value!r}")
+
+
+def check_schedule(name: str, value: Any) -> None:
+    """
+    :param name: An argument that is a float or a function of the progress remaining
+    :param value: What was given
+    :raises ValueError: naming the argument, what was given and what is allowed
+    """
+    if not (callable(value) or is_number(value)):
+        raise ValueError(f"`{name}` must be a float or a function of the progress remaining, got {value!r}")
+    if not 0 <= (first := FloatSchedule(value)(1.0)) < float("inf"):
+        raise ValueError(f"`{name}` must be at least 0 and finite, got {first}")
+
+
+def check_train_freq(value: Any) -> None:
+    """
+    :param value: The argument ``train_freq``
+    :raises ValueError: saying what was given and what is allowed
+    """
+    frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
+    if not (is_integer(frequency) and frequency >= 1 and (isinstance(value, TrainFreq) or unit in ("step", "episode"))):
+        raise ValueError(
+            f'`train_freq` must be an integer of at least 1, alone or in a tuple with "step" or "episode", got {value!r}'
+        )
