@@ -36,8 +36,8 @@ from sb3_muzero.recording import film, save_gif
 class ResumableCheckpointCallback(BaseCallback):
     """
     Callback for saving, every ``save_freq`` calls to ``env.step()`` and when the rollout that is then under way is done, all
-    that a run consists of: ``MuZero.resume`` goes on from there. SIGTERM and Ctrl-C end a run with a last checkpoint. A disk
-    that is full is reported, and training goes on.
+    that a run consists of: ``MuZero.resume`` goes on from there. SIGTERM and Ctrl-C end a run with a last checkpoint, once the
+    rollout and the updates that are under way are done. A disk that is full is reported, and training goes on.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback.
     :param save_path: Path to the folder where checkpoints will be saved.
@@ -63,7 +63,7 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._give_back_handlers()  # of a run that has failed
-        self._saved_at, self._signal = self.n_calls, None
+        self._saved_at, self._signal, self.model.interrupted = self.n_calls, None, False
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():  # Python has handlers set nowhere else
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -77,7 +77,7 @@ class ResumableCheckpointCallback(BaseCallback):
         is_child = os.getpid() != self._process
         if inside is None or is_child or self._signal is not None:  # it has failed, or who asks twice does not want to wait
             self._obey(number)
-        self._signal = number
+        self._signal, self.model.interrupted = number, True
 
     def _obey(self, number: int) -> None:
         self._give_back_handlers()

@@ -257,6 +257,8 @@ class MuZero(OffPolicyAlgorithm):
         # Whose loss or gradient was not finite
         self._skipped_updates = self._skipped_in_a_row = 0
         self._acted_at = 0.0
+        # Whether a callback has been told to end the run
+        self.interrupted = False
         self.uses_action_masks = False
 
         if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, MuZeroPolicy)):
@@ -396,6 +398,10 @@ class MuZero(OffPolicyAlgorithm):
         try:
             rollout = super().collect_rollouts(*args, **kwargs)
             continues = rollout.continue_training
+        except (EOFError, ConnectionError):
+            if not self.interrupted:
+                raise
+            rollout = RolloutReturn(0, 0, continue_training=False)  # Ctrl-C has ended a SubprocVecEnv's processes, too
         finally:
             if not continues:
                 self._last_obs = None
@@ -812,7 +818,7 @@ class MuZero(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         of_this_run = ["last_search", "_last_action_masks", "_random_actions", "_episode_steps", "symmetries"]
-        return [*super()._excluded_save_params(), *of_this_run, "time_split", "_acted_at"]
+        return [*super()._excluded_save_params(), *of_this_run, "time_split", "_acted_at", "interrupted"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "policy.optimizer"]

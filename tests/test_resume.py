@@ -259,6 +259,34 @@ class Interrupting(TinyEnv):
         return super().step(action)
 
 
+class CtrlC(TinyEnv):
+    """A terminal sends its signal to all processes."""
+
+    def __init__(self, is_first: bool) -> None:
+        super().__init__()
+        self.is_first = is_first
+
+    def step(self, action: Any) -> Any:
+        if self.steps == 49:
+            if self.is_first:
+                os.kill(os.getppid(), signal.SIGINT)
+            raise KeyboardInterrupt
+        return super().step(action)
+
+
+def test_ctrl_c_saves_a_checkpoint_though_it_ends_the_environments_processes(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        model = tiny_model(SubprocVecEnv([lambda: CtrlC(True), lambda: CtrlC(False)], start_method="fork"))
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    resumed = MuZero.resume(tmp_path, DummyVecEnv([TinyEnv] * 2))
+    assert 96 <= resumed.num_timesteps <= 98
+    resumed.learn(20, reset_num_timesteps=False)
+
+
 class Failing(TinyEnv):
     def step(self, action: Any) -> Any:
         if self.steps == 49:
