@@ -101,8 +101,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     python = state["python"]
     random.setstate((python["version"], tuple(int(word) for word in python["internal"]), python["gauss"]))
     th.set_rng_state(state["torch"])
-    if state["cuda"] and th.cuda.is_available():
-        th.cuda.set_rng_state_all(state["cuda"])
+    for device, kept in enumerate(state["cuda"][: th.cuda.device_count()]):
+        th.cuda.set_rng_state(kept, device)
 
 
 def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
@@ -169,7 +169,6 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
             layer = getattr(layer, "env", None)
     try:
         pickled = cloudpickle.dumps((vars(inner), held))
-        pickle.loads(pickled)
     except Exception as error:  # whatever a user's environment may raise
         state["why_not"] = f"the environments can't be pickled: {error!r}"
     else:
@@ -211,7 +210,10 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
     """
     if state["pickle"] is None:
         raise ValueError(f"The checkpoint holds no environments: {state['why_not']}")
-    inside, held = pickle.loads(state["pickle"].tobytes())
+    try:
+        inside, held = pickle.loads(state["pickle"].tobytes())
+    except Exception as error:  # whatever a user's environment may raise
+        raise ValueError(f"The environments can't be unpickled: {error!r}; resume without `restore_environments`") from error
     wrappers, inner = _wrappers(env)
     if len(wrappers) != len(held) or type(inner) is not DummyVecEnv:
         raise ValueError(f"`env` must be wrapped as it was, {len(held)} times around a DummyVecEnv, got {env}")
@@ -339,7 +341,7 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     for path in reversed(paths):
         try:
             return load_tree(path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             errors.append(str(error))
             warnings.warn(f"{error}; trying the checkpoint before")
     raise ValueError("; ".join(errors))

@@ -768,7 +768,10 @@ class MuZero(OffPolicyAlgorithm):
         :return: Its file, which is whole or not there at all
         :raises OSError: if it can't be written; the others stay then
         """
-        return save_checkpoint(folder, run_state(self, self.settings()), keep)
+        state = run_state(self, self.settings())
+        if (why_not := state["environments"]["why_not"]) is not None:
+            warnings.warn(f"Resumed from this checkpoint, episodes will begin anew: {why_not}")  # which Python shows once
+        return save_checkpoint(folder, state, keep)
 
     @classmethod
     def resume(

@@ -89,18 +89,30 @@ def test_without_their_state_environments_begin_anew(tmp_path):
 
 def test_environments_that_can_not_be_stored_are_said_so(tmp_path):
     env = make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv)
-    tiny_model(env).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "subproc"))
+    with pytest.warns(UserWarning, match="begin anew: environments of a SubprocVecEnv"):
+        tiny_model(env).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "subproc"))
     with pytest.raises(ValueError, match="SubprocVecEnv are not of this process"):
         MuZero.resume(tmp_path / "subproc", env, restore_environments=True)
     MuZero.resume(tmp_path / "subproc", env).learn(20, reset_num_timesteps=False)
     env.close()
     plain = TinyEnv()
     plain.unpicklable = (i for i in range(3))  # type: ignore[attr-defined]
-    tiny_model(plain).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "plain"))
+    with pytest.warns(UserWarning, match="begin anew: the environments can't be pickled"):
+        tiny_model(plain).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "plain"))
     with pytest.raises(ValueError, match="can't be pickled"):
         MuZero.resume(tmp_path / "plain", TinyEnv(), restore_environments=True)
+    tiny_model(OneWay()).save_checkpoint(tmp_path / "one way")
+    with pytest.raises(ValueError, match="can't be unpickled: OSError"):
+        MuZero.resume(tmp_path / "one way", OneWay(), restore_environments=True)
+    MuZero.resume(tmp_path / "one way", OneWay())
 
 
+class OneWay(TinyEnv):
+    def __setstate__(self, state: Any) -> None:
+        raise OSError("the simulator's port is taken")
+
+
+@pytest.mark.filterwarnings("ignore:Resumed from this checkpoint")
 def test_environments_that_are_pickled_by_their_arguments_are_not_stored(tmp_path):
     """Box2D's, MuJoCo's and Atari's: unpickled they would stand at their beginning."""
     tiny_model(ByArguments()).learn(60, callback=ResumableCheckpointCallback(10, tmp_path))
@@ -274,6 +286,7 @@ class CtrlC(TinyEnv):
         return super().step(action)
 
 
+@pytest.mark.filterwarnings("ignore:Resumed from this checkpoint")
 def test_ctrl_c_saves_a_checkpoint_though_it_ends_the_environments_processes(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
