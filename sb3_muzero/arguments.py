@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 
 
@@ -54,7 +54,7 @@ def check_schedule(name: str, value: Any) -> None:
     :param value: What was given
     :raises ValueError: naming the argument, what was given and what is allowed
     """
-    if not (callable(value) or is_number(value)):
+    if not (callable(value) or (isinstance(value, int | float) and is_number(value))):
         raise ValueError(f"`{name}` must be a float or a function of the progress remaining, got {value!r}")
     if not 0 <= (first := FloatSchedule(value)(1.0)) < float("inf"):
         raise ValueError(f"`{name}` must be at least 0 and finite, got {first}")
@@ -66,7 +66,8 @@ def check_train_freq(value: Any) -> None:
     :raises ValueError: saying what was given and what is allowed
     """
     frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
-    if not (is_integer(frequency) and frequency >= 1 and (isinstance(value, TrainFreq) or unit in ("step", "episode"))):
+    is_unit = unit in ("step", "episode", *TrainFrequencyUnit)
+    if not (isinstance(frequency, int) and is_integer(frequency) and frequency >= 1 and is_unit):
         raise ValueError(
             f'`train_freq` must be an integer of at least 1, alone or in a tuple with "step" or "episode", got {value!r}'
         )

@@ -447,7 +447,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     def load_state(self, state: dict[str, Any]) -> None:
         """
         :param state: What ``state`` gave
-        :raises ValueError: if it is of other spaces, environments or frames, naming what differs; nothing is changed then
+        :raises ValueError: if it is of other spaces, environments or frames, or its numbers can't be, naming them
         """
         mine, theirs = self._shape(), state.get("shape")
         if not isinstance(theirs, dict) or theirs.keys() != mine.keys():

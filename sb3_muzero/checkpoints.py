@@ -3,6 +3,7 @@ All that a run consists of as a tree (``sb3_muzero.storage``), and its files: se
 random states, counters, VecNormalize's statistics, and, as pickled bytes that nobody has to read, the environments.
 """
 
+import copy
 import pickle
 import random
 import re
@@ -23,6 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 
 from sb3_muzero.storage import checked, checked_number, load_tree, save_tree
 
+FORMAT = 1
 # What settings may consist of besides plain values: reading a file makes none but these
 CLASSES = (th.nn.Module, th.optim.Optimizer, BaseBuffer)
 SCHEDULES = {schedule.__name__: schedule for schedule in (ConstantSchedule, LinearSchedule)}
@@ -106,25 +108,30 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
-    """:return: What it has gathered of each parameter; its settings are the model's"""
-    return {str(index): values for index, values in optimizer.state_dict()["state"].items()}
+    """:return: Its state"""
+    state = optimizer.state_dict()
+    return {
+        "state": {str(index): values for index, values in state["state"].items()},
+        "param_groups": [{name: encode(value) for name, value in group.items()} for group in state["param_groups"]],
+    }
 
 
 def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
     """
     :param state: What ``optimizer_state`` gave
-    :raises ValueError: if it is not the same numbers of all parameters, or they are not finite
+    :raises Exception: of any kind, if no step can be made with it
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, values in state.items():
-        shape = parameters[int(index)].shape
-        for name, value in values.items():
-            if not isinstance(value, th.Tensor) or value.shape not in (shape, ()) or not value.isfinite().all():
-                raise ValueError(f"the optimizer's `{name}` must be finite numbers of the shape {tuple(shape)}")
-    if len({frozenset(values) for values in state.values()}) > 1:
-        raise ValueError("the optimizer must have gathered the same of all parameters")
-    settings = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {int(index): values for index, values in state.items()}, "param_groups": settings})
+    groups = [{name: decode(value, name) for name, value in group.items()} for group in state["param_groups"]]
+    optimizer.load_state_dict(
+        {"state": {int(index): values for index, values in state["state"].items()}, "param_groups": groups}
+    )
+    trial = copy.deepcopy(optimizer)
+    parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = th.zeros_like(parameter)
+    trial.step()
+    if not all(parameter.isfinite().all() for parameter in parameters):
+        raise ValueError("networks and optimizer must have finite numbers")
 
 
 def _wrappers(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
@@ -189,7 +196,7 @@ def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
         return
     if normalize.norm_obs != bool(statistics["obs_rms"]):
         raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}` as it was")
-    normalize.returns = checked("VecNormalize.returns", statistics["returns"], normalize.returns)
+    returns = checked("VecNormalize.returns", statistics["returns"], normalize.returns)
     means: Any = {"ret_rms": (normalize.ret_rms, statistics["ret_rms"])}
     for key, values in statistics["obs_rms"].items():
         means[f"obs_rms {key}"] = normalize.obs_rms[key] if key else normalize.obs_rms, values  # type: ignore[index]
@@ -198,6 +205,7 @@ def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
         for name in ("mean", "var"):
             given = np.asarray(values[name], np.float64)  # one of a scalar was written as a number
             setattr(rms, name, checked(f"VecNormalize's {what}.{name}", given, np.asarray(getattr(rms, name), np.float64)))
+    normalize.returns = returns
 
 
 def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
@@ -223,9 +231,8 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
 
 
 COUNTERS = {
-    int: ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "_skipped_updates",
-          "_skipped_in_a_row"),
-    float: ("_current_progress_remaining", "_first_reward"),
+    int: ("num_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "_skipped_updates", "_skipped_in_a_row"),
+    float: ("_total_timesteps", "_current_progress_remaining", "_first_reward"),
     bool: ("_has_something_to_plan_for", "uses_action_masks", "two_player"),
 }  # fmt: skip
 # Where environments are, which is read only to go on amid their episodes
@@ -247,6 +254,7 @@ def run_state(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
     :return: All that its run consists of, as a tree
     """
     return {
+        "format": FORMAT,
         "settings": {name: encode(value) for name, value in settings.items()},
         "policy": model.policy.state_dict(),
         "optimizer": optimizer_state(model.policy.optimizer),
@@ -272,10 +280,11 @@ def load_run_state(model: Any, state: dict[str, Any], restore_environments: bool
     load_statistics(model.env, state["environments"])
     if restore_environments:
         unpickle_environments(model.env, state["environments"])
+    was_finite = {name: bool(tensor.isfinite().all()) for name, tensor in model.policy.state_dict().items()}
     model.policy.load_state_dict(state["policy"])
     load_optimizer_state(model.policy.optimizer, state["optimizer"])
     for name, tensor in model.policy.state_dict().items():
-        if not tensor.isfinite().all():
+        if was_finite[name] and not tensor.isfinite().all():
             raise ValueError(f"the networks' `{name}` must have finite numbers")
     for kind, names in COUNTERS.items():  # and no other attributes that a file may name
         low = 0 if kind is int else -float("inf")

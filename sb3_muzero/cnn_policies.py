@@ -39,7 +39,7 @@ class ImagePolicy(MuZeroPolicy):
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param random_shift: Largest shift of the images that the loss sees, in pixels; by default one in 20 of their shorter side,
-        at least 1
+        and 1 from 10 pixels on
     :param random_intensity: Standard deviation of the factor around 1 that they are multiplied by
     :param kwargs: See ``MuZeroPolicy``
     :raises ValueError: for an observation space of other than images
@@ -59,7 +59,7 @@ class ImagePolicy(MuZeroPolicy):
         shorter_side = min(self.image_shape[1:])
         # Breakout of MinAtar, of 10x10 pixels, reached 11.8, 10.3, 5.7 after 50 k frames with shifts of one pixel, without
         # 7.3, 6.2, 6.0
-        default_shift = min(max(shorter_side // 20, 1), shorter_side - 1)
+        default_shift = shorter_side // 20 or int(shorter_side >= 10)
         self.random_shift = default_shift if random_shift is None else random_shift
         self.random_intensity = random_intensity
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)

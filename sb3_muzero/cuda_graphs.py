@@ -28,19 +28,19 @@ class CudaGraph:
     """Calls before the recording, in which libraries choose their algorithms."""
 
     def __init__(self, function: Callable, inputs: tuple) -> None:
-        static = tree_map_only(th.Tensor, th.clone, inputs)
-        self.inputs = tensors_of(static)
-        self.device = self.inputs[0].device
+        self.device = tensors_of(inputs)[0].device
         self.graph = th.cuda.CUDAGraph()
-        with th.cuda.device(self.device):
+        with th.inference_mode(False), th.cuda.device(self.device):
+            static = tree_map_only(th.Tensor, th.clone, inputs)
             stream = th.cuda.Stream()
             stream.wait_stream(th.cuda.current_stream())
-            with th.cuda.stream(stream):
+            with th.cuda.stream(stream), th.random.fork_rng([self.device]):  # a run that resumes records again
                 for _ in range(self.WARM_UP):
                     function(*static)
             th.cuda.current_stream().wait_stream(stream)
             with th.cuda.graph(self.graph):
                 self.output = function(*static)
+        self.inputs = tensors_of(static)
 
     def __call__(self, *inputs: Any) -> Any:
         for static, given in zip(self.inputs, tensors_of(inputs), strict=True):
@@ -56,7 +56,8 @@ class CudaGraphs:
     stays what it is.
 
     Only modules of PyTorch, SB3 and this package are recorded, which are known not to wait for the GPU nor to depend on
-    anything but their tensors and constants; a model with any other, or with hooks, launches each operation on its own.
+    anything but their tensors and constants; a model with any other, or with hooks (of gradients, too), launches each
+    operation on its own.
     """
 
     KNOWN = ("torch.nn.modules.", "stable_baselines3.common.torch_layers", "sb3_muzero.")
@@ -69,12 +70,12 @@ class CudaGraphs:
     def get(self, function: Callable, inputs: tuple, used: Sequence[nn.Module], *constants: Any) -> Callable:
         """
         :param function: The function
-        :param inputs: What it is about to be called with: tensors, in tuples and dictionaries
+        :param inputs: What it is about to be called with: tensors and nothing else, in tuples and dictionaries
         :param used: All modules that it uses
         :param constants: All numbers besides that it depends on
         :return: The graph to replay, or the function itself where it cannot be recorded or the inputs are not on a GPU
         """
-        tensors = tensors_of(inputs)
+        tensors, structure = tree_flatten(inputs)
         if not all(tensor.is_cuda for tensor in tensors):
             return function
         if self._snapshot is None or self._used != list(used) or not self._snapshot.holds():
@@ -85,11 +86,16 @@ class CudaGraphs:
                 self._snapshot, self._used, self._graphs = Snapshot(modules, []), list(used), {}
             except NotCompilable:
                 return function
-        key = (*((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in tensors), *constants)
-        if key not in self._graphs:
-            self._graphs[key] = self._record(function, inputs)
-            while len(self._graphs) > MAX_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
+        parameters = [parameter for part in used for parameter in part.parameters()]
+        if any(map(has_backward_hooks, [*parameters, *self._snapshot.modules])):
+            return function
+        trained = tuple(parameter.requires_grad for parameter in parameters)
+        shapes = tuple((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in tensors)
+        key = (repr(structure), shapes, trained, *constants)
+        known = key in self._graphs
+        self._graphs[key] = self._graphs.pop(key) if known else self._record(function, inputs)
+        while len(self._graphs) > MAX_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]  # that was not used for longest
         return self._graphs[key]
 
     def _record(self, function: Callable, inputs: tuple) -> Callable:
@@ -100,9 +106,18 @@ class CudaGraphs:
             return function
 
 
+def has_backward_hooks(part: Any) -> bool:
+    """
+    :param part: A module or a parameter
+    :return: Whether something looks at its gradients, which in a graph nobody could
+    """
+    names = ("_backward_hooks", "_backward_pre_hooks", "_post_accumulate_grad_hooks")
+    return any(getattr(part, name, None) for name in names)
+
+
 def tensors_of(inputs: tuple) -> list[th.Tensor]:
     """
-    :param inputs: Tensors in tuples and dictionaries, and anything else
+    :param inputs: Tensors, in tuples and dictionaries
     :return: The tensors
     """
-    return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, th.Tensor)]
+    return tree_flatten(inputs)[0]

@@ -17,14 +17,14 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, RolloutReturn, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.arguments import ALLOWED, check_number, check_schedule, check_train_freq
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
-from sb3_muzero.checkpoints import decode, load_checkpoint, load_run_state, run_state, save_checkpoint
+from sb3_muzero.checkpoints import FORMAT, decode, load_checkpoint, load_run_state, run_state, save_checkpoint
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.finite import check_finite
 from sb3_muzero.loss import LossTerms, muzero_loss
@@ -341,7 +341,8 @@ class MuZero(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._check_arguments()
-        # Floats that were assigned since
+        # What was assigned since
+        self._convert_train_freq()
         self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.cut()
@@ -596,8 +597,10 @@ class MuZero(OffPolicyAlgorithm):
     ) -> tuple[LossTerms, th.Tensor, list[th.Tensor | None]]:
         """:return: Terms of the loss, the loss, and its gradients, all of which the next call may overwrite"""
 
-        def backward(samples: SequenceSamples, targets: UnrollTargets) -> tuple[LossTerms, th.Tensor, list[th.Tensor | None]]:
-            terms = muzero_loss(self.policy, samples, targets)
+        def backward(
+            read: dict[str, PyTorchObs], targets: UnrollTargets
+        ) -> tuple[LossTerms, th.Tensor, list[th.Tensor | None]]:
+            terms = muzero_loss(self.policy, samples._replace(**read), targets)  # type: ignore[arg-type]
             loss: th.Tensor = sum(self.weighted_losses(terms))  # type: ignore[assignment]  # never 0, the sum of nothing
             self.policy.optimizer.zero_grad()
             loss.backward()
@@ -606,8 +609,11 @@ class MuZero(OffPolicyAlgorithm):
         model, augmentation = self.policy.latent_model, self.policy.augmentation
         used: list[nn.Module] = [model] if augmentation is None else [model, augmentation]
         coefs = (self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef)
-        inputs = (samples._replace(bootstrap_observations={}), targets)  # which the targets are made of
-        return self.policy.recorded("backward", backward, inputs, model, used, *coefs)(*inputs)
+        read = {"observations": samples.observations, "actions": samples.actions, "weights": samples.weights}
+        inputs = (read if samples.action_masks is None else {**read, "action_masks": samples.action_masks}, targets)
+        if type(self).weighted_losses is not MuZero.weighted_losses:
+            return backward(*inputs)
+        return self.policy.recorded("backward", backward, inputs, model, used, *coefs, *map(id, parameters))(*inputs)
 
     def dump_logs(self) -> None:
         """Write log data."""
@@ -621,7 +627,8 @@ class MuZero(OffPolicyAlgorithm):
         if self.device.type == "cuda":  # which need not wait then, and which finds no shape new
             predict = partial(self.policy.predict_values, model=model)
             inputs = (samples.bootstrap_observations,)
-            return self.policy.recorded("values", predict, inputs, model)(*inputs).squeeze(-1) * needed
+            values = self.policy.recorded("values", predict, inputs, model)(*inputs).squeeze(-1)
+            return th.where(needed, values, 0.0)
         values = th.zeros(needed.shape, device=self.device)
         values[needed] = self.policy.predict_values(
             map_observations(lambda part: part[needed], samples.bootstrap_observations), model
@@ -801,6 +808,8 @@ class MuZero(OffPolicyAlgorithm):
                 f"`buffer_size` can't be changed by `resume`, got {changes['buffer_size']}: it is the checkpoint's"
             )
         state = load_checkpoint(folder)
+        if state.get("format") != FORMAT:
+            raise ValueError(f"The checkpoint in {folder} was written by another version of sb3_muzero")
         try:
             settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}
             model = cls(env=env, **settings, **changes)

@@ -297,7 +297,8 @@ class MuZeroPolicy(BasePolicy):
 
     def _preprocess_part(self, obs: th.Tensor, space: spaces.Space) -> th.Tensor:
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-            obs = obs - th.as_tensor(space.start, device=obs.device)
+            if np.any(space.start):
+                obs = obs - th.as_tensor(space.start, device=obs.device)
         flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
         preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
         return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]
@@ -401,6 +402,8 @@ class MuZeroPolicy(BasePolicy):
             return root, self.recorded("step", recurrent_fn, (root.latent, actions), model, used, self.discount)
         return compiled.initial_inference(model.features_extractor(self._preprocess(obs))), compiled
 
+    RECORDED = ("represent", "predict_values", "_preprocess", "_preprocess_part", "_initial_inference", "_recurrent_inference")
+
     def recorded(
         self,
         name: str,
@@ -412,14 +415,14 @@ class MuZeroPolicy(BasePolicy):
     ) -> Callable[..., Any]:
         """
         :param name: What the function does, to tell it from others
-        :param function: A function of this policy
-        :param inputs: What it is about to be called with: tensors, in tuples and dictionaries
+        :param function: A function of this policy's ``RECORDED``, which none of a user's own has replaced
+        :param inputs: What it is about to be called with: tensors and nothing else, in tuples and dictionaries
         :param model: The model, online or target, that it uses
         :param used: All modules that it uses, by default the whole model
         :param constants: All numbers besides that it depends on
         :return: On a GPU one that launches all at once, and overwrites what it returned before; else the function itself
         """
-        if not type(self).__module__.startswith(CudaGraphs.KNOWN):
+        if any(getattr(type(self), name) is not getattr(MuZeroPolicy, name) for name in self.RECORDED):
             return function
         graphs = self._cuda_graphs[name, self._name_of(model)]
         return graphs.get(function, inputs, [model] if used is None else used, model.training, *constants)

@@ -7,7 +7,7 @@ from conftest import TinyEnv, tiny_model
 from gymnasium import spaces
 from torch import nn
 
-from sb3_muzero import cuda_graphs
+from sb3_muzero import MuZero, cuda_graphs
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.cuda_graphs import CudaGraphs
 from sb3_muzero.policies import MuZeroPolicy
@@ -26,7 +26,8 @@ class Recording:
         if self.output is None:
             self.output = output
         for static, new in zip(cuda_graphs.tensors_of(self.output), cuda_graphs.tensors_of(output), strict=True):
-            static.data.copy_(new.data)
+            if static is not None:  # as is the gradient of what is frozen
+                static.data.copy_(new.data)
         return self.output
 
 
@@ -165,3 +166,57 @@ def test_planning_on_a_gpu_equals_planning_on_the_cpu():
                 for parameter in each.latent_model.parameters():
                     parameter.mul_(0.9)
     assert on_gpu._cuda_graphs["step", "online"]._graphs
+
+
+def trained_model(**kwargs):
+    return tiny_model(TinyEnv(), **kwargs).learn(60)
+
+
+def test_what_looks_at_gradients_keeps_seeing_them(recorded):
+    """W&B's hooks, or a layer that is frozen later."""
+    model = trained_model()
+    model.learn(20, reset_num_timesteps=False)
+    seen = []
+    head = model.policy.latent_model.prediction.policy_head
+    handle = head.bias.register_hook(lambda gradient: seen.append(gradient.clone()))
+    model.learn(20, reset_num_timesteps=False)
+    assert len(seen) == 5
+    handle.remove()
+    head.requires_grad_(False)
+    before = head.weight.clone()
+    model.learn(20, reset_num_timesteps=False)
+    assert torch.equal(head.weight, before)
+    head.requires_grad_(True)
+    model.learn(20, reset_num_timesteps=False)
+    assert not torch.equal(head.weight, before)
+
+
+def test_parts_of_observations_are_told_apart_by_name(recorded):
+    graphs, model = CudaGraphs(), nn.Linear(4, 4)
+    one, two = torch.zeros(2, 4), torch.ones(2, 4)
+    for inputs in ({"a": one, "b": two}, {"b": two, "a": one}):
+        found = graphs.get(lambda parts: parts["b"] - parts["a"], (inputs,), [model])(inputs)
+        assert (found == 1).all()
+
+
+class Annealed(MuZero):
+    def weighted_losses(self, terms):
+        return [self._current_progress_remaining * loss for loss in super().weighted_losses(terms)]
+
+
+def test_losses_of_a_users_own_are_not_recorded(recorded):
+    model = Annealed("MlpPolicy", TinyEnv(), num_simulations=4, learning_starts=20, batch_size=8, seed=0, device="cpu")
+    model.learn(60)
+    assert recorded == [] and ("backward", "online") not in model.policy._cuda_graphs
+
+
+def test_a_filling_buffer_records_nothing_anew(recorded):
+    tiny_model(TinyEnv(), n_steps=500).learn(200)
+    assert len(recorded) == 1
+
+
+def test_gradients_go_to_their_parameters_when_the_optimizer_has_another_order(recorded):
+    model = trained_model()
+    parameters = list(model.policy.latent_model.parameters())
+    model.policy.optimizer = torch.optim.SGD(parameters[::-1], lr=1e-3)
+    model.learn(20, reset_num_timesteps=False)

@@ -122,7 +122,8 @@ def test_replay_buffers(trained, change):
 
 
 @pytest.mark.parametrize("change", [c if c == "deleted" else pytest.param(c, marks=pytest.mark.slow) for c in CHANGES])
-def test_checkpoints(change, tmp_path):
+def test_checkpoints(change, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where logs go
     model = tiny_model(TinyEnv(), buffer_size=300, **KWARGS).learn(60)
     path = model.save_checkpoint(tmp_path)
     state = load_checkpoint(tmp_path)

@@ -79,7 +79,7 @@ class Snapshot:
     def __init__(self, modules: list[nn.Module], tensors: list[torch.Tensor]) -> None:
         for module in modules:
             kernel_of(module)
-        self._modules = modules
+        self.modules = modules
         self._states = [module.__dict__ for module in modules]
         self._hooks = [state[name] for state in self._states for name in ("_forward_hooks", "_forward_pre_hooks")]
         groups = [state[name] for state in self._states for name in ("_parameters", "_buffers")]
@@ -101,7 +101,7 @@ class Snapshot:
             list(map(tuple, map(dict.values, self._children))),
             [read(state) for read, state in self._constants],
             ["forward" in state for state in self._states],
-            list(map(type, self._modules)),
+            list(map(type, self.modules)),
         )
 
     def holds(self) -> bool:
