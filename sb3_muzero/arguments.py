@@ -1,11 +1,14 @@
-"""Which numbers the arguments of ``MuZero`` may be."""
+"""What the arguments of ``MuZero``, and the observations of its environment, may be."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
+
+OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 
 def is_number(value: Any) -> bool:
@@ -71,3 +74,22 @@ def check_train_freq(value: Any) -> None:
         raise ValueError(
             f'`train_freq` must be an integer of at least 1, alone or in a tuple with "step" or "episode", got {value!r}'
         )
+
+
+def check_observation_space(space: spaces.Space) -> None:
+    """
+    :param space: Observation space
+    :raises ValueError: saying what it must be
+    """
+    if not isinstance(space, OBSERVATION_SPACES):
+        supported = ", ".join(supported.__name__ for supported in OBSERVATION_SPACES)
+        raise ValueError(f"MuZero supports the observation spaces {supported}, got {space}")
+    if isinstance(space, spaces.Dict):
+        for key, part in space.items():
+            if isinstance(part, spaces.Dict):
+                raise ValueError(f"Nested observation spaces are not supported: {key!r} is a Dict; flatten it")
+            check_observation_space(part)
+        if len(space) == 0:
+            raise ValueError("The observation space has no parts, and nothing to see in it")
+    elif 0 in (space.shape or ()):
+        raise ValueError(f"The observation space has no numbers, and nothing to see in it: {space}")

@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
-from sb3_muzero.arguments import ALLOWED, check_number, check_schedule, check_train_freq
+from sb3_muzero.arguments import ALLOWED, check_number, check_observation_space, check_schedule, check_train_freq
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.checkpoints import FORMAT, decode, load_checkpoint, load_run_state, run_state, save_checkpoint
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
@@ -39,27 +39,6 @@ from sb3_muzero.time_split import TimeSplit
 from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turned
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
-
-OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
-
-
-def check_observation_space(space: spaces.Space) -> None:
-    """
-    :param space: Observation space
-    :raises ValueError: saying what it must be
-    """
-    if not isinstance(space, OBSERVATION_SPACES):
-        supported = ", ".join(supported.__name__ for supported in OBSERVATION_SPACES)
-        raise ValueError(f"MuZero supports the observation spaces {supported}, got {space}")
-    if isinstance(space, spaces.Dict):
-        for key, part in space.items():
-            if isinstance(part, spaces.Dict):
-                raise ValueError(f"Nested observation spaces are not supported: {key!r} is a Dict; flatten it")
-            check_observation_space(part)
-        if len(space) == 0:
-            raise ValueError("The observation space has no parts, and nothing to see in it")
-    elif 0 in (space.shape or ()):
-        raise ValueError(f"The observation space has no numbers, and nothing to see in it: {space}")
 
 
 def replay_buffer_path(path: str | pathlib.Path) -> pathlib.Path:
