@@ -116,21 +116,38 @@ def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
     }
 
 
+def _after_a_step(optimizer: th.optim.Optimizer) -> th.optim.Optimizer:
+    """:return: A copy, with a step of no gradient made"""
+    trial = copy.deepcopy(optimizer)
+    for group in trial.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = th.zeros_like(parameter)
+    trial.step()
+    return trial
+
+
 def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
     """
+    :param optimizer: A new one
     :param state: What ``optimizer_state`` gave
-    :raises Exception: of any kind, if no step can be made with it
+    :raises Exception: of any kind, if it does not fit or no step can be made with it
     """
+    fitting = _after_a_step(optimizer).state_dict()["state"]  # compiled steps do not check what they read
+    for index, values in state["state"].items():
+        like = fitting[int(index)]
+        if values.keys() != like.keys():
+            raise ValueError(f"the optimizer must have gathered {sorted(like)}, got {sorted(values)}")
+        for name, value in values.items():
+            if isinstance(like[name], th.Tensor):
+                as_array = value.numpy(force=True) if isinstance(value, th.Tensor) else value
+                checked(f"the optimizer's {name}", as_array, like[name].numpy(force=True))
+            elif type(value) is not type(like[name]):
+                raise ValueError(f"the optimizer's {name} must be like {like[name]!r}, got {value!r}")
     groups = [{name: decode(value, name) for name, value in group.items()} for group in state["param_groups"]]
     optimizer.load_state_dict(
         {"state": {int(index): values for index, values in state["state"].items()}, "param_groups": groups}
     )
-    trial = copy.deepcopy(optimizer)
-    parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
-    for parameter in parameters:
-        parameter.grad = th.zeros_like(parameter)
-    trial.step()
-    if not all(parameter.isfinite().all() for parameter in parameters):
+    if not all(parameter.isfinite().all() for group in _after_a_step(optimizer).param_groups for parameter in group["params"]):
         raise ValueError("networks and optimizer must have finite numbers")
 
 
