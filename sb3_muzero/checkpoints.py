@@ -98,9 +98,17 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """:param state: What ``random_state`` gave"""
-    np.random.set_state((state["numpy"]["kind"], state["numpy"]["keys"], *state["numpy"]["rest"]))
-    python = state["python"]
+    """
+    :param state: What ``random_state`` gave
+    :raises ValueError: for one that no generator can be in: from zeros alone follow zeros for ever
+    """
+    mersenne_twister = np.empty(624, np.uint32)
+    keys, rest, python = state["numpy"]["keys"], state["numpy"]["rest"], state["python"]
+    checked("numpy's random state", keys, mersenne_twister)
+    checked_number("numpy's place in its random state", rest[0], int, 0, len(mersenne_twister))
+    if not (keys[1:].any() and python["internal"][1:-1].any() and state["torch"].any()):
+        raise ValueError("random states must not be zero")
+    np.random.set_state((state["numpy"]["kind"], keys, *rest))
     random.setstate((python["version"], tuple(int(word) for word in python["internal"]), python["gauss"]))
     th.set_rng_state(state["torch"])
     for device, kept in enumerate(state["cuda"][: th.cuda.device_count()]):
