@@ -152,6 +152,9 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
             elif type(value) is not type(like[name]):
                 raise ValueError(f"the optimizer's {name} must be like {like[name]!r}, got {value!r}")
     groups = [{name: decode(value, name) for name, value in group.items()} for group in state["param_groups"]]
+    own = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    if repr([group["params"] for group in groups]) != repr(own):  # False is no 0
+        raise ValueError(f"the optimizer's groups must have the parameters {own}")
     optimizer.load_state_dict(
         {"state": {int(index): values for index, values in state["state"].items()}, "param_groups": groups}
     )

@@ -123,10 +123,7 @@ def test_replay_buffers(trained, change):
     assert refused > 10
 
 
-# "empty" is not among them yet: a checkpoint of it never ends, and it is not known which part of it
-@pytest.mark.parametrize(
-    "change", [c if c == "deleted" else pytest.param(c, marks=pytest.mark.slow) for c in CHANGES if c != "empty"]
-)
+@pytest.mark.parametrize("change", [c if c == "deleted" else pytest.param(c, marks=pytest.mark.slow) for c in CHANGES])
 def test_checkpoints(change, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where logs go
     model = tiny_model(TinyEnv(), buffer_size=300, **KWARGS).learn(60)
