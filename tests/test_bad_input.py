@@ -79,7 +79,7 @@ def test_numbers_that_are_none_are_refused_by_name(name, value):
         *((name, value, "must be a dictionary") for name in ("search_kwargs", "policy_kwargs") for value in ("text", [1], 3)),
         ("replay_buffer_kwargs", "text", "must be a dictionary"),
         ("replay_buffer_class", "SequenceReplayBuffer", "must be a SequenceReplayBuffer"),
-        ("batch_size", 2.5, "an integer"),
+        ("batch_size", 2.5, "must be an integer"),
         ("search_kwargs", {"qvalue_scope": "forest"}, "qvalue_scope"),
         ("search_kwargs", {"gumbel_scale": -1.0}, "gumbel_scale"),
         ("replay_buffer_kwargs", {"recent_share": 0.0}, "recent_share"),
@@ -89,7 +89,7 @@ def test_numbers_that_are_none_are_refused_by_name(name, value):
     ids=str,
 )
 def test_other_arguments_are_refused_by_name(name, value, message):
-    with pytest.raises(ValueError, match=f"`?{name}`?.*{message}|{message}"):
+    with pytest.raises(ValueError, match=f"`{name}` {message}" if message.startswith("must be") else message):
         tiny_model(**{name: value})
 
 

@@ -105,7 +105,7 @@ IMAGES = spaces.Box(0, 255, (1, 84, 84), np.uint8)
     ],
 )
 def test_the_model_of_every_policy_is_recorded(monkeypatch, recorded, policy_class, space):
-    """The features extractor, which may be anybody's, has no part in it."""
+    """The root, with the features extractor, and a step from it, without."""
 
     def refuse(model):
         raise NotCompilable("on a GPU")
@@ -219,4 +219,6 @@ def test_gradients_go_to_their_parameters_when_the_optimizer_has_another_order(r
     model = trained_model()
     parameters = list(model.policy.latent_model.parameters())
     model.policy.optimizer = torch.optim.SGD(parameters[::-1], lr=1e-3)
+    before = len(recorded)
     model.learn(20, reset_num_timesteps=False)
+    assert len(recorded) == before + 1
