@@ -1,5 +1,6 @@
 """What the tests of the whole algorithm share: a tiny environment over any spaces, a tiny budget, and comparisons."""
 
+import os
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +15,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_muzero import MuZero
 
 th.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _log_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SB3 makes a folder in /tmp for every model that learns, unless this says where."""
+    os.environ["SB3_LOGDIR"] = str(tmp_path_factory.mktemp("logs"))
 
 
 @pytest.fixture(autouse=True)
