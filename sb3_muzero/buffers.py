@@ -453,8 +453,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         if not isinstance(theirs, dict) or theirs.keys() != mine.keys():
             raise ValueError(f"This is no replay buffer, but holds {sorted(state)}")
         for name in mine:
-            if name != "buffer_size" and mine[name] != theirs[name]:
-                raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]}")
+            if name != "buffer_size" and repr(mine[name]) != repr(theirs[name]):  # which may be anything
+                raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]!r:.200}")
         try:
             self.buffer_size = checked_number("buffer_size", theirs["buffer_size"], int, low=1)
             self.reset()
@@ -465,14 +465,14 @@ class SequenceReplayBuffer(ReplayBuffer):
                 setattr(self, name, checked_number(name, state[name], kind, low, high))
             if self._allocated and (self.pos, self.full) != (self.observations.next_row, self.observations.full):
                 raise ValueError(f"`pos` and `full` must be those of the observations, got {self.pos} and {self.full}")
-        except (KeyError, TypeError, MemoryError) as error:
+        except (LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             raise ValueError(f"This is no replay buffer: {error!r}") from error
 
     def _counters(self) -> dict[str, tuple[type, float, float]]:
         """:return: Kinds of the counters, and their bounds"""
         last = self.buffer_size - 1 if self._allocated else 0
-        most = float("inf")
-        numbers = {"_largest_error": (float, 0, most), "_reward_size": (float, 0, most), "_num_rewards": (int, 0, most)}
+        most = LARGEST**2
+        numbers = {"_largest_error": (float, 0, most), "_reward_size": (float, 0, LARGEST), "_num_rewards": (int, 0, most)}
         return {"pos": (int, 0, last), "full": (bool, 0, int(self._allocated)), **numbers}
 
     def _load_rings(self, state: dict[str, Any]) -> None:
@@ -496,6 +496,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             stored, known = np.arange(size * self.n_envs), state["priorities"]
             like = np.ones(len(stored))
             self.priorities.update(stored, like if known is None else checked("priorities", known, like, low=0))
+            if len(stored) > 0 and not 0 < self.priorities.total < np.inf:
+                raise ValueError(f"`priorities` must have a sum above 0 and finite, got {self.priorities.total}")
         if state["visits"] is not None:
             self._visits = VisitCounts(self.observation_space)
             self._visits.load_state(state["visits"])

@@ -75,8 +75,9 @@ class VisitCounts:
         for name in ("_mean", "_scale"):
             setattr(self, name, checked(f"visits.{name}", state[name], getattr(self, name)))
         self.counts = checked("visits.counts", state["counts"], self.counts, low=0, high=2**53)
-        self._sum_of_bonuses = checked_number("visits._sum_of_bonuses", state["_sum_of_bonuses"], float)
-        self._num_visits = checked_number("visits._num_visits", state["_num_visits"], int, low=0)
+        self._num_visits = visits = checked_number("visits._num_visits", state["_num_visits"], int, 0, 2**53)
+        bonuses = state["_sum_of_bonuses"]  # each is 1 at most; some may have been lost to rounding
+        self._sum_of_bonuses = checked_number("visits._sum_of_bonuses", bonuses, float, -1, visits + 1)
 
     def codes(self, observations: np.ndarray) -> np.ndarray:
         """

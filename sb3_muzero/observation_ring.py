@@ -200,7 +200,8 @@ class ObservationRing:
                 if part.dtype.kind == "f":
                     checked("observations", part, part, -LARGEST, LARGEST)
         free, used = state["free_slots"], self.slots[self.slots >= 0].tolist()
-        if not isinstance(free, list) or sorted([*free, *used]) != list(range(num_finals)):
+        are_numbers = isinstance(free, list) and all(type(slot) is int for slot in free)
+        if not are_numbers or sorted([*free, *used]) != list(range(num_finals)):
             raise ValueError(f"`observations.free_slots` must be those of {num_finals} that no episode's end has")
         self._free_slots = free
         self.next_row = checked_number("observations.next_row", state["next_row"], int, 0, len(self.frames) - 1)

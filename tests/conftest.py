@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from hypothesis import settings
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_muzero import MuZero
 
 th.set_num_threads(1)
+# The same examples each time; pytest --hypothesis-profile=fuzz, for an hour or so, looks for others
+settings.register_profile("fixed", max_examples=150, deadline=None, derandomize=True)
+settings.register_profile("fuzz", max_examples=1_000_000, deadline=None, print_blob=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True, scope="session")

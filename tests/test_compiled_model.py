@@ -334,7 +334,7 @@ def test_a_failing_root_is_named(threads):
         with pytest.raises(ValueError, match=r"recurrent_fn's .* in row 37"):
             gumbel_muzero_search(root, compiled, 4)
         root.value[21] = np.inf
-        with pytest.raises(ValueError, match=r"root's value must be finite, got inf in row 21"):
+        with pytest.raises(ValueError, match=r"root's value must be finite .* got inf in row 21"):
             gumbel_muzero_search(root, compiled, 4)
     finally:
         th.set_num_threads(1)

@@ -15,7 +15,8 @@ class RootOutput(NamedTuple):
     """
     What the model says about the states to plan from.
 
-    A prior logit of minus infinity is an action of probability zero; each row needs at least one that is finite.
+    A prior logit of minus infinity is an action of probability zero; each row needs at least one that is finite. Other numbers
+    are finite and, as rewards and values of a step, at most 1e30 in size.
 
     :param prior_logits: unnormalised log-probabilities of the policy. Shape ``[B, A]``.
     :param value: value of the state, in the units of the reward. Shape ``[B]``.
@@ -33,7 +34,7 @@ class RecurrentOutput(NamedTuple):
 
     :param reward: reward of the step. Shape ``[B]``.
     :param discount: factor from the value of the next state to the value of this one: gamma, 0 when the step ends the
-        episode, negative when the next state belongs to the opponent. Shape ``[B]``.
+        episode, negative when the next state belongs to the opponent; from -1 to 1. Shape ``[B]``.
     :param prior_logits: of the next state. Shape ``[B, A]``.
     :param value: of the next state. Shape ``[B]``.
     :param latent: next state. Shape ``[B, ...]``, as the root's.

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sb3_muzero.search.state import LARGEST
+
 
 def to_numpy(array: Any) -> np.ndarray:
     """
@@ -32,6 +34,19 @@ def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be an array of shape {list(shape)}, got {found}")
 
 
+def check_numbers(name: str, array: Any, shape: tuple[int, ...]) -> None:
+    """
+    :param name: name of the field.
+    :param array: an array or tensor.
+    :param shape: the shape it has to have.
+    :raises ValueError: if it has another, or does not hold real numbers.
+    """
+    check_shape(name, array, shape)
+    is_real = not array.is_complex() if isinstance(array, torch.Tensor) else np.asarray(array).dtype.kind in "fiub"
+    if not is_real:
+        raise ValueError(f"{name} must hold real numbers, got {array.dtype}")
+
+
 def to_float32(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     """
     :param name: name of the field.
@@ -40,28 +55,28 @@ def to_float32(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     :return: a float32 array on the host.
     :raises ValueError: if the shape differs or these are not real numbers.
     """
-    check_shape(name, array, shape)
+    check_numbers(name, array, shape)
     numbers = to_numpy(array)
     if numbers.dtype == np.float32:
         # Read-only arrays would be another type, to compile for
         return numbers if numbers.flags.carray else numbers.copy()
-    if numbers.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must hold real numbers, got {numbers.dtype}")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(numbers, dtype=np.float32)
 
 
-def check_finite(name: str, array: np.ndarray, first_row: int = 0) -> None:
+def check_finite(name: str, array: np.ndarray, first_row: int = 0, largest: float = LARGEST) -> None:
     """
     :param name: name of the field.
     :param array: one row per root. Shape ``[B, ...]``.
     :param first_row: number of the first of these rows.
-    :raises ValueError: if a row holds NaN or infinity.
+    :param largest: of the sizes that are allowed.
+    :raises ValueError: if a row holds NaN, infinity or a larger number.
     """
-    bad = ~np.isfinite(array)
+    bad = ~(np.abs(array) <= largest)
     if bad.any():
         where = tuple(np.argwhere(bad)[0])
-        raise ValueError(f"{name} must be finite, got {array[where]} in row {first_row + where[0]}")
+        given = f"got {array[where]} in row {first_row + where[0]}"
+        raise ValueError(f"{name} must be finite and at most {largest:g} in size, {given}")
 
 
 def check_prior_logits(
@@ -72,12 +87,14 @@ def check_prior_logits(
     :param prior_logits: policy logits. Shape ``[B, A]``.
     :param invalid_actions: True for masked actions, if any. Shape ``[B, A]``.
     :param first_row: number of the first of these rows.
-    :raises ValueError: if a row holds NaN or plus infinity, or leaves every unmasked action without probability.
+    :raises ValueError: if a row holds NaN, plus infinity or a number above ``LARGEST``, or leaves every unmasked action
+        without probability.
     """
-    bad = np.isnan(prior_logits) | np.isposinf(prior_logits)
+    bad = ~(prior_logits <= LARGEST)
     if bad.any():
         where = tuple(np.argwhere(bad)[0])
-        raise ValueError(f"{name} must be finite or minus infinity, got {prior_logits[where]} in row {first_row + where[0]}")
+        given = f"got {prior_logits[where]} in row {first_row + where[0]}"
+        raise ValueError(f"{name} must be minus infinity or finite and at most {LARGEST:g}, {given}")
     possible = np.isfinite(prior_logits)
     if invalid_actions is not None:
         possible &= ~invalid_actions
@@ -126,13 +143,12 @@ def check_count(name: str, value: Any) -> int:
     return count
 
 
-def check_real(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, above_low: bool = False) -> float:
+def check_real(name: str, value: Any, low: float, high: float = np.inf) -> float:
     """
     :param name: name of the argument.
     :param value: a real number.
     :param low: the least it may be.
     :param high: the most it may be.
-    :param above_low: whether ``low`` itself is not allowed.
     :return: it as a float.
     :raises ValueError: if it is not finite or outside of these bounds.
     """
@@ -140,9 +156,8 @@ def check_real(name: str, value: Any, low: float = -np.inf, high: float = np.inf
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
-    if not (isfinite(number) and low <= number <= high) or (above_low and number == low):
-        allowed = f"{'above' if above_low else 'at least'} {low:g}" if np.isfinite(low) else "finite"
-        allowed += f" and at most {high:g}" if np.isfinite(high) else ""
+    if not (isfinite(number) and low <= number <= high):
+        allowed = f"at least {low:g}" + (f" and at most {high:g}" if np.isfinite(high) else "")
         raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
     return number
 

@@ -20,13 +20,13 @@ from sb3_muzero.search.lanes import (
     total,
     where_positive,
 )
-from sb3_muzero.search.state import NODE_SCOPE, PUCT, TREE_SCOPE, Leaves, Roots, SearchSettings
+from sb3_muzero.search.state import LARGEST, NODE_SCOPE, PUCT, TREE_SCOPE, Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import NO_PARENT, ROOT_INDEX, UNVISITED, Tree
 
 ZERO, ONE, INFINITY = np.float32(0.0), np.float32(1.0), np.float32(np.inf)
 LOWEST_ROOT_SCORE = np.float32(-1e9)
 TINY = np.finfo(np.float32).tiny
-MASKED_LOGIT = np.finfo(np.float32).min
+HIGH = np.float32(LARGEST)
 
 
 @part
@@ -215,9 +215,9 @@ def select_action(
 
 
 @part
-def is_finite(leaves: Leaves, leaf: int) -> bool:
+def is_usable(leaves: Leaves, leaf: int) -> bool:
     """Whether the model's answer is one that a search can use."""
-    if not (np.isfinite(leaves.reward[leaf]) and np.isfinite(leaves.discount[leaf]) and np.isfinite(leaves.value[leaf])):
+    if not (abs(leaves.reward[leaf]) <= HIGH and abs(leaves.discount[leaf]) <= ONE and abs(leaves.value[leaf]) <= HIGH):
         return False
     largest = -INFINITY
     for action in range(leaves.prior_logits.shape[1]):
@@ -225,7 +225,7 @@ def is_finite(leaves: Leaves, leaf: int) -> bool:
         if np.isnan(logit):
             return False
         largest = max(largest, logit)
-    return np.isfinite(largest)
+    return bool(-INFINITY < largest <= HIGH)
 
 
 @part
@@ -265,18 +265,18 @@ def plant(tree: Tree, roots: Roots, settings: SearchSettings, first_row: int, nu
             tree.children_visits[edge] = 0
             tree.children_prior_logits[edge] = tree.children_prior_probs[edge] = ZERO
             tree.children_qvalues[edge] = tree.children_rewards[edge] = tree.children_discounts[edge] = ZERO
-        is_usable = np.isfinite(roots.value[row])
+        has_numbers = abs(roots.value[row]) <= HIGH
         num_valid, largest = 0, -INFINITY
         for action in range(num_actions):
             logit = roots.prior_logits[row * num_actions + action]
-            is_usable = is_usable and not np.isnan(logit) and logit != INFINITY
+            has_numbers = has_numbers and logit <= HIGH
             if roots.invalid[row * num_actions + action]:
-                scores[action] = MASKED_LOGIT
+                scores[action] = -INFINITY
             else:
                 num_valid += 1
                 largest = max(largest, logit)
                 scores[action] = logit
-        if not is_usable or largest == -INFINITY:
+        if not has_numbers or largest == -INFINITY:
             return row
         roots.num_considered[row] = min(num_valid, settings.max_num_considered_actions)
         node = row * num_nodes + ROOT_INDEX
@@ -365,10 +365,10 @@ def grow(tree: Tree, settings: SearchSettings, first_row: int, num_rows: int, le
     """
     Expand and back up some roots.
 
-    :return: the first leaf in which the model's answer is not finite, -1 if there is none.
+    :return: the first leaf in which the model's answer is none to search with, -1 if there is none.
     """
     for leaf in range(num_rows):
-        if not is_finite(leaves, leaf):
+        if not is_usable(leaves, leaf):
             return leaf
         expand(tree, settings, first_row + leaf, leaves, leaf)
         backward(tree, settings, first_row + leaf, leaves.node[leaf])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sb3_muzero.search.base import RecurrentFn, RecurrentOutput
-from sb3_muzero.search.checks import check_finite, check_prior_logits, check_shape, to_numpy
+from sb3_muzero.search.checks import check_finite, check_numbers, check_prior_logits, check_shape, to_numpy
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings
 
 
@@ -35,13 +35,13 @@ class LatentModel:
 
         :param simulation: number of the simulation.
         :param leaves: where the simulation ends.
-        :raises ValueError: if the answer is not of the promised type and shapes.
+        :raises ValueError: if the answer is not of the promised type and shapes, or not of real numbers.
         """
         output = self.recurrent_fn(*self._gather(leaves.parent * self.rows.size + self.rows, leaves.action))
         if not isinstance(output, RecurrentOutput):
             raise ValueError(f"recurrent_fn must return a RecurrentOutput, got a {type(output).__name__}")
         for name in ("reward", "discount", "prior_logits", "value"):
-            check_shape(f"recurrent_fn's {name}", getattr(output, name), getattr(leaves, name).shape)
+            check_numbers(f"recurrent_fn's {name}", getattr(output, name), getattr(leaves, name).shape)
         check_shape("recurrent_fn's latent", output.latent, self.latent_shape)
         self._store(simulation + 1, output.latent)
         reward, discount, value, prior_logits = self._to_host(output)
@@ -122,6 +122,7 @@ def check_answer(leaves: Leaves, first_row: int = 0) -> None:
     :param first_row: the root that the first of the leaves belongs to.
     :raises ValueError: naming the field and the row.
     """
-    for name in ("reward", "discount", "value"):
-        check_finite(f"recurrent_fn's {name}", getattr(leaves, name), first_row)
+    check_finite("recurrent_fn's reward", leaves.reward, first_row)
+    check_finite("recurrent_fn's discount", leaves.discount, first_row, largest=1.0)
+    check_finite("recurrent_fn's value", leaves.value, first_row)
     check_prior_logits("recurrent_fn's prior_logits", leaves.prior_logits, first_row=first_row)

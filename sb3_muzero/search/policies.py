@@ -87,7 +87,7 @@ def gumbel_muzero_search(
         value_scale=check_real("value_scale", value_scale, 0.0, POSITIVE[1]),
         maxvisit_init=check_real("maxvisit_init", maxvisit_init, 0.0, POSITIVE[1]),
     )
-    gumbel_scale = check_real("gumbel_scale", gumbel_scale, 0.0)
+    gumbel_scale = check_real("gumbel_scale", gumbel_scale, 0.0, POSITIVE[1])
     random = check_generator(generator)
 
     if root_gumbel is not None:
@@ -156,7 +156,7 @@ def muzero_search(
         pb_c_base=check_real("pb_c_base", pb_c_base, *POSITIVE),
     )
     dirichlet_fraction = check_real("dirichlet_fraction", dirichlet_fraction, 0.0, 1.0)
-    dirichlet_alpha = check_real("dirichlet_alpha", dirichlet_alpha, 0.0, above_low=True)
+    dirichlet_alpha = check_real("dirichlet_alpha", dirichlet_alpha, *POSITIVE)
     temperature = check_real("temperature", temperature, 0.0)
     random = check_generator(generator)
 

@@ -116,7 +116,7 @@ def run_simulations(
     :param leaves: room for one simulation of ``BLOCK`` trees; the discount is given.
     :param first_row: the first root of those to search from.
     :param end_row: the root after the last.
-    :return: the first row whose root, or an answer of the model to it, was not finite, which ends the search, or -1.
+    :return: the first row whose root, or an answer of the model to it, is none to search with, which ends the search, or -1.
     """
     rooms = program.rooms
     latent_dim = root_latents.shape[1]

@@ -8,6 +8,8 @@ from sb3_muzero.search.lanes import LANES
 
 GUMBEL, PUCT = 0, 1
 NODE_SCOPE, TREE_SCOPE = 0, 1
+LARGEST = 1e30
+"""Of the sizes that rewards and values may have: float32 holds the sum of as many as there may be simulations."""
 
 
 class SearchSettings(NamedTuple):

@@ -48,8 +48,8 @@ def test_arguments(search, options, message):
     [
         ({"max_num_considered_actions": 0}, "max_num_considered_actions must be an integer of at least 1, got 0"),
         ({"root_gumbel": np.zeros((2, 2))}, r"root_gumbel must be an array of shape \[2, 3\], got shape \[2, 2\]"),
-        ({"root_gumbel": np.full((2, 3), np.nan)}, "root_gumbel must be finite, got nan in row 0"),
-        ({"gumbel_scale": -1.0}, "gumbel_scale must be a number at least 0, got -1.0"),
+        ({"root_gumbel": np.full((2, 3), np.nan)}, "root_gumbel must be finite and at most 1e.30 in size, got nan in row 0"),
+        ({"gumbel_scale": -1.0}, "gumbel_scale must be a number at least 0 and at most 1e.18, got -1.0"),
         ({"value_scale": np.inf}, "value_scale must be a number at least 0 and at most 1e.18, got inf"),
         ({"maxvisit_init": "x"}, "maxvisit_init must be a number at least 0 and at most 1e.18, got 'x'"),
     ],
@@ -63,7 +63,7 @@ def test_gumbel_arguments(options, message):
     ("options", "message"),
     [
         ({"dirichlet_fraction": 1.5}, "dirichlet_fraction must be a number at least 0 and at most 1, got 1.5"),
-        ({"dirichlet_alpha": 0.0}, "dirichlet_alpha must be a number above 0, got 0.0"),
+        ({"dirichlet_alpha": 0.0}, "dirichlet_alpha must be a number at least 1e-30 and at most 1e.18, got 0.0"),
         ({"temperature": -1.0}, "temperature must be a number at least 0, got -1.0"),
         ({"pb_c_init": np.nan}, "pb_c_init must be a number at least 0 and at most 1e.18, got nan"),
         ({"pb_c_base": 0}, "pb_c_base must be a number at least 1e-30 and at most 1e.18, got 0"),
@@ -80,13 +80,13 @@ def test_puct_arguments(options, message):
     ("changes", "message"),
     [
         ({"value": np.zeros((2, 1))}, r"root's value must be an array of shape \[2\], got shape \[2, 1\]"),
-        ({"value": np.array([0.0, np.inf])}, "root's value must be finite, got inf in row 1"),
-        ({"value": np.zeros(2, complex)}, "root's value must hold real numbers, got complex128"),
+        ({"value": np.array([0.0, np.inf])}, "root's value must be finite and at most 1e.30 in size, got inf in row 1"),
+        ({"value": np.zeros(2, complex)}, "root's value must hold real numbers, got .*complex128"),
         ({"prior_logits": np.zeros(3)}, r"root's prior_logits must be of shape \[B, A\] .* got \[3\]"),
         ({"prior_logits": np.zeros((2, 0))}, r"root's prior_logits must be of shape \[B, A\] .* got \[2, 0\]"),
         (
             {"prior_logits": np.array([[0, 0, 0], [0, np.nan, 0]])},
-            "root's prior_logits must be finite or minus infinity, got nan in row 1",
+            "root's prior_logits must be minus infinity or finite and at most 1e.30, got nan in row 1",
         ),
         ({"prior_logits": np.array([[np.inf, 0, 0], [0, 0, 0]])}, "root's prior_logits .* got inf in row 0"),
         (
@@ -132,9 +132,18 @@ def test_wrong_types(search):
         ({"prior_logits": np.zeros((2, 4))}, r"recurrent_fn's prior_logits must be an array of shape \[2, 3\]"),
         ({"latent": np.zeros((2, 1), int)}, r"recurrent_fn's latent must be an array of shape \[2\], got shape \[2, 1\]"),
         ({"latent": np.zeros(2)}, "recurrent_fn's latent must be .*int64 as the root's, got .*float64"),
-        ({"reward": np.array([0.0, np.nan])}, "recurrent_fn's reward must be finite, got nan in row 1"),
-        ({"discount": np.array([np.inf, 0.0])}, "recurrent_fn's discount must be finite, got inf in row 0"),
-        ({"value": np.array([0.0, -np.inf])}, "recurrent_fn's value must be finite, got -inf in row 1"),
+        ({"reward": np.array([0.0, np.nan])}, "recurrent_fn's reward must be finite and at most 1e.30 .* got nan in row 1"),
+        (
+            {"reward": np.array([2e30, 0.0])},
+            "recurrent_fn's reward must be finite and at most 1e.30 .* got 2\\.0.*e.30 in row 0",
+        ),
+        ({"discount": np.array([np.inf, 0.0])}, "recurrent_fn's discount must be finite and at most 1 .* got inf in row 0"),
+        (
+            {"discount": np.array([0.0, -1.01])},
+            "recurrent_fn's discount must be finite and at most 1 .* got -1\\.0.* in row 1",
+        ),
+        ({"value": np.zeros(2, complex)}, "recurrent_fn's value must hold real numbers, got .*complex128"),
+        ({"value": np.array([0.0, -np.inf])}, "recurrent_fn's value must be finite and at most 1e.30 .* got -inf in row 1"),
         ({"prior_logits": np.array([[0, 0, 0], [0, 0, np.nan]])}, "recurrent_fn's prior_logits .* got nan in row 1"),
         ({"prior_logits": np.full((2, 3), -np.inf)}, "recurrent_fn's prior_logits must be finite for at least one .* row 0"),
     ],
