@@ -41,7 +41,7 @@ def solve(rules: Rules) -> dict[bytes, np.ndarray]:
     return solution
 
 
-class Leaves(NamedTuple):
+class Endings(NamedTuple):
     """
     How games end that differ in what the opponent does, over all that the opponent can do.
 
@@ -55,7 +55,7 @@ class Leaves(NamedTuple):
     lost: int
 
 
-def count_leaves(act: Callable[[np.ndarray], np.ndarray], rules: Rules, moves_first: bool) -> Leaves:
+def count_leaves(act: Callable[[np.ndarray], np.ndarray], rules: Rules, moves_first: bool) -> Endings:
     """
     Play every game that a player can be led into.
 
@@ -83,7 +83,7 @@ def count_leaves(act: Callable[[np.ndarray], np.ndarray], rules: Rules, moves_fi
                 else:
                     counts[1 if outcome != WON else (0 if is_player else 2)] += 1
         boards, is_player = np.array(following), not is_player
-    return Leaves(*counts)
+    return Endings(*counts)
 
 
 def share_of_errors(act: Callable[[np.ndarray], np.ndarray], solution: dict[bytes, np.ndarray]) -> float:
