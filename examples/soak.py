@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[], gym.Env], int, dict[str, Any]]] = {
 
 class Watch(BaseCallback):
     """
-    Take the figures of the process twenty times a run.
+    Take the figures of the process from time to time.
 
     :param every: Steps between them
     """
@@ -87,14 +87,16 @@ def main() -> None:
     results = {}
     for name, (make, steps, settings) in CASES.items():
         print(name)
-        watch = Watch(int(steps * args.scale) // 20)
+        watch = Watch(max(int(steps * args.scale) // 20, 1))
         MuZero("MlpPolicy", make(), seed=0, device="cpu", **settings).learn(int(steps * args.scale), callback=watch)
         # Of the first two all is still being allocated
         first, last = watch.figures[2], watch.figures[-1]
         for figure in ("resident_MB", "open_files", "threads", "steps_per_cpu_second"):
             print(f"  {figure}: {first[figure]} -> {last[figure]} ({last[figure] / first[figure] - 1:+.1%})")
         results[name] = watch.figures
-    args.json.write_text(json.dumps({"command": "python examples/soak.py", "results": results}, indent=1))
+    args.json.write_text(
+        json.dumps({"command": f"python examples/soak.py --scale {args.scale:g}", "results": results}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -471,9 +471,12 @@ class SequenceReplayBuffer(ReplayBuffer):
     def _counters(self) -> dict[str, tuple[type, float, float]]:
         """:return: Kinds of the counters, and their bounds"""
         last = self.buffer_size - 1 if self._allocated else 0
-        most = LARGEST**2
-        numbers = {"_largest_error": (float, 0, most), "_reward_size": (float, 0, LARGEST), "_num_rewards": (int, 0, most)}
-        return {"pos": (int, 0, last), "full": (bool, 0, int(self._allocated)), **numbers}
+        sizes = {
+            "_largest_error": (float, 0, LARGEST**2),
+            "_reward_size": (float, 0, LARGEST),
+            "_num_rewards": (int, 0, 2**53),
+        }
+        return {"pos": (int, 0, last), "full": (bool, 0, int(self._allocated)), **sizes}
 
     def _load_rings(self, state: dict[str, Any]) -> None:
         num_actions = int(self.action_space.n)

@@ -37,7 +37,7 @@ ROOMS = {
     "search": (
         ["search/kernels.py", "search/policies.py", "search/sequential_halving.py", "search/simulations.py", "search/state.py",
          "search/tree.py", "search/base.py", "search/checks.py", "search/models.py", "search/mlp.py", "search/translation.py",
-         "search/layers.py", "search/linear.py", "search/compiling.py"],
+         "search/layers.py", "search/linear.py", "search/lanes.py", "search/compiling.py"],
         ["search", "test_compiled_model.py", "test_predict.py", "games/test_self_play.py"],
     ),
 }  # fmt: skip

@@ -160,6 +160,23 @@ def with_any_leaves(data: Any, state: dict[str, Any]) -> tuple[dict[str, Any], l
     return state, paths
 
 
+FOUND_BY_FUZZING: dict[tuple, Any] = {
+    ("_reward_size",): lambda leaf: 1e39,
+    ("observations",): lambda leaf: np.zeros((0, 3)),
+    ("observations", "free_slots"): lambda leaf: [np.zeros(2, bool)],
+    ("priorities",): lambda leaf: 0 * leaf,
+    ("shape", "observation_space"): lambda leaf: np.zeros(2, bool),
+    ("visits", "_sum_of_bonuses"): lambda leaf: 1e40,
+}
+
+
+@pytest.mark.parametrize("path", FOUND_BY_FUZZING, ids=str)
+def test_replay_buffers_that_fuzzing_found(trained, path):
+    model, state, folder = trained
+    save_tree(folder / "bad.npz", with_leaf(state, path, FOUND_BY_FUZZING[path]))
+    assert is_refused(model, folder / "bad.npz", [path])
+
+
 @given(st.data())
 def test_replay_buffers_of_any_kind(trained, data):
     model, state, folder = trained

@@ -15,8 +15,8 @@ class RootOutput(NamedTuple):
     """
     What the model says about the states to plan from.
 
-    A prior logit of minus infinity is an action of probability zero; each row needs at least one that is finite. Other numbers
-    are finite and, as rewards and values of a step, at most 1e30 in size.
+    A prior logit of minus infinity is an action of probability zero; each row needs at least one that is finite. No logit is
+    above 1e30, and neither value nor, in a step, reward is larger in size.
 
     :param prior_logits: unnormalised log-probabilities of the policy. Shape ``[B, A]``.
     :param value: value of the state, in the units of the reward. Shape ``[B]``.

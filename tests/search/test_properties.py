@@ -473,6 +473,16 @@ def test_values_of_any_size_are_survived(search, scope, size):
     assert ((output.action >= 0) & (output.action < 3)).all()
 
 
+@both_searches
+def test_masked_actions_get_nothing_however_small_the_other_logits_are(search):
+    model = random_model(11, 20, 3)
+    model.prior_logits[:] = np.finfo(np.float32).min
+    invalid = np.array([[False, True, False]] * 4)
+    output = search(model.root(np.arange(4)), model.step, 8, invalid_actions=invalid)
+    assert (output.action_weights[invalid] == 0).all() and (output.visit_counts[invalid] == 0).all()
+    np.testing.assert_allclose(output.action_weights.sum(axis=1), 1.0, atol=1e-4)
+
+
 def test_half_precision_and_gradients_are_accepted():
     weight = torch.randn(4, 3, requires_grad=True)
 
