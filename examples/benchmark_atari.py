@@ -17,7 +17,7 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import torch
-from benchmark_training import time_parts, write_results
+from benchmark_training import resident_megabytes, time_parts, write_results
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
@@ -91,12 +91,6 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     }
     rate, milliseconds = per(args.updates, lambda: model.train(args.updates, args.batch_size), learning)
     return figures | {"updates per second": round(rate, 2), "milliseconds per update": milliseconds}
-
-
-def resident_megabytes() -> float:
-    """:return: what the process holds in memory"""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def memory(steps: int, n_envs: int) -> dict[str, float]:

@@ -181,6 +181,12 @@ def measure(width: int, batch_size: int, args: argparse.Namespace) -> dict[str, 
     return {"width": width, "batch_size": batch_size, "ratio": figures["update"] / figures["gemm"], **figures}
 
 
+def resident_megabytes() -> float:
+    """:return: what the process holds in memory"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
 def write_results(path: Path, settings: dict[str, Any], results: Any) -> None:
     """Writes figures and what they were measured with as JSON."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}

@@ -8,7 +8,6 @@ go to ``examples/results/soak.json``.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from benchmark_training import resident_megabytes, write_results
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -63,13 +63,12 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         if self.num_timesteps % self.every == 0:
-            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             now = time.process_time()
             figures = {
                 "steps": self.num_timesteps,
-                "resident_MB": round(int(status["VmRSS"].split()[0]) / 1024, 1),
+                "resident_MB": round(resident_megabytes(), 1),
                 "open_files": len(os.listdir("/proc/self/fd")),
-                "threads": int(status["Threads"]),
+                "threads": len(os.listdir("/proc/self/task")),
                 "steps_per_cpu_second": round(self.every / (now - self._cpu), 1),
             }
             self._cpu = now
@@ -94,9 +93,7 @@ def main() -> None:
         for figure in ("resident_MB", "open_files", "threads", "steps_per_cpu_second"):
             print(f"  {figure}: {first[figure]} -> {last[figure]} ({last[figure] / first[figure] - 1:+.1%})")
         results[name] = watch.figures
-    args.json.write_text(
-        json.dumps({"command": f"python examples/soak.py --scale {args.scale:g}", "results": results}, indent=1)
-    )
+    write_results(args.json, {"scale": args.scale}, results)
 
 
 if __name__ == "__main__":
