@@ -32,18 +32,7 @@ def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tupl
 
 
 class ImagePolicy(MuZeroPolicy):
-    """
-    What policies for images have in common.
-
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param lr_schedule: Learning rate schedule (could be constant)
-    :param random_shift: Largest shift of the images that the loss sees, in pixels; by default one in 20 of their shorter side,
-        and 1 from 10 pixels on
-    :param random_intensity: Standard deviation of the factor around 1 that they are multiplied by
-    :param kwargs: See ``MuZeroPolicy``
-    :raises ValueError: for an observation space of other than images
-    """
+    """What policies for images have in common. See ``CnnPolicy`` for its arguments."""
 
     def __init__(
         self,
@@ -79,8 +68,16 @@ class CnnPolicy(ImagePolicy):
     Policy class of MuZero for images. Convolutions encode the observation; what follows, and with it planning, is the MLP
     model of ``MuZeroPolicy``, which on the CPU plans in compiled code.
 
-    See ``ImagePolicy`` for its arguments; the features extractor is ``NatureCNN`` by default, or ``GridCNN`` where a side of
-    the images has less than 36 pixels.
+    The features extractor is ``NatureCNN`` by default, or ``GridCNN`` where a side of the images has less than 36 pixels.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param random_shift: Largest shift of the images that the loss sees, in pixels; by default one in 20 of their shorter side,
+        and 1 from 10 pixels on
+    :param random_intensity: Standard deviation of the factor around 1 that they are multiplied by
+    :param kwargs: See ``MuZeroPolicy``, which is ``MlpPolicy``
+    :raises ValueError: for an observation space of other than images
     """
 
     @staticmethod
@@ -102,7 +99,7 @@ class ResNetPolicy(ImagePolicy):
     :param latent_norm: Normalisation of latents: "minmax" or "none"
     :param bf16: Whether to compute in bfloat16 where PyTorch's autocast does, on images whose channels come last, as tensor
         cores like it
-    :param kwargs: See ``ImagePolicy``, but for those of ``UNUSED``
+    :param kwargs: See ``CnnPolicy``, but for those of ``UNUSED``
     :raises ValueError: for an observation space of other than images, or a setting that is of no use here
     """
 

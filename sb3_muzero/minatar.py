@@ -1,4 +1,7 @@
-"""MinAtar's games (https://arxiv.org/abs/1903.03176) as SB3 accepts them. Importing it registers them."""
+"""
+MinAtar's games (https://arxiv.org/abs/1903.03176) as SB3 accepts them. Importing it registers them, with a limit of 2500
+steps, that of Freeway, where they have none: an agent that waits where nothing happens to it would be evaluated for ever.
+"""
 
 from typing import Any
 
@@ -9,6 +12,9 @@ from minatar.gym import register_envs
 
 if "MinAtar/Breakout-v1" not in gym.registry:  # minatar announces itself to the old gym only
     register_envs()
+for spec in gym.registry.values():
+    if spec.namespace == "MinAtar" and spec.max_episode_steps is None:
+        spec.max_episode_steps = 2500
 
 
 class ImageObservation(gym.ObservationWrapper):

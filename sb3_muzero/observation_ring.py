@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_wrapper
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage, unwrap_vec_wrapper
 
 from sb3_muzero.finite import LARGEST
 from sb3_muzero.storage import checked, checked_number
@@ -41,14 +41,33 @@ def frames_in_observation(env: VecEnv | None) -> int:
     """
     :param env: Training environments
     :return: How many frames each observation consists of along its first axis: those of a ``VecFrameStack``, else 1
+    :raises ValueError: if SB3 takes images for channels-first that were stacked along their last axis, or the other way round,
+        which it tells from their shape alone
     """
     stacking = None if env is None else unwrap_vec_wrapper(env, VecFrameStack)
-    if env is None or stacking is None or not isinstance(env.observation_space, spaces.Box):
+    if env is None or stacking is None:
         return 1
-    # Vectors are stacked along their only axis, images along that of the channels, which VecTransposeImage moves to the front
-    is_image = is_image_space(env.observation_space) and is_image_space_channels_first(env.observation_space)
-    num_frames, shape = stacking.stacked_obs.n_stack, env.observation_space.shape
-    return num_frames if (len(shape) == 1 or is_image) and shape[0] % num_frames == 0 else 1
+    transposing = unwrap_vec_wrapper(env, VecTransposeImage)
+    is_transposed = (
+        transposing is not None and not transposing.skip and unwrap_vec_wrapper(transposing, VecFrameStack) is not None
+    )
+    stacks = stacking.stacked_obs
+    for stack in stacks.sub_stacked_observations.values() if isinstance(env.observation_space, spaces.Dict) else [stacks]:
+        stacked = stack.stacked_observation_space
+        if is_image_space(stacked) and stack.channels_first == is_transposed:
+            remedy = (
+                "wrap them in `VecTransposeImage(env, skip=True)`"
+                if stack.channels_first
+                else "let the environment give images whose channels come first"
+            )
+            raise ValueError(
+                f"VecFrameStack stacked images along their {'first' if stack.channels_first else 'last'} axis, but SB3 takes "
+                f"those of shape {stacked.shape} for channels-{'last' if stack.channels_first else 'first'}: {remedy}"
+            )
+    space = env.observation_space
+    if not isinstance(space, spaces.Box) or not (len(space.shape) == 1 or is_image_space(space)):
+        return 1
+    return stacks.n_stack if space.shape[0] % stacks.n_stack == 0 else 1
 
 
 def read_ring(ring: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:

@@ -256,6 +256,7 @@ def test_games_of_minatar():
     again, _ = env.reset(seed=3)
     np.testing.assert_array_equal(seen, again)
     assert seen.dtype == np.uint8 and seen.shape == (6, 10, 10) and set(np.unique(seen)) == {0, 255}
+    assert env.spec.max_episode_steps == 2500
     raw, _ = env.unwrapped.reset(seed=3)
     np.testing.assert_array_equal(seen, raw.transpose(2, 0, 1) * 255)
     tiny_model(env, policy="CnnPolicy").learn(60)
@@ -385,3 +386,19 @@ def test_stacks_of_boxes_that_are_no_images_are_stored_whole():
     model = tiny_model(VecFrameStack(DummyVecEnv([lambda: TinyEnv(space)]), 4)).learn(40)
     assert model.replay_buffer.frame_stack == 1
     assert model.replay_buffer.observations.frames.shape[2:] == (2, 12)
+
+
+@pytest.mark.parametrize("in_dict", [False, True])
+@pytest.mark.parametrize("shape, axis", [((6, 10, 10), "first"), ((12, 12, 3), "last")])
+def test_stacks_that_sb3_takes_for_images_of_the_other_layout_are_refused(shape, axis, in_dict):
+    """SB3 takes an image's smallest axis for its channels: of 4 times 6 channels and 10 pixels, the pixels."""
+    image = spaces.Box(0, 255, shape, np.uint8)
+    policy, space = ("MultiInputPolicy", spaces.Dict({"image": image})) if in_dict else ("CnnPolicy", image)
+    env = stacked(space)
+    other = "last" if axis == "first" else "first"
+    with pytest.raises(ValueError, match=rf"stacked images along their {axis} axis, .* for channels-{other}: "):
+        tiny_model(env, policy=policy)
+    if axis == "first":
+        model = tiny_model(VecTransposeImage(env, skip=True), policy=policy).learn(40)
+        assert in_dict or model.replay_buffer.observations.frames.shape[2:] == shape
+        model.predict(env.reset())

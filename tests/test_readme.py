@@ -20,7 +20,10 @@ COMMANDS = [line for language, block in BLOCKS if language == "" for line in blo
 
 
 def name_of(code: str) -> str:
-    names = r"Nim|\w+Callback|make_atari_env|InvalidActionEnv|gumbel_muzero_search|evaluate_policy|check_env|Dynamics"
+    names = (
+        r"Nim|\w+Callback|make_atari_env|InvalidActionEnv|gumbel_muzero_search|evaluate_policy|check_env|Dynamics"
+        r"|ImageObservation"
+    )
     return re.search(names, code).group()
 
 
