@@ -167,7 +167,7 @@ def test_spaces(name):
 
 
 def test_an_endless_episode_in_a_tiny_buffer():
-    model = tiny_model(TinyEnv(length=10**9, terminates=False), buffer_size=12, n_steps=5).learn(3_000)
+    model = tiny_model(TinyEnv(length=10**9, terminates=False), buffer_size=12, n_steps=5).learn(600)
     assert model.replay_buffer.full and len(model.replay_buffer.observations.finals) == 16
     sound(model)
 

@@ -167,7 +167,7 @@ def test_the_unit_of_the_rewards_does_not_matter(exponent):
     np.testing.assert_array_equal(*taken)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e4])
+@pytest.mark.parametrize("scale", [pytest.param(1e-3, marks=pytest.mark.slow), 1e4])
 def test_rewards_of_any_scale(scale):
     env = gym.wrappers.TransformReward(Chain(), lambda reward: reward * scale)
     model = MuZero("MlpPolicy", env, gamma=0.9, **QUICK).learn(1500)
@@ -183,7 +183,7 @@ def test_cartpole(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [1e-3, 1e4])
+@pytest.mark.parametrize("scale", [pytest.param(1e-3, marks=pytest.mark.slow), 1e4])
 def test_cartpole_with_rewards_of_any_scale(scale):
     env = gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: reward * scale)
     model = MuZero("MlpPolicy", env, seed=0, device="cpu").learn(10_000)
