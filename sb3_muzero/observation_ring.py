@@ -47,27 +47,37 @@ def frames_in_observation(env: VecEnv | None) -> int:
     stacking = None if env is None else unwrap_vec_wrapper(env, VecFrameStack)
     if env is None or stacking is None:
         return 1
-    transposing = unwrap_vec_wrapper(env, VecTransposeImage)
-    is_transposed = (
-        transposing is not None and not transposing.skip and unwrap_vec_wrapper(transposing, VecFrameStack) is not None
-    )
-    stacks = stacking.stacked_obs
-    for stack in stacks.sub_stacked_observations.values() if isinstance(env.observation_space, spaces.Dict) else [stacks]:
-        stacked = stack.stacked_observation_space
-        if is_image_space(stacked) and stack.channels_first == is_transposed:
-            remedy = (
-                "wrap them in `VecTransposeImage(env, skip=True)`"
-                if stack.channels_first
-                else "let the environment give images whose channels come first"
-            )
-            raise ValueError(
-                f"VecFrameStack stacked images along their {'first' if stack.channels_first else 'last'} axis, but SB3 takes "
-                f"those of shape {stacked.shape} for channels-{'last' if stack.channels_first else 'first'}: {remedy}"
-            )
-    space = env.observation_space
+    check_channels(env, stacking)
+    space, num_frames = env.observation_space, stacking.stacked_obs.n_stack
     if not isinstance(space, spaces.Box) or not (len(space.shape) == 1 or is_image_space(space)):
         return 1
-    return stacks.n_stack if space.shape[0] % stacks.n_stack == 0 else 1
+    return num_frames if space.shape[0] % num_frames == 0 else 1
+
+
+def check_channels(env: VecEnv, stacking: VecFrameStack) -> None:
+    """
+    :param env: Environments
+    :param stacking: Their wrapper that stacks frames
+    :raises ValueError: if it stacked images along another axis than that of the channels, as SB3 sees them
+    """
+    transposing = unwrap_vec_wrapper(env, VecTransposeImage)
+    is_outside = transposing is not None and unwrap_vec_wrapper(transposing, VecFrameStack) is not None
+    is_transposed = transposing is not None and is_outside and not transposing.skip
+    if not is_transposed and env.observation_space != stacking.observation_space:
+        return  # a wrapper of the user's own has changed them
+    stacks = stacking.stacked_obs
+    for stack in stacks.sub_stacked_observations.values() if isinstance(stacks.observation_space, spaces.Dict) else [stacks]:
+        space = stack.stacked_observation_space
+        if is_image_space(space) and stack.channels_first == is_transposed:
+            stacked, seen, remedy = (
+                ("first", "last", "wrap them in `VecTransposeImage(env, skip=True)`")
+                if stack.channels_first
+                else ("last", "first", "let the environment give images whose channels come first")
+            )
+            raise ValueError(
+                f"VecFrameStack stacked images along their {stacked} axis, but SB3 takes those of shape {space.shape} for "
+                f"channels-{seen}: {remedy}"
+            )
 
 
 def read_ring(ring: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from conftest import TinyEnv, scramble, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
 
 from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
 from sb3_muzero.augmentation import ImageAugmentation
@@ -402,3 +402,34 @@ def test_stacks_that_sb3_takes_for_images_of_the_other_layout_are_refused(shape,
         model = tiny_model(VecTransposeImage(env, skip=True), policy=policy).learn(40)
         assert in_dict or model.replay_buffer.observations.frames.shape[2:] == shape
         model.predict(env.reset())
+
+
+class ChannelsFirst(VecEnvWrapper):
+    """Does by itself what ``VecTransposeImage`` does, alone or as part of a Dict."""
+
+    def __init__(self, venv: VecEnv, in_dict: bool) -> None:
+        height, width, channels = venv.observation_space.shape
+        image = spaces.Box(0, 255, (channels, height, width), np.uint8)
+        super().__init__(venv, spaces.Dict({"image": image}) if in_dict else image)
+        self.in_dict = in_dict
+
+    def reset(self):
+        return self.changed(self.venv.reset())
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            if "terminal_observation" in info:
+                info["terminal_observation"] = self.changed(info["terminal_observation"])
+        return self.changed(observations), rewards, dones, infos
+
+    def changed(self, images):
+        images = np.moveaxis(images, -1, -3)
+        return {"image": images} if self.in_dict else images
+
+
+@pytest.mark.parametrize("in_dict", [False, True])
+def test_stacks_that_a_wrapper_has_changed_are_taken_as_they_are(in_dict):
+    env = ChannelsFirst(stacked(FRAMES["channel last"]), in_dict)
+    model = tiny_model(env, policy="MultiInputPolicy" if in_dict else "CnnPolicy").learn(40)
+    assert model.get_env() is env and model.replay_buffer.frame_stack == (1 if in_dict else 4)
