@@ -246,16 +246,21 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self.priorities is not None:
             leaves = row * self.n_envs + np.arange(self.n_envs)
             self.priorities.update(leaves, np.full(self.n_envs, (self._largest_error or 1.0) ** self.priority_exponent))
-            if self.full and self.frame_stack > 1:  # the next rows' frames before are gone
-                lost = (row + np.arange(1, self.frame_stack)) % self.buffer_size
-                leaves = (lost[:, None] * self.n_envs + np.arange(self.n_envs)).ravel()
-                self.priorities.update(leaves, np.zeros(len(leaves)))
+            if self.full:
+                self._forget_lost_rows(row + 1)
         for env in np.flatnonzero(done).tolist():
             self.observations.end_episode(env)
             self.terminals[row, env] = not infos[env].get("TimeLimit.truncated", False)
 
         self.pos = (row + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
+
+    def _forget_lost_rows(self, oldest_row: int) -> None:
+        """Set priorities of zero for the oldest rows of a full ring, whose frames before are gone."""
+        assert self.priorities is not None
+        rows = (oldest_row + np.arange(self.frame_stack - 1)) % self.buffer_size
+        leaves = (rows[:, None] * self.n_envs + np.arange(self.n_envs)).ravel()
+        self.priorities.update(leaves, np.zeros(len(leaves)))
 
     def cut(self) -> None:
         """End all running episodes where they are, as truncated: the environments are about to be reset."""
@@ -499,6 +504,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             stored, known = np.arange(size * self.n_envs), state["priorities"]
             like = np.ones(len(stored))
             self.priorities.update(stored, like if known is None else checked("priorities", known, like, low=0))
+            if known is None and self.observations.full:
+                self._forget_lost_rows(self.observations.next_row)
             if len(stored) > 0 and not 0 < self.priorities.total < np.inf:
                 raise ValueError(f"`priorities` must have a sum above 0 and finite, got {self.priorities.total}")
         if state["visits"] is not None:

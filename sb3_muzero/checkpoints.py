@@ -158,6 +158,11 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
     optimizer.load_state_dict(
         {"state": {int(index): values for index, values in state["state"].items()}, "param_groups": groups}
     )
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, th.Tensor) and value.shape == parameter.shape:
+                # Files know no channels-last layout, and fused steps pair numbers by where they lie
+                values[name] = th.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     if not all(parameter.isfinite().all() for group in _after_a_step(optimizer).param_groups for parameter in group["params"]):
         raise ValueError("networks and optimizer must have finite numbers")
 

@@ -60,18 +60,19 @@ class MultiInputExtractor(CombinedExtractor):
 
     def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256, normalized_image: bool = False) -> None:
         parts: list[nn.Module] = []
-        features_dim = 0
+        is_learned: list[bool] = []
         for space in observation_space.values():
             if isinstance(space, spaces.Box) and is_image_space(space, normalized_image=normalized_image):
                 if cnn_for(space.shape) is GridCNN:
                     parts.append(GridCNN(space, cnn_output_dim))
                 else:
                     parts.append(NatureCNN(space, cnn_output_dim, normalized_image))
-                features_dim += cnn_output_dim
+                is_learned += [True] * cnn_output_dim
             else:
                 parts.append(nn.Flatten())
-                features_dim += get_flattened_obs_dim(space)
-        BaseFeaturesExtractor.__init__(self, observation_space, features_dim)
+                is_learned += [False] * get_flattened_obs_dim(space)
+        BaseFeaturesExtractor.__init__(self, observation_space, len(is_learned))
+        self.is_learned = is_learned
         self.keys = list(observation_space)
         self.parts = nn.ModuleList(parts)  # SB3's ModuleDict refuses many a name
 
@@ -123,16 +124,17 @@ class ConvLayers(nn.Sequential):
             return super().forward(images).float()
 
 
-def normed_conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
+def normed_conv(in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> list[nn.Module]:
     """
     A 3x3 convolution and its normalisation.
 
     :param in_channels: Channels of the input
     :param out_channels: Channels of the output
     :param stride: 2 halves the image, rounding up
+    :param bias: Whether what comes out depends on how bright images are, which normalisation hides otherwise
     :return: Modules, for ``nn.Sequential``
     """
-    return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False), ImageNorm(out_channels)]
+    return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias), ImageNorm(out_channels)]
 
 
 class ResidualBlock(nn.Module):
@@ -186,7 +188,7 @@ class ConvRepresentation(nn.Sequential):
             height, width = math.ceil(height / stride), math.ceil(width / stride)
             is_first, is_last = len(layers) == 1, max(height, width) <= self.LARGEST
             out_channels = max(num_channels // 2, 1) if is_first and not is_last else num_channels
-            layers += [*normed_conv(channels, out_channels, stride), activation_fn()]
+            layers += [*normed_conv(channels, out_channels, stride, bias=is_first), activation_fn()]
             layers += [ResidualBlock(out_channels, activation_fn) for _ in range(num_blocks)]
             channels = out_channels
             if is_last:

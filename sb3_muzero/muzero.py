@@ -25,10 +25,10 @@ from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.arguments import ALLOWED, check_number, check_observation_space, check_schedule, check_train_freq
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.checkpoints import FORMAT, decode, load_checkpoint, load_run_state, run_state, save_checkpoint
-from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
+from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.finite import check_finite
 from sb3_muzero.loss import LossTerms, muzero_loss
-from sb3_muzero.observation_ring import frames_in_observation, map_observations
+from sb3_muzero.observation_ring import check_axes, frames_in_observation, map_observations
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.progress_bar import MuZeroProgressBar
 from sb3_muzero.random_actions import persistent_random_actions
@@ -283,16 +283,7 @@ class MuZero(OffPolicyAlgorithm):
         if self.env is not None and self.two_player is None:
             self.two_player = is_two_player(self.env)
         if getattr(self, "replay_buffer", None) is None:
-            num_frames = frames_in_observation(self.env)
-            stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
-            self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
-                self.buffer_size,
-                self.observation_space,
-                self.action_space,
-                device=self.device,
-                n_envs=self.n_envs,
-                **(stacked | self.replay_buffer_kwargs),
-            )
+            self._make_replay_buffer()
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
@@ -304,12 +295,46 @@ class MuZero(OffPolicyAlgorithm):
             **self.policy_kwargs,
         )
         self.policy = self.policy.to(self.device)
+        if isinstance(self.policy, ImagePolicy):
+            check_axes(self.env)
         self._convert_train_freq()
         if self.verbose >= 1:
             if self.policy.uncompiled_reason is not None:
                 print(f"Planning runs in PyTorch, not in compiled code: {self.policy.uncompiled_reason}")
             elif not is_cached():
                 print("The first search compiles the planner, which takes some seconds and is cached on disk")
+
+    def _make_replay_buffer(self) -> None:
+        num_frames = frames_in_observation(self.env)
+        stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
+        self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            **(stacked | self.replay_buffer_kwargs),
+        )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        As SB3's. The replay buffer stores each frame of a stack once: environments that stack other numbers of frames than
+        those before need a new one, which the model gets if its own is empty.
+
+        :param env: The environment for learning a policy
+        :param force_reset: Whether training begins with a reset
+        :raises ValueError: for other spaces or another number of environments, and where the replay buffer can't go on
+        """
+        super().set_env(env, force_reset)
+        buffer = self.replay_buffer
+        num_frames = self.replay_buffer_kwargs.get("frame_stack", frames_in_observation(self.env))
+        if isinstance(buffer, SequenceReplayBuffer) and buffer.frame_stack != num_frames:
+            if buffer.size() > 0:
+                raise ValueError(
+                    f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got {num_frames}: "
+                    f"call `model.replay_buffer.reset()` before, to do without what it holds"
+                )
+            self._make_replay_buffer()
 
     def _setup_learn(
         self,
@@ -325,6 +350,7 @@ class MuZero(OffPolicyAlgorithm):
         self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.cut()
+        if reset_num_timesteps or self._last_obs is None or len(self._episode_steps) != self.n_envs:
             self._episode_steps = np.zeros(self.n_envs, dtype=np.int64)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._set_up_masking()

@@ -57,7 +57,8 @@ class RunningNorm(nn.Module):
     :param num_features: Size of the features
     :param clip: Largest absolute value after scaling
     :param min_share: Weight of a new batch against all those before, at least
-    :param min_var: Variance that a feature counts as having at least, once something was observed
+    :param min_var: Variance that a feature counts as having at least, once something was observed; one for all, or a tensor
+        with each feature's own, shape ``[num_features]``
     """
 
     kernel = "standardize"  # what the compiled search may take it for
@@ -65,10 +66,13 @@ class RunningNorm(nn.Module):
     mean: th.Tensor
     var: th.Tensor
     count: th.Tensor
+    min_var: th.Tensor
 
-    def __init__(self, num_features: int, clip: float = 100.0, min_share: float = 0.01, min_var: float = 0.0) -> None:
+    def __init__(
+        self, num_features: int, clip: float = 100.0, min_share: float = 0.01, min_var: float | th.Tensor = 0.0
+    ) -> None:
         super().__init__()
-        self.min_var = min_var
+        self.register_buffer("min_var", th.as_tensor(min_var), persistent=False)
         self.clip = clip
         self.min_share = min_share
         self.register_buffer("mean", th.zeros(num_features))

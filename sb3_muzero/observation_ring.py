@@ -12,6 +12,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTranspose
 from sb3_muzero.finite import LARGEST
 from sb3_muzero.storage import checked, checked_number
 
+UNSEEN_FRAMES = "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
+
 ArrayOrDict = np.ndarray | dict[str, np.ndarray]
 
 
@@ -80,6 +82,38 @@ def check_channels(env: VecEnv, stacking: VecFrameStack) -> None:
             )
 
 
+def check_axes(env: VecEnv | None) -> None:
+    """
+    :param env: Environments for a policy that has to know which axis is that of the channels
+    :raises ValueError: if SB3, which tells by the smallest one, has taken images for channels-last whose second is smallest
+    """
+    transposing = None if env is None else unwrap_vec_wrapper(env, VecTransposeImage)
+    if transposing is None or transposing.skip:
+        return
+    shape = transposing.venv.observation_space.shape or ()
+    if len(shape) == 3 and np.argmin(shape) == 1:
+        raise ValueError(
+            f"`env` gives images of shape {shape}, which SB3 takes for channels-last although their second axis is the smallest: "
+            f"if the channels come first, wrap it in `VecTransposeImage(env, skip=True)`, else transpose its images"
+        )
+
+
+def with_shape(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """
+    :param observations: As environments give them
+    :param shape: Theirs, but for axes of 1
+    :return: With that very shape
+    :raises ValueError: for any other shape
+    """
+    if np.squeeze(observations).shape != tuple(length for length in shape if length != 1):
+        raise ValueError(
+            f"Observations must have the shape {shape[1:]} that the model has them in, got {np.shape(observations)[1:]}. "
+            f"Wrappers that SB3 puts around `VecNormalize` change its own: use `VecNormalize(VecTransposeImage(env))` for images "
+            f"whose channels come last, and `VecNormalize(VecFrameStack(env, ...))`"
+        )
+    return np.reshape(observations, shape)
+
+
 def read_ring(ring: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
     """
     What ``ring[rows % len(ring), envs]`` is, in a fraction of the time.
@@ -132,7 +166,7 @@ class ObservationRing:
         :param observations: As environments give them, shape ``[n_envs, *obs_shape]``
         :param successors: Those after the step, shape ``[n_envs, *obs_shape]``
         :return: The successors, as records for a Dict space
-        :raises ValueError: if the very first ones are no stacks of frames as they should be
+        :raises ValueError: for observations of another shape, or if the very first ones are no stacks of frames as they should be
         """
         begun, ended = self._records(observations), self._records(successors)
         if self.frame_stack > 1:
@@ -152,21 +186,24 @@ class ObservationRing:
     def _records(self, observations: ArrayOrDict) -> np.ndarray:
         n_envs, dtype = self.frames.shape[1], self.frames.dtype
         if not isinstance(observations, dict):
-            return np.asarray(observations, dtype).reshape(n_envs, *self.shape)
+            return with_shape(np.asarray(observations, dtype), (n_envs, *self.shape))
         records: Any = np.zeros(n_envs, dtype)
         for name in dtype.names or ():
-            records[name] = np.reshape(observations[name], records[name].shape)
+            records[name] = with_shape(observations[name], records[name].shape)
         return records
 
     def _check_stacks(self, observations: np.ndarray, successors: np.ndarray) -> None:
-        """:raises ValueError: if the very first step does not bring one new frame, or has frames before it other than zeros"""
+        """:raises ValueError: if the very first step does not bring one new frame, or comes after the same one several times"""
         length = self.frames.shape[2]
-        if observations[:, :-length].any() or not np.array_equal(observations[:, length:], successors[:, :-length]):
+        before, shifted = observations[:, :-length], observations[:, length:]
+        if not np.array_equal(shifted, successors[:, :-length]) or (before.any() and np.array_equal(before, shifted)):
             raise ValueError(
                 f"`frame_stack` must be how many frames an observation consists of along its first axis, the newest one last "
                 f"and zeros before an episode's first, as VecFrameStack has it; observations of shape {self.shape} are no "
                 f"stacks of {self.frame_stack}. `replay_buffer_kwargs=dict(frame_stack=1)` stores them whole"
             )
+        if before.any():
+            warnings.warn(UNSEEN_FRAMES)
 
     def _begin_episodes(self, observations: np.ndarray) -> None:
         """Where stacks do not go on from the newest step, somebody else has stepped the environment: end the episode."""
@@ -176,9 +213,7 @@ class ObservationRing:
         for env in np.flatnonzero(differs & ~self.ends[newest_row]).tolist():
             self.end_episode(env)
         if observations[self.ends[newest_row], :-length].any():
-            warnings.warn(
-                "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
-            )
+            warnings.warn(UNSEEN_FRAMES)
 
     def end_episode(self, env: int) -> None:
         """
