@@ -1,5 +1,6 @@
 """What happened: SB3's [time, env] ring of transitions with search statistics, read as sequences to unroll over."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,11 @@ from sb3_muzero.novelty import VisitCounts
 from sb3_muzero.observation_ring import ArrayOrDict, ObservationRing, map_observations, parts_of, read_ring
 from sb3_muzero.storage import checked, checked_number
 from sb3_muzero.sum_tree import SumTree
+
+try:  # as SB3 does
+    import psutil
+except ImportError:
+    psutil = None  # type: ignore[assignment]
 
 
 class SequenceSamples(NamedTuple):
@@ -157,6 +163,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.priorities = SumTree(self.buffer_size * self.n_envs) if self.priority_exponent > 0 else None
         self.terminals = np.zeros(shape, dtype=np.bool_)
         self._allocated = True
+        needed = self.observations.frames.nbytes + sum(getattr(self, name).nbytes for name in self._RINGS)
+        if psutil is not None and needed > (available := psutil.virtual_memory().available):
+            warnings.warn(
+                f"A full replay buffer takes {needed / 1e9:.2f}GB, and this system has {available / 1e9:.2f}GB of memory "
+                f"available: `buffer_size` may have to be smaller"
+            )
 
     def store_search(self, policies: np.ndarray, root_values: np.ndarray, stamp: int) -> None:
         """

@@ -331,8 +331,8 @@ class MuZero(OffPolicyAlgorithm):
         if isinstance(buffer, SequenceReplayBuffer) and buffer.frame_stack != num_frames:
             if buffer.size() > 0:
                 raise ValueError(
-                    f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got {num_frames}: "
-                    f"call `model.replay_buffer.reset()` before, to do without what it holds"
+                    f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got "
+                    f"{num_frames}: call `model.replay_buffer.reset()` before, to do without what it holds"
                 )
             self._make_replay_buffer()
 

@@ -93,8 +93,8 @@ def check_axes(env: VecEnv | None) -> None:
     shape = transposing.venv.observation_space.shape or ()
     if len(shape) == 3 and np.argmin(shape) == 1:
         raise ValueError(
-            f"`env` gives images of shape {shape}, which SB3 takes for channels-last although their second axis is the smallest: "
-            f"if the channels come first, wrap it in `VecTransposeImage(env, skip=True)`, else transpose its images"
+            f"`env` gives images of shape {shape}, which SB3 takes for channels-last although their second axis is the "
+            f"smallest: if the channels come first, wrap it in `VecTransposeImage(env, skip=True)`, else transpose its images"
         )
 
 
@@ -108,8 +108,9 @@ def with_shape(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if np.squeeze(observations).shape != tuple(length for length in shape if length != 1):
         raise ValueError(
             f"Observations must have the shape {shape[1:]} that the model has them in, got {np.shape(observations)[1:]}. "
-            f"Wrappers that SB3 puts around `VecNormalize` change its own: use `VecNormalize(VecTransposeImage(env))` for images "
-            f"whose channels come last, and `VecNormalize(VecFrameStack(env, ...))`"
+            f"Wrappers around `VecNormalize`, which SB3 puts there too, change its own: use "
+            f"`VecNormalize(VecTransposeImage(env))` for images whose channels come last, and "
+            f"`VecNormalize(VecFrameStack(env, ...))`"
         )
     return np.reshape(observations, shape)
 
@@ -166,7 +167,8 @@ class ObservationRing:
         :param observations: As environments give them, shape ``[n_envs, *obs_shape]``
         :param successors: Those after the step, shape ``[n_envs, *obs_shape]``
         :return: The successors, as records for a Dict space
-        :raises ValueError: for observations of another shape, or if the very first ones are no stacks of frames as they should be
+        :raises ValueError: for observations of another shape, or if the very first ones are no stacks of frames as they should
+            be
         """
         begun, ended = self._records(observations), self._records(successors)
         if self.frame_stack > 1:
@@ -193,7 +195,7 @@ class ObservationRing:
         return records
 
     def _check_stacks(self, observations: np.ndarray, successors: np.ndarray) -> None:
-        """:raises ValueError: if the very first step does not bring one new frame, or comes after the same one several times"""
+        """:raises ValueError: if the very first step brings other than one new frame, or follows the same one several times"""
         length = self.frames.shape[2]
         before, shifted = observations[:, :-length], observations[:, length:]
         if not np.array_equal(shifted, successors[:, :-length]) or (before.any() and np.array_equal(before, shifted)):

@@ -1,15 +1,17 @@
 """The replay ring: sequences equal a brute-force reading of the history, whatever the ring has been through."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import tiny_model
+from conftest import TinyEnv, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_muzero import buffers
 from sb3_muzero.buffers import SequenceReplayBuffer
 from sb3_muzero.storage import load_tree, save_tree
 
@@ -312,3 +314,10 @@ def test_returns_of_more_steps_than_are_stored_take_no_more_memory_than_those():
     model = tiny_model(n_steps=2**31 - 1).learn(40)
     samples = model.sample(8, 3)
     assert len(samples.rewards) == 3 + 40 and samples.horizons.max() == 40
+
+
+def test_more_than_fits_into_memory_is_said(monkeypatch):
+    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(buffers, "psutil", memory)
+    with pytest.warns(UserWarning, match="A full replay buffer takes 0.00GB.*`buffer_size`"):
+        tiny_model(TinyEnv()).learn(10)

@@ -106,6 +106,19 @@ def test_quantities_among_the_parts_are_scaled_as_a_vector_is():
     assert isinstance(tiny_model(TinyEnv(codes), policy="MultiInputPolicy").policy.latent_model.input_norm, nn.Identity)
 
 
+def test_quantities_beside_an_image_are_scaled_whatever_their_unit():
+    parts = {"metres": spaces.Box(-1e-3, 1e-3, (3,), np.float32), "image": spaces.Box(0, 255, (1, 12, 12), np.uint8)}
+    space = spaces.Dict(parts)
+    model = tiny_model(TinyEnv(space), policy="MultiInputPolicy").learn(400)
+    observations = model.replay_buffer.sequences(np.arange(300), np.zeros(300, int), 1, 1).observations
+    latent_model, policy = model.policy.latent_model, model.policy
+    first = {key: part[0] for key, part in observations.items()}
+    scaled = latent_model.input_norm(latent_model.features_extractor(policy._preprocess(first)))
+    is_metres = ~np.array(latent_model.features_extractor.is_learned)
+    assert is_metres.sum() == 3
+    assert 0.7 < scaled[:, is_metres].std(0).min() and scaled[:, is_metres].std(0).max() < 1.4
+
+
 def test_float_images_need_no_scaling_where_the_policy_is_told_so():
     floats = spaces.Dict({"image": spaces.Box(0, 1, (3, 40, 40), np.float32), "code": spaces.Discrete(2)})
     for normalize_images, sees_an_image in ((True, False), (False, True)):

@@ -8,7 +8,7 @@ from conftest import TinyEnv, scramble, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
 from sb3_muzero.augmentation import ImageAugmentation
@@ -73,6 +73,13 @@ def test_a_convolutional_model_sees_each_pixel_and_steps_by_the_action(policy):
         successors = model.latent_model.dynamics(latents, th.arange(3))
     assert successors.shape == latents.shape
     assert th.pdist(successors).min() > 1e-3
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_convolutional_model_sees_how_bright_it_is(policy):
+    model = tiny_model(TinyEnv(SMALL), policy=policy).policy
+    dark, bright = (model.represent(th.full((1, *SMALL.shape), value, dtype=th.uint8)) for value in (40, 200))
+    assert (dark - bright).abs().max() > 1e-3
 
 
 def test_heads_take_any_number_of_batch_axes():
@@ -355,6 +362,73 @@ def test_the_oldest_frames_of_a_full_buffer_are_not_drawn_by_priority_either():
     assert not np.isin(starts[0], lost).any()
     leaves = (lost[:, None] * 2 + np.arange(2)).ravel()
     assert (buffer.priorities[leaves] == 0).all()
+
+
+def test_a_buffer_without_priorities_gets_none_for_the_oldest_frames(tmp_path):
+    uniform = tiny_model(stacked(LARGE), buffer_size=60, learning_starts=1_000).learn(160).replay_buffer
+    settings = dict(priority_exponent=0.6)
+    buffer = tiny_model(stacked(LARGE), buffer_size=60, replay_buffer_kwargs=settings).replay_buffer
+    save_tree(tmp_path / "buffer", uniform.state())
+    buffer.load_state(load_tree(tmp_path / "buffer"))
+    lost = (buffer.pos + np.arange(3)) % buffer.buffer_size
+    assert buffer.full and not np.isin(buffer.sample(500, unroll_steps=1, n_steps=1).starts[0], lost).any()
+
+
+def test_environments_set_later_are_asked_for_their_stacks(tmp_path):
+    model = tiny_model(stacked(LARGE), policy="CnnPolicy").learn(40)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = MuZero.load(tmp_path / "model")
+    loaded.set_env(stacked(LARGE))
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.learn(20, reset_num_timesteps=False)
+    whole = DummyVecEnv([lambda: TinyEnv(spaces.Box(0, 255, (4, 84, 84), np.uint8))] * 2)
+    with pytest.raises(ValueError, match="`env` must stack 4 frames"):
+        loaded.set_env(whole)
+    loaded.replay_buffer.reset()
+    loaded.set_env(whole)
+    loaded.learn(20)
+    assert loaded.replay_buffer.frame_stack == 1
+
+
+def test_training_goes_on_amid_an_episode(tmp_path):
+    env = stacked(LARGE, length=60)
+    model = tiny_model(env, policy="CnnPolicy").learn(40)
+    model.save(tmp_path / "model")
+    loaded = MuZero.load(tmp_path / "model", env=env, force_reset=False)
+    resets = env.get_attr("resets")
+    with pytest.warns(UserWarning, match="has not seen count as zeros"):
+        loaded.learn(40, reset_num_timesteps=False)
+    assert env.get_attr("resets") == resets
+
+
+def test_what_the_first_frame_is_repeated_for_is_refused():
+    """gymnasium's ``FrameStackObservation`` begins like that."""
+    one_plane = spaces.Box(0, 255, (84, 84), np.uint8)
+    env = DummyVecEnv([lambda: gym.wrappers.FrameStackObservation(TinyEnv(one_plane), 4)])
+    with pytest.raises(ValueError, match="zeros before an episode's first"):
+        tiny_model(env, policy="CnnPolicy", replay_buffer_kwargs=dict(frame_stack=4)).learn(40)
+
+
+@pytest.mark.parametrize("shape", [(17, 9, 9), (12, 8, 8)])
+def test_planes_that_sb3_takes_for_rows_are_refused(shape):
+    env = DummyVecEnv([lambda: TinyEnv(spaces.Box(0, 255, shape, np.uint8))])
+    with (
+        pytest.raises(ValueError, match=r"`env` gives images of shape.*skip=True"),
+        pytest.warns(UserWarning, match="channels-last"),
+    ):
+        tiny_model(env, policy="CnnPolicy")
+    assert tiny_model(VecTransposeImage(env, skip=True), policy="CnnPolicy").learn(20).policy.image_shape == shape
+
+
+@pytest.mark.parametrize("stacks", [False, True])
+def test_images_that_sb3_transposes_around_vec_normalize_are_refused(stacks):
+    env = DummyVecEnv([lambda: TinyEnv(spaces.Box(0, 255, (36, 40, 3), np.uint8))])
+    normalized = VecNormalize(env, norm_obs=False)
+    with pytest.raises(ValueError, match=r"Observations must have the shape \(\d+, 36, 40\)"):
+        tiny_model(VecFrameStack(normalized, 4) if stacks else normalized, policy="CnnPolicy").learn(40)
+    within = VecTransposeImage(VecFrameStack(env, 4) if stacks else env)
+    tiny_model(VecNormalize(within, norm_obs=False), policy="CnnPolicy").learn(40)
 
 
 def test_stacks_of_another_number_of_frames_are_refused():

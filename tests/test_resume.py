@@ -51,6 +51,7 @@ ENVS: dict[str, tuple[Any, dict[str, Any]]] = {
     "VecNormalize of rewards": (lambda: VecNormalize(make_vec_env("CartPole-v1", 2, seed=3), norm_obs=False), {}),
     "VecNormalize": (lambda: VecNormalize(make_vec_env("CartPole-v1", 2, seed=3)), {}),
     "frame stack": (stacked_images, {"policy": "CnnPolicy"}),
+    "channels last": (stacked_images, {"policy": "ResNetPolicy", "policy_kwargs": {"num_channels": 4, "bf16": True}}),
     "TicTacToe": (lambda: make_vec_env(TicTacToeEnv, 2, seed=3), {"reanalyze_ratio": 0.5, "opening_steps": 3}),
 }
 
