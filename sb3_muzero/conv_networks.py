@@ -72,7 +72,7 @@ class MultiInputExtractor(CombinedExtractor):
                 parts.append(nn.Flatten())
                 is_learned += [False] * get_flattened_obs_dim(space)
         BaseFeaturesExtractor.__init__(self, observation_space, len(is_learned))
-        self.is_learned = is_learned
+        self.is_learned = is_learned  # which features; `MuZeroPolicy` scales the others whatever their unit
         self.keys = list(observation_space)
         self.parts = nn.ModuleList(parts)  # SB3's ModuleDict refuses many a name
 
