@@ -110,7 +110,8 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     settings = {name: resolve(value) for name, value in (settings | dict(args.set)).items()}
     steps, policy = int(settings.pop("n_timesteps")), settings.pop("policy")
     make: Any = GAMES[args.game]
-    env, rules = make_vec_env(make, settings.pop("n_envs"), seed=seed), make().rules
+    env_kwargs = settings.pop("env_kwargs", {})
+    env, rules = make_vec_env(make, settings.pop("n_envs"), seed=seed, env_kwargs=env_kwargs), make().rules
     if args.simulator:
         policy = {"MlpPolicy": SimulatorPolicy, "CnnPolicy": SimulatorCnnPolicy}[policy]
         settings |= dict(unroll_steps=1, consistency_coef=0.0, reward_coef=0.0)

@@ -259,6 +259,9 @@ class MuZeroWandbCallback(DiagnosticsCallback):
         normalized = self.model.get_vec_normalize_env() is not None
         if self.video_env is not None and (unwrap_vec_normalize(self.video_env) is not None) != normalized:
             raise ValueError(f"`video_env` must {'' if normalized else 'not '}be normalised, like the training environment")
+        if self.video_env is not None:  # whatever it lacks for that, it had better say so now
+            self.video_env.reset()
+            self.video_env.render()
 
     def _measure(self) -> None:
         super()._measure()

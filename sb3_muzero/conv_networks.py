@@ -124,17 +124,16 @@ class ConvLayers(nn.Sequential):
             return super().forward(images).float()
 
 
-def normed_conv(in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> list[nn.Module]:
+def normed_conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
     """
     A 3x3 convolution and its normalisation.
 
     :param in_channels: Channels of the input
     :param out_channels: Channels of the output
     :param stride: 2 halves the image, rounding up
-    :param bias: Whether what comes out depends on how bright images are, which normalisation hides otherwise
     :return: Modules, for ``nn.Sequential``
     """
-    return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias), ImageNorm(out_channels)]
+    return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False), ImageNorm(out_channels)]
 
 
 class ResidualBlock(nn.Module):
@@ -188,7 +187,9 @@ class ConvRepresentation(nn.Sequential):
             height, width = math.ceil(height / stride), math.ceil(width / stride)
             is_first, is_last = len(layers) == 1, max(height, width) <= self.LARGEST
             out_channels = max(num_channels // 2, 1) if is_first and not is_last else num_channels
-            layers += [*normed_conv(channels, out_channels, stride, bias=is_first), activation_fn()]
+            convolution = normed_conv(channels, out_channels, stride)
+            # Normalised at once, images would all be equally bright
+            layers += [*convolution[: 1 if is_first else 2], activation_fn()]
             layers += [ResidualBlock(out_channels, activation_fn) for _ in range(num_blocks)]
             channels = out_channels
             if is_last:

@@ -334,11 +334,11 @@ def main() -> None:
     parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
     parser.add_argument("--frame-stack", type=int, default=1, help="frames of VecFrameStack")
     parser.add_argument("--vec-normalize", type=Path, help="file that VecNormalize.save wrote")
-    parser.add_argument("--episodes", type=int, default=24, help="episodes to play, and as many with noise")
-    parser.add_argument("--max-steps", type=int, default=20_000, help="steps after which either ends anyhow")
+    parser.add_argument("--episodes", type=int, default=24, help="episodes to play, and as many with noise (24)")
+    parser.add_argument("--max-steps", type=int, default=20_000, help="steps after which either ends anyhow (20000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, default=Path("report.html"))
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page's file (report.html)")
     args = parser.parse_args()
     for option, file in (("model", args.model), ("--vec-normalize", args.vec_normalize), ("--output", args.output.parent)):
         if file is not None and not file.exists():

@@ -13,6 +13,7 @@ from sb3_muzero.games import __main__ as games
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "\n".join((ROOT / name).read_text() for name in ("README.md", "examples/guides.md"))
+TEXT = TEXT.replace("\\\n", " ")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [line for language, block in BLOCKS if language == "" for line in block.splitlines()]

@@ -50,6 +50,7 @@ class BoardGameEnv(gym.Env):
 
     :param rules: Of the game
     :param symmetries: Whether training also sees what was played turned and mirrored
+    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     """
 
@@ -58,10 +59,13 @@ class BoardGameEnv(gym.Env):
     SYMBOLS = ".XO"
     COLOURS = ((222, 212, 190), (40, 40, 46), (226, 226, 226))  # empty, first, second
 
-    def __init__(self, rules: Rules, symmetries: bool = True, render_mode: str | None = None) -> None:
+    def __init__(self, rules: Rules, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"`render_mode` must be one of {self.metadata['render_modes']}, got {render_mode!r}")
+        if not 0 <= random_plies < rules.num_cells:
+            raise ValueError(f"`random_plies` must be at least 0 and below {rules.num_cells}, got {random_plies}")
         self.rules = rules
+        self.random_plies = random_plies
         self.render_mode = render_mode
         self.symmetries = symmetries_of(rules) if symmetries else None
         shape = (2, rules.num_rows, rules.num_columns)
@@ -100,18 +104,28 @@ class BoardGameEnv(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        :param seed: Not used by the game itself
-        :param options: ``"moves"`` that are made first
+        :param seed: Of the random moves that a game may begin with
+        :param options: ``"moves"`` that are made first, in place of those
         :return: Observation of the player to move, nothing else
         :raises ValueError: for an illegal move, or if they end the game
         """
         super().reset(seed=seed)
         self._start()
-        for move in (options or {}).get("moves", ()):
+        if "moves" not in (options := options or {}) and self.random_plies > 0:
+            self._begin_at_random()
+        for move in options.get("moves", ()):
             self.step(move)
         if self.is_over:
             raise ValueError(f"`moves` must leave something to play, got {options}")
         return self.observation(), {}
+
+    def _begin_at_random(self) -> None:
+        """A game that random moves would end begins anew."""
+        for _ in range(int(self.np_random.integers(self.random_plies + 1))):
+            self.step(self.np_random.choice(np.flatnonzero(self._legal)))
+            if self.is_over:
+                self._start()
+                return self._begin_at_random()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
@@ -183,11 +197,12 @@ class TicTacToeEnv(BoardGameEnv):
     Three in a row on a board of 3 x 3.
 
     :param symmetries: Whether training also sees what was played turned and mirrored
+    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     """
 
-    def __init__(self, symmetries: bool = True, render_mode: str | None = None) -> None:
-        super().__init__(Rules(3, 3, 3, False), symmetries, render_mode)
+    def __init__(self, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None) -> None:
+        super().__init__(Rules(3, 3, 3, False), symmetries, random_plies, render_mode)
 
 
 class ConnectFourEnv(BoardGameEnv):
@@ -197,6 +212,7 @@ class ConnectFourEnv(BoardGameEnv):
     :param num_rows: Of the board
     :param num_columns: Of the board
     :param symmetries: Whether training also sees what was played mirrored
+    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     :raises ValueError: for a board without room for four
     """
@@ -204,13 +220,18 @@ class ConnectFourEnv(BoardGameEnv):
     COLOURS = ((30, 60, 150), (240, 200, 40), (210, 50, 50))
 
     def __init__(
-        self, num_rows: int = 6, num_columns: int = 7, symmetries: bool = True, render_mode: str | None = None
+        self,
+        num_rows: int = 6,
+        num_columns: int = 7,
+        symmetries: bool = True,
+        random_plies: int = 0,
+        render_mode: str | None = None,
     ) -> None:
         if max(num_rows, num_columns) < 4 or min(num_rows, num_columns) < 1:
             raise ValueError(
                 f"`num_rows` and `num_columns` must leave room for four in a row, got {num_rows} and {num_columns}"
             )
-        super().__init__(Rules(num_rows, num_columns, 4, True), symmetries, render_mode)
+        super().__init__(Rules(num_rows, num_columns, 4, True), symmetries, random_plies, render_mode)
 
 
 class GomokuEnv(BoardGameEnv):
@@ -220,14 +241,17 @@ class GomokuEnv(BoardGameEnv):
     :param size: Rows and columns
     :param in_a_row: Stones in a line that win
     :param symmetries: Whether training also sees what was played turned and mirrored
+    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     :raises ValueError: for a board without room for a line
     """
 
-    def __init__(self, size: int = 9, in_a_row: int = 5, symmetries: bool = True, render_mode: str | None = None) -> None:
+    def __init__(
+        self, size: int = 9, in_a_row: int = 5, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None
+    ) -> None:
         if not 1 <= in_a_row <= size:
             raise ValueError(f"`in_a_row` must be between 1 and `size` ({size}), got {in_a_row}")
-        super().__init__(Rules(size, size, in_a_row, False), symmetries, render_mode)
+        super().__init__(Rules(size, size, in_a_row, False), symmetries, random_plies, render_mode)
 
 
 class HexEnv(BoardGameEnv):
@@ -238,11 +262,12 @@ class HexEnv(BoardGameEnv):
 
     :param size: Rows and columns
     :param symmetries: Whether training also sees what was played turned around
+    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     :raises ValueError: for a board without cells
     """
 
-    def __init__(self, size: int = 7, symmetries: bool = True, render_mode: str | None = None) -> None:
+    def __init__(self, size: int = 7, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None) -> None:
         if size < 1:
             raise ValueError(f"`size` must be at least 1, got {size}")
-        super().__init__(Rules(size, size, 0, False), symmetries, render_mode)
+        super().__init__(Rules(size, size, 0, False), symmetries, random_plies, render_mode)

@@ -125,3 +125,23 @@ def test_text_shows_the_table_and_not_the_movers_view() -> None:
     assert game.name_of(1) == "a2"  # the second player sees the board along the other diagonal
     game.step(1)
     assert game.render() == "   a b\n 1 . X\n  2 O ."
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_games_may_begin_with_random_moves(name: str) -> None:
+    game = GAMES[name](random_plies=5)
+    plies = [(game.reset(seed=seed), game.num_plies)[1] for seed in range(300)]
+    assert set(plies) == set(range(6)) and not game.is_over
+    boards = [(game.reset(seed=seed), game.board.tobytes())[1] for seed in (1, 2, 1)]
+    assert boards[0] == boards[2] != boards[1]
+    game.reset(options={"moves": [3, 2]})
+    assert game.num_plies == 2, "told what to begin with"
+    with pytest.raises(ValueError, match="`random_plies` must be at least 0 and below"):
+        GAMES[name](random_plies=-1)
+
+
+def test_a_game_that_random_moves_end_begins_anew() -> None:
+    game = TicTacToeEnv(random_plies=8)
+    for seed in range(300):
+        game.reset(seed=seed)
+        assert not game.is_over and game.action_masks().any()
