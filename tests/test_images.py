@@ -277,7 +277,7 @@ def test_games_of_minatar():
 def test_a_spot_is_learned_to_be_seen(policy):
     # What comes next is chance here, so that there is nothing for latents to be consistent with
     settings = dict(n_steps=5, num_simulations=4, consistency_coef=0.0)
-    model = MuZero(policy, Spotted(), seed=0, device="cpu", **settings).learn(4_000)
+    model = MuZero(policy, Spotted(), seed=0, device="cpu", **settings).learn(6_000)
     assert evaluate_policy(model, model.get_env(), n_eval_episodes=10)[0] >= 19
 
 
