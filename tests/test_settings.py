@@ -9,7 +9,7 @@ import yaml
 from sb3_muzero import MuZero
 
 SECTIONS = yaml.safe_load((Path(__file__).parent.parent / "zoo_configs" / "muzero.yml").read_text())
-OF_THE_ZOO = {"n_timesteps", "n_envs", "env_wrapper", "frame_stack"}
+OF_THE_ZOO = {"n_timesteps", "n_envs", "env_wrapper", "env_kwargs", "frame_stack"}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
