@@ -4,6 +4,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
@@ -16,11 +17,6 @@ from sb3_muzero.novelty import VisitCounts
 from sb3_muzero.observation_ring import ArrayOrDict, ObservationRing, map_observations, parts_of, read_ring
 from sb3_muzero.storage import checked, checked_number
 from sb3_muzero.sum_tree import SumTree
-
-try:  # as SB3 does
-    import psutil
-except ImportError:
-    psutil = None  # type: ignore[assignment]
 
 
 class SequenceSamples(NamedTuple):
@@ -164,7 +160,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.terminals = np.zeros(shape, dtype=np.bool_)
         self._allocated = True
         needed = self.observations.frames.nbytes + sum(getattr(self, name).nbytes for name in self._RINGS)
-        if psutil is not None and needed > (available := psutil.virtual_memory().available):
+        if needed > (available := psutil.virtual_memory().available):
             warnings.warn(
                 f"A full replay buffer takes {needed / 1e9:.2f}GB, and this system has {available / 1e9:.2f}GB of memory "
                 f"available: `buffer_size` may have to be smaller"
@@ -258,7 +254,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self.priorities is not None:
             leaves = row * self.n_envs + np.arange(self.n_envs)
             self.priorities.update(leaves, np.full(self.n_envs, (self._largest_error or 1.0) ** self.priority_exponent))
-            if self.full:
+            if self.full and self.frame_stack > 1:
                 self._forget_lost_rows(row + 1)
         for env in np.flatnonzero(done).tolist():
             self.observations.end_episode(env)
@@ -268,7 +264,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.full = self.full or self.pos == 0
 
     def _forget_lost_rows(self, oldest_row: int) -> None:
-        """Set priorities of zero for the oldest rows of a full ring, whose frames before are gone."""
+        """Set priorities of zero for the oldest rows of a full ring, whose stacks' frames before are gone."""
         assert self.priorities is not None
         rows = (oldest_row + np.arange(self.frame_stack - 1)) % self.buffer_size
         leaves = (rows[:, None] * self.n_envs + np.arange(self.n_envs)).ravel()

@@ -256,12 +256,14 @@ class MuZeroWandbCallback(DiagnosticsCallback):
         plain = (int, float, str)
         settings = settings_of(self.model).items()
         wandb.run.config.setdefaults({name: value if isinstance(value, plain) else str(value) for name, value in settings})
-        normalized = self.model.get_vec_normalize_env() is not None
-        if self.video_env is not None and (unwrap_vec_normalize(self.video_env) is not None) != normalized:
-            raise ValueError(f"`video_env` must {'' if normalized else 'not '}be normalised, like the training environment")
-        if self.video_env is not None:  # whatever it lacks for that, it had better say so now
+        if self.video_env is not None:
+            normalized = self.model.get_vec_normalize_env() is not None
+            if (unwrap_vec_normalize(self.video_env) is not None) != normalized:
+                raise ValueError(
+                    f"`video_env` must {'' if normalized else 'not '}be normalised, like the training environment"
+                )
             self.video_env.reset()
-            self.video_env.render()
+            self.video_env.render()  # whatever it lacks for that, it had better say so now
 
     def _measure(self) -> None:
         super()._measure()

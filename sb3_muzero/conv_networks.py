@@ -51,6 +51,7 @@ def cnn_for(shape: tuple[int, ...]) -> type[GridCNN] | type[NatureCNN]:
 class MultiInputExtractor(CombinedExtractor):
     """
     SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, all else as it is, in one vector.
+    ``learned_features`` says of each feature whether layers make it; of the others ``MuZeroPolicy`` scales any unit away.
 
     :param observation_space: Dict space
     :param cnn_output_dim: Features of each image. Behind ``GridCNN`` a linear layer makes them: its activations alone beside a
@@ -60,19 +61,19 @@ class MultiInputExtractor(CombinedExtractor):
 
     def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256, normalized_image: bool = False) -> None:
         parts: list[nn.Module] = []
-        is_learned: list[bool] = []
+        learned_features: list[bool] = []
         for space in observation_space.values():
             if isinstance(space, spaces.Box) and is_image_space(space, normalized_image=normalized_image):
                 if cnn_for(space.shape) is GridCNN:
                     parts.append(GridCNN(space, cnn_output_dim))
                 else:
                     parts.append(NatureCNN(space, cnn_output_dim, normalized_image))
-                is_learned += [True] * cnn_output_dim
+                learned_features += [True] * cnn_output_dim
             else:
                 parts.append(nn.Flatten())
-                is_learned += [False] * get_flattened_obs_dim(space)
-        BaseFeaturesExtractor.__init__(self, observation_space, len(is_learned))
-        self.is_learned = is_learned  # which features; `MuZeroPolicy` scales the others whatever their unit
+                learned_features += [False] * get_flattened_obs_dim(space)
+        BaseFeaturesExtractor.__init__(self, observation_space, len(learned_features))
+        self.learned_features = learned_features
         self.keys = list(observation_space)
         self.parts = nn.ModuleList(parts)  # SB3's ModuleDict refuses many a name
 
@@ -187,9 +188,9 @@ class ConvRepresentation(nn.Sequential):
             height, width = math.ceil(height / stride), math.ceil(width / stride)
             is_first, is_last = len(layers) == 1, max(height, width) <= self.LARGEST
             out_channels = max(num_channels // 2, 1) if is_first and not is_last else num_channels
-            convolution = normed_conv(channels, out_channels, stride)
+            convolution, norm = normed_conv(channels, out_channels, stride)
             # Normalised at once, images would all be equally bright
-            layers += [*convolution[: 1 if is_first else 2], activation_fn()]
+            layers += [convolution, activation_fn()] if is_first else [convolution, norm, activation_fn()]
             layers += [ResidualBlock(out_channels, activation_fn) for _ in range(num_blocks)]
             channels = out_channels
             if is_last:

@@ -27,8 +27,9 @@ from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.checkpoints import FORMAT, decode, load_checkpoint, load_run_state, run_state, save_checkpoint
 from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.finite import check_finite
+from sb3_muzero.image_axes import check_axes, frames_in_observation
 from sb3_muzero.loss import LossTerms, muzero_loss
-from sb3_muzero.observation_ring import check_axes, frames_in_observation, map_observations
+from sb3_muzero.observation_ring import map_observations
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.progress_bar import MuZeroProgressBar
 from sb3_muzero.random_actions import persistent_random_actions
@@ -318,8 +319,8 @@ class MuZero(OffPolicyAlgorithm):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
-        As SB3's. The replay buffer stores each frame of a stack once: environments that stack other numbers of frames than
-        those before need a new one, which the model gets if its own is empty.
+        As SB3's. The replay buffer stores each frame of a stack once: for environments that stack another number of frames an
+        empty one is replaced, and one with transitions refused, unless it stores stacks whole.
 
         :param env: The environment for learning a policy
         :param force_reset: Whether training begins with a reset
@@ -328,13 +329,14 @@ class MuZero(OffPolicyAlgorithm):
         super().set_env(env, force_reset)
         buffer = self.replay_buffer
         num_frames = self.replay_buffer_kwargs.get("frame_stack", frames_in_observation(self.env))
-        if isinstance(buffer, SequenceReplayBuffer) and buffer.frame_stack != num_frames:
-            if buffer.size() > 0:
-                raise ValueError(
-                    f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got "
-                    f"{num_frames}: call `model.replay_buffer.reset()` before, to do without what it holds"
-                )
+        assert isinstance(buffer, SequenceReplayBuffer)
+        if buffer.size() == 0 and buffer.frame_stack != num_frames:
             self._make_replay_buffer()
+        elif buffer.frame_stack not in (1, num_frames):
+            raise ValueError(
+                f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got "
+                f"{num_frames}: call `model.replay_buffer.reset()` before, to do without what it holds"
+            )
 
     def _setup_learn(
         self,

@@ -212,7 +212,7 @@ class MuZeroPolicy(BasePolicy):
         is_learned = any(True for _ in features_extractor.parameters())
         # An extractor that learns moves on and wakes silent units. Breakout of MinAtar reached 9.1 after 100 k frames
         # with these, 6.9 with those of observations (trial seed 100). The unit of what it takes as it is says nothing
-        min_var = 1e-4 * th.as_tensor(getattr(features_extractor, "is_learned", is_learned), dtype=th.float32)
+        min_var = 1e-4 * th.as_tensor(getattr(features_extractor, "learned_features", is_learned), dtype=th.float32)
         statistics: dict[str, Any] = {"clip": 10.0, "min_share": 0.05, "min_var": min_var} if is_learned else {}
         normalized = self.norm_obs and (is_learned or has_quantities)
         return LatentModel(

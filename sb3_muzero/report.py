@@ -25,9 +25,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from sb3_muzero import __version__
 from sb3_muzero.decoder import DecoderProbe, to_rgb
 from sb3_muzero.diagnostics import HEALTHY, ModelErrors, discounted_returns, measure, settings_of, value_figures
+from sb3_muzero.image_axes import frames_in_observation
 from sb3_muzero.loss import unroll
 from sb3_muzero.muzero import MuZero
-from sb3_muzero.observation_ring import frames_in_observation, map_observations
+from sb3_muzero.observation_ring import map_observations
 from sb3_muzero.plotting import (
     plot_imagined_episode,
     plot_imagined_frames,

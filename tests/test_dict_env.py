@@ -114,7 +114,7 @@ def test_quantities_beside_an_image_are_scaled_whatever_their_unit():
     latent_model, policy = model.policy.latent_model, model.policy
     first = {key: part[0] for key, part in observations.items()}
     scaled = latent_model.input_norm(latent_model.features_extractor(policy._preprocess(first)))
-    is_metres = ~np.array(latent_model.features_extractor.is_learned)
+    is_metres = ~np.array(latent_model.features_extractor.learned_features)
     assert is_metres.sum() == 3
     assert 0.7 < scaled[:, is_metres].std(0).min() and scaled[:, is_metres].std(0).max() < 1.4
 

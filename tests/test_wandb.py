@@ -91,6 +91,18 @@ def test_a_film_is_one_episode(tmp_path):
     assert Image.open(tmp_path / "film.gif").n_frames == 7
 
 
+def test_what_can_not_be_filmed_is_said_before_training(monkeypatch):
+    class NoScreenEnv(FilmedEnv):
+        def render(self):
+            raise gym.error.DependencyNotInstalled("pygame is not installed")
+
+    monkeypatch.setattr(wandb, "run", MagicMock(dir="."))
+    model = tiny_model(tiny_envs(1))
+    with pytest.raises(gym.error.DependencyNotInstalled, match="pygame"):
+        model.learn(80, callback=MuZeroWandbCallback(DummyVecEnv([NoScreenEnv])))
+    assert model.num_timesteps == 0
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="`video_env` must have the render mode 'rgb_array', got None"):
         MuZeroWandbCallback(make_vec_env("CartPole-v1", 1, env_kwargs={"render_mode": None}))
