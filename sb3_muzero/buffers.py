@@ -469,7 +469,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             if name != "buffer_size" and repr(mine[name]) != repr(theirs[name]):  # which may be anything
                 raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]!r:.200}")
         try:
-            self.buffer_size = checked_number("buffer_size", theirs["buffer_size"], int, low=1)
+            # What no array can be is not left to NumPy, which would not say what is wrong
+            self.buffer_size = checked_number("buffer_size", theirs["buffer_size"], int, low=1, high=2**40)
             self.reset()
             if "observations" in state:
                 self._allocate()

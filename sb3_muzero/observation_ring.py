@@ -37,6 +37,19 @@ def stored_dtype(space: spaces.Space) -> np.dtype:
     return space.dtype
 
 
+def check_numbers(space: spaces.Space, observations: np.ndarray) -> None:
+    """
+    :param space: Observation space other than a Dict
+    :param observations: What is said to be of it, of its dtype, shape ``[..., *obs_shape]``
+    :raises ValueError: for others than finite numbers, of reasonable size, and for classes that there are not
+    """
+    if observations.dtype.kind == "f":
+        checked("observations", observations, observations, -LARGEST, LARGEST)
+    num_classes = {spaces.Discrete: "n", spaces.MultiDiscrete: "nvec"}.get(type(space))
+    if num_classes is not None and not ((observations >= 0) & (observations < getattr(space, num_classes))).all():
+        raise ValueError(f"`observations` must be from 0 to less than the number of classes in {space}")
+
+
 def with_shape(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """
     :param observations: As environments give them
@@ -79,6 +92,7 @@ class ObservationRing:
     """
 
     def __init__(self, observation_space: spaces.Space, num_rows: int, n_envs: int, frame_stack: int = 1) -> None:
+        self.space = observation_space
         self.frame_stack = frame_stack
         self.shape = () if isinstance(observation_space, spaces.Dict) else tuple(observation_space.shape or ())
         dtype = stored_dtype(observation_space)
@@ -201,9 +215,9 @@ class ObservationRing:
             ring[:] = checked(f"observations.{name}", state[name], ring, *bounds)
         self.newest[:] = checked("observations.newest", state["newest"], self.newest)
         for frames in (self.frames[:size], self.finals, self.newest):
-            for part in [frames] if frames.dtype.names is None else [frames[key] for key in frames.dtype.names]:
-                if part.dtype.kind == "f":
-                    checked("observations", part, part, -LARGEST, LARGEST)
+            parts = self.space.items() if isinstance(self.space, spaces.Dict) else [((), self.space)]
+            for key, space in parts:
+                check_numbers(space, frames[key])
         free, used = state["free_slots"], self.slots[self.slots >= 0].tolist()
         are_numbers = isinstance(free, list) and all(type(slot) is int for slot in free)
         if not are_numbers or sorted([*free, *used]) != list(range(num_finals)):
