@@ -33,7 +33,7 @@ from sb3_muzero.games.exact import count_leaves, share_of_errors, solve
 from sb3_muzero.games.match import Score, play_match, random_openings
 from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, Player, RandomPlayer
 from sb3_muzero.games.self_play import MatchResult, SelfPlayEvalCallback
-from sb3_muzero.games.simulator import SimulatorCnnPolicy, SimulatorPolicy, with_rules
+from sb3_muzero.games.simulator import SimulatorCnnPolicy, SimulatorPolicy, SimulatorResNetPolicy, with_rules
 from sb3_muzero.report import setting
 
 SECTIONS = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
@@ -113,7 +113,8 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     env_kwargs = settings.pop("env_kwargs", {})
     env, rules = make_vec_env(make, settings.pop("n_envs"), seed=seed, env_kwargs=env_kwargs), make().rules
     if args.simulator:
-        policy = {"MlpPolicy": SimulatorPolicy, "CnnPolicy": SimulatorCnnPolicy}[policy]
+        simulators = {"MlpPolicy": SimulatorPolicy, "CnnPolicy": SimulatorCnnPolicy, "ResNetPolicy": SimulatorResNetPolicy}
+        policy = simulators[policy]
         settings |= dict(unroll_steps=1, consistency_coef=0.0, reward_coef=0.0)
         settings["policy_kwargs"] = settings["policy_kwargs"] | dict(rules=rules)
     name = f"{args.game}{'_simulator' if args.simulator else ''}_{seed}"

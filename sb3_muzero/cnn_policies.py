@@ -1,5 +1,6 @@
 """Policies for images, alone or among the parts of a Dict: convolutions before an MLP model, or a convolutional model."""
 
+import math
 from typing import Any
 
 from gymnasium import spaces
@@ -92,6 +93,8 @@ class ResNetPolicy(ImagePolicy):
     :param lr_schedule: Learning rate schedule (could be constant)
     :param num_channels: Channels of the latent
     :param num_blocks: Residual blocks of the dynamics, and at each size of the representation
+    :param action_grid: Rows and columns of places in the image that the actions are, row by row: ``(1, 7)`` for seven columns.
+        By default they are no places, and convolutions do not see which part of the image an action is about
     :param net_arch: Hidden widths of the heads' trunk, ``[64]`` by default
     :param latent_norm: Normalisation of latents: "minmax" or "none"
     :param bf16: Whether to compute in bfloat16 where PyTorch's autocast does, on images whose channels come last, as tensor
@@ -111,6 +114,7 @@ class ResNetPolicy(ImagePolicy):
         *,
         num_channels: int = 32,
         num_blocks: int = 1,
+        action_grid: tuple[int, int] | None = None,
         latent_norm: str = "minmax",
         bf16: bool = False,
         **kwargs: Any,
@@ -121,7 +125,15 @@ class ResNetPolicy(ImagePolicy):
             raise ValueError("`latent_norm` of a ResNetPolicy must be 'minmax' or 'none', got 'simnorm'")
         if num_channels < 1 or num_blocks < 0:
             raise ValueError(f"`num_channels` must be at least 1 and `num_blocks` 0, got {num_channels} and {num_blocks}")
+        if action_grid is not None and (
+            len(action_grid) != 2 or min(action_grid) < 1 or math.prod(action_grid) != action_space.n
+        ):
+            raise ValueError(
+                f"`action_grid` must be the rows and columns of as many places as there are actions, {action_space.n}, "
+                f"got {action_grid}"
+            )
         self.num_channels = num_channels
+        self.action_grid = action_grid
         self.num_blocks = num_blocks
         self.bf16 = bf16
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
@@ -137,14 +149,15 @@ class ResNetPolicy(ImagePolicy):
         shape, num_actions = representation.latent_shape, int(self.action_space.n)
         return (
             representation,
-            ConvDynamics(shape, num_actions, **body),
+            ConvDynamics(shape, num_actions, self.action_grid, **body),
             ConvPrediction(shape, num_actions, self.num_bins, self.net_arch, self.activation_fn, bf16=self.bf16),
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         data = {name: value for name, value in data.items() if name not in self.UNUSED}
-        return data | {"num_channels": self.num_channels, "num_blocks": self.num_blocks, "bf16": self.bf16}
+        own = ("num_channels", "num_blocks", "action_grid", "bf16")
+        return data | {name: getattr(self, name) for name in own}
 
 
 class MultiInputPolicy(MuZeroPolicy):

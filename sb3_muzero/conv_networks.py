@@ -199,25 +199,43 @@ class ConvRepresentation(nn.Sequential):
         super().__init__(ConvLayers(*layers, nn.Flatten(), bf16=bf16), LATENT_NORMS[latent_norm]())
 
 
+def action_planes(num_actions: int, height: int, width: int, grid: tuple[int, int] | None = None) -> th.Tensor:
+    """
+    Actions as images (MuZero, Appendix F).
+
+    :param num_actions: Number of actions
+    :param height: Of the images
+    :param width: Of the images
+    :param grid: Rows and columns of places that the actions are, row by row
+    :return: For each action a plane of ones among planes of zeros, shape ``[num_actions, num_actions, height, width]``; with a
+        grid one plane, of ones at the action's place, shape ``[num_actions, 1, height, width]``
+    """
+    eye = th.eye(num_actions)
+    if grid is None:
+        return eye[..., None, None].repeat(1, 1, height, width)
+    return F.interpolate(eye.reshape(num_actions, 1, *grid), (height, width))
+
+
 class ConvDynamics(nn.Module):
     """
-    g: flattened latents and action indices ``[B]`` -> next flattened latents. The action enters as a plane of ones among
-    planes of zeros (MuZero, Appendix F).
+    g: flattened latents and action indices ``[B]`` -> next flattened latents. The action enters as further channels.
 
     :param latent_shape: Shape of a latent
     :param num_actions: Number of actions
+    :param grid: Rows and columns of places that the actions are, see ``action_planes``
     :param num_blocks: Residual blocks
     :param activation_fn: Activation
     :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
     :param bf16: Whether to compute in bfloat16, on images whose channels come last
     """
 
-    one_hot: th.Tensor
+    planes: th.Tensor
 
     def __init__(
         self,
         latent_shape: Shape,
         num_actions: int,
+        grid: tuple[int, int] | None,
         num_blocks: int,
         activation_fn: type[nn.Module],
         latent_norm: str,
@@ -225,17 +243,17 @@ class ConvDynamics(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_shape = latent_shape
-        channels = latent_shape[0]
-        self.step = ConvLayers(*normed_conv(channels + num_actions, channels), bf16=bf16)
+        channels, height, width = latent_shape
+        self.register_buffer("planes", action_planes(num_actions, height, width, grid), persistent=False)
+        self.step = ConvLayers(*normed_conv(channels + self.planes.shape[1], channels), bf16=bf16)
         blocks = [ResidualBlock(channels, activation_fn) for _ in range(num_blocks)]
         self.blocks = ConvLayers(activation_fn(), *blocks, nn.Flatten(), bf16=bf16)
         self.norm = LATENT_NORMS[latent_norm]()
-        self.register_buffer("one_hot", th.eye(num_actions), persistent=False)
 
     def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
         images = latent.unflatten(-1, self.latent_shape)
-        planes = self.one_hot.index_select(0, action)[..., None, None].expand(-1, -1, *self.latent_shape[1:])
-        return self.norm(self.blocks(images + self.step(th.cat([images, planes], dim=1))))
+        stepped = self.step(th.cat([images, self.planes.index_select(0, action)], dim=1))
+        return self.norm(self.blocks(images + stepped))
 
 
 class ConvPrediction(Prediction):

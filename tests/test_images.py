@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 
 from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
 from sb3_muzero.augmentation import ImageAugmentation
-from sb3_muzero.conv_networks import ImageNorm
+from sb3_muzero.conv_networks import ConvDynamics, ImageNorm, action_planes
 from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.storage import load_tree, save_tree
 
@@ -170,7 +170,7 @@ def test_float_images_with_their_channels_last_are_refused(policy):
     ("policy", "kwargs"),
     [
         ("CnnPolicy", dict(random_shift=2, random_intensity=0.3)),
-        ("ResNetPolicy", dict(num_channels=8, num_blocks=2, random_shift=1, net_arch=[16])),
+        ("ResNetPolicy", dict(num_channels=8, num_blocks=2, action_grid=(1, 3), random_shift=1, net_arch=[16])),
     ],
 )
 def test_settings_are_saved_with_the_policy(tmp_path, policy, kwargs):
@@ -247,6 +247,35 @@ def test_images_are_not_shifted_out_of_sight():
 def test_impossible_sizes_of_residual_networks_are_refused(kwargs):
     with pytest.raises(ValueError, match="`num_channels` must be"):
         tiny_model(TinyEnv(SMALL), policy="ResNetPolicy", policy_kwargs=kwargs)
+
+
+def test_actions_are_places_of_the_image():
+    rows, columns = np.indices((6, 8))
+    assert all((action_planes(8, 6, 8, (1, 8))[action, 0].numpy() == (columns == action)).all() for action in range(8))
+    quarters = action_planes(4, 6, 8, (2, 2))[:, 0].numpy()
+    assert (quarters.argmax(0) == 2 * (rows // 3) + columns // 4).all() and (quarters.sum(0) == 1).all()
+    assert th.equal(action_planes(4, 6, 8).mean((2, 3)), th.eye(4))
+
+
+def test_residual_networks_see_which_place_an_action_is_about():
+    """A stone is set where the action is, which planes of ones tell nobody."""
+    th.manual_seed(0)
+    dynamics = ConvDynamics((4, 6, 6), 36, (6, 6), 0, th.nn.ReLU, "none")
+    optimizer = th.optim.Adam(dynamics.parameters(), 0.01)
+    for _ in range(150):
+        latents, actions = th.rand(64, 4 * 36), th.randint(36, (64,))
+        stones = dynamics(latents, actions).reshape(64, 4, 36)[:, 0]
+        loss = th.nn.functional.cross_entropy(stones, actions)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (stones.argmax(1) == actions).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("grid", [(3,), (2, 2), (-1, -3), (3, 1, 1)], ids=str)
+def test_grids_of_other_than_all_actions_are_refused(grid):
+    with pytest.raises(ValueError, match=r"`action_grid` must be .* 3, got"):
+        tiny_model(TinyEnv(SMALL), policy="ResNetPolicy", policy_kwargs=dict(action_grid=grid))
 
 
 @pytest.mark.parametrize("kwargs", [dict(latent_dim=64), dict(latent_norm="simnorm"), dict(norm_obs=True)], ids=str)

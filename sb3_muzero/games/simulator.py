@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_muzero.cnn_policies import CnnPolicy
+from sb3_muzero.cnn_policies import CnnPolicy, ResNetPolicy
 from sb3_muzero.games.players import observe_boards
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play_all
 from sb3_muzero.networks import LatentModel
@@ -96,6 +96,10 @@ class SimulatorPolicy(PlansWithRules, MlpPolicy):
 
 class SimulatorCnnPolicy(PlansWithRules, CnnPolicy):
     """``CnnPolicy`` that plans with the rules."""
+
+
+class SimulatorResNetPolicy(PlansWithRules, ResNetPolicy):
+    """``ResNetPolicy`` that plans with the rules."""
 
 
 def with_rules(policy: MuZeroPolicy, rules: Rules) -> PlansWithRules:
