@@ -36,6 +36,7 @@ from sb3_muzero.games.self_play import MatchResult, SelfPlayEvalCallback
 from sb3_muzero.games.simulator import SimulatorCnnPolicy, SimulatorPolicy, SimulatorResNetPolicy, with_rules
 from sb3_muzero.report import setting
 
+WITHOUT_DYNAMICS: dict[str, Any] = dict(unroll_steps=1, consistency_coef=0.0, reward_coef=0.0)
 SECTIONS = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
 
 
@@ -115,7 +116,7 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     if args.simulator:
         simulators = {"MlpPolicy": SimulatorPolicy, "CnnPolicy": SimulatorCnnPolicy, "ResNetPolicy": SimulatorResNetPolicy}
         policy = simulators[policy]
-        settings |= dict(unroll_steps=1, consistency_coef=0.0, reward_coef=0.0)
+        settings |= WITHOUT_DYNAMICS
         settings["policy_kwargs"] = settings["policy_kwargs"] | dict(rules=rules)
     name = f"{args.game}{'_simulator' if args.simulator else ''}_{seed}"
     checkpoints = args.output / name
@@ -176,7 +177,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         runs = list(pool.map(run, seeds, [args] * args.seeds))
     command = " ".join(["python examples/self_play.py", *sys.argv[1:]])
-    settings = SECTIONS[f"sb3_muzero/{args.game}-v0"] | dict(args.set)
+    settings = SECTIONS[f"sb3_muzero/{args.game}-v0"] | dict(args.set) | (WITHOUT_DYNAMICS if args.simulator else {})
     record = {"game": args.game, "simulator": args.simulator, "command": command, "versions": versions(), "settings": settings}
     record["runs"] = runs
     path = args.output / f"self_play_{args.game}{'_simulator' if args.simulator else ''}.json"

@@ -1,6 +1,6 @@
 """Policies for images, alone or among the parts of a Dict: convolutions before an MLP model, or a convolutional model."""
 
-import math
+import operator
 from typing import Any
 
 from gymnasium import spaces
@@ -30,6 +30,19 @@ def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tupl
     if not normalize_images and width < min(channels, height):  # SB3 transposes images of uint8 only
         raise ValueError(f"`observation_space` must have images with the channels first, got {observation_space.shape}")
     return channels, height, width
+
+
+def checked_grid(given: Any, num_actions: int) -> tuple[int, int]:
+    """:raises ValueError: for other than the rows and columns of as many places as there are actions"""
+    try:
+        rows, columns = map(operator.index, given)
+    except (TypeError, ValueError):
+        rows = columns = 0
+    if min(rows, columns) < 1 or rows * columns != num_actions:
+        raise ValueError(
+            f"`action_grid` must be the rows and columns of as many places as there are actions, {num_actions}, got {given!r}"
+        )
+    return rows, columns
 
 
 class ImagePolicy(MuZeroPolicy):
@@ -125,15 +138,8 @@ class ResNetPolicy(ImagePolicy):
             raise ValueError("`latent_norm` of a ResNetPolicy must be 'minmax' or 'none', got 'simnorm'")
         if num_channels < 1 or num_blocks < 0:
             raise ValueError(f"`num_channels` must be at least 1 and `num_blocks` 0, got {num_channels} and {num_blocks}")
-        if action_grid is not None and (
-            len(action_grid) != 2 or min(action_grid) < 1 or math.prod(action_grid) != action_space.n
-        ):
-            raise ValueError(
-                f"`action_grid` must be the rows and columns of as many places as there are actions, {action_space.n}, "
-                f"got {action_grid}"
-            )
         self.num_channels = num_channels
-        self.action_grid = action_grid
+        self.action_grid = None if action_grid is None else checked_grid(action_grid, int(action_space.n))
         self.num_blocks = num_blocks
         self.bf16 = bf16
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)

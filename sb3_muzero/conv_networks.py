@@ -208,12 +208,15 @@ def action_planes(num_actions: int, height: int, width: int, grid: tuple[int, in
     :param width: Of the images
     :param grid: Rows and columns of places that the actions are, row by row
     :return: For each action a plane of ones among planes of zeros, shape ``[num_actions, num_actions, height, width]``; with a
-        grid one plane, of ones at the action's place, shape ``[num_actions, 1, height, width]``
+        grid one plane, of ones at the action's place, or of a finer grid as many as tell all places of a pixel apart, shape
+        ``[num_actions, num_planes, height, width]``
     """
     eye = th.eye(num_actions)
     if grid is None:
         return eye[..., None, None].repeat(1, 1, height, width)
-    return F.interpolate(eye.reshape(num_actions, 1, *grid), (height, width))
+    factor = max(math.ceil(grid[0] / height), math.ceil(grid[1] / width))
+    places = F.interpolate(eye.reshape(num_actions, 1, *grid), (factor * height, factor * width))
+    return F.pixel_unshuffle(places, factor)
 
 
 class ConvDynamics(nn.Module):

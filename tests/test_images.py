@@ -254,6 +254,8 @@ def test_actions_are_places_of_the_image():
     assert all((action_planes(8, 6, 8, (1, 8))[action, 0].numpy() == (columns == action)).all() for action in range(8))
     quarters = action_planes(4, 6, 8, (2, 2))[:, 0].numpy()
     assert (quarters.argmax(0) == 2 * (rows // 3) + columns // 4).all() and (quarters.sum(0) == 1).all()
+    finer = action_planes(15 * 15, 8, 8, (15, 15))  # than the latents of a board of 15
+    assert finer.shape == (225, 4, 8, 8) and len(finer.unique(dim=0)) == 225 and finer.flatten(1).any(1).all()
     assert th.equal(action_planes(4, 6, 8).mean((2, 3)), th.eye(4))
 
 
@@ -272,7 +274,7 @@ def test_residual_networks_see_which_place_an_action_is_about():
     assert (stones.argmax(1) == actions).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("grid", [(3,), (2, 2), (-1, -3), (3, 1, 1)], ids=str)
+@pytest.mark.parametrize("grid", [(3,), (2, 2), (-1, -3), (3, 1, 1), 3, (None, 3), (1.0, 3.0)], ids=str)
 def test_grids_of_other_than_all_actions_are_refused(grid):
     with pytest.raises(ValueError, match=r"`action_grid` must be .* 3, got"):
         tiny_model(TinyEnv(SMALL), policy="ResNetPolicy", policy_kwargs=dict(action_grid=grid))

@@ -151,7 +151,7 @@ def main() -> None:
     changes = {} if args.num_simulations is None else {"num_simulations": args.num_simulations}
     try:
         model = MuZero.load(args.model, **changes)
-    except ValueError as error:
+    except (ValueError, AssertionError, OSError) as error:  # SB3 asserts that there is something in the file
         raise SystemExit(f"error: {args.model} can't be loaded: {error}") from error
     try:
         game = NAMES[args.game](**sizes(args.game, model.observation_space.shape or ()) | dict(args.env_kwargs))

@@ -24,6 +24,10 @@ class AdaptedGame(gym.Env):
         self.action_space = self.moves = Moves(num_actions)
         self._legal = np.zeros(num_actions, np.bool_)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.moves.legal = self._legal
+
     def observation(self) -> np.ndarray:
         """:return: What the player to move sees"""
         raise NotImplementedError

@@ -62,6 +62,8 @@ class BoardGameEnv(gym.Env):
     def __init__(self, rules: Rules, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"`render_mode` must be one of {self.metadata['render_modes']}, got {render_mode!r}")
+        if min(rules.num_rows, rules.num_columns) < 2:  # SB3 would take the two planes for an image's channels, last
+            raise ValueError(f"A board must have at least 2 rows and columns, got {rules.num_rows} and {rules.num_columns}")
         if not 0 <= random_plies < rules.num_cells:
             raise ValueError(f"`random_plies` must be at least 0 and below {rules.num_cells}, got {random_plies}")
         self.rules = rules
@@ -93,6 +95,10 @@ class BoardGameEnv(gym.Env):
     def is_over(self) -> bool:
         """Whether somebody has won, or the board is full."""
         return self.outcome != GOES_ON
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.moves.legal = self._legal
 
     def observation(self) -> np.ndarray:
         """:return: What the player to move sees, shape ``[2, num_rows, num_columns]``"""

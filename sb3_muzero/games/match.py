@@ -8,6 +8,9 @@ import numpy as np
 
 from sb3_muzero.games.players import Player, RandomPlayer
 
+EMPTY_BOARD: dict[str, Any] = {"moves": ()}
+"""Option of our games' ``reset``, which may else begin with random moves."""
+
 
 class Score(NamedTuple):
     """
@@ -46,7 +49,7 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
     env, player = make_env(), RandomPlayer(seed)
     openings: list[list[int]] = []
     for _ in range(1000 * count):
-        env.reset()
+        env.reset(options=EMPTY_BOARD)
         moves: list[int] = []
         done = False
         while len(moves) < num_plies and not done:
@@ -69,7 +72,7 @@ def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Seq
     :return: Results for the first player: 1, 0 or -1, shape ``[len(envs)]``
     """
     for env, opening in zip(envs, openings, strict=True):
-        env.reset()
+        env.reset(options=EMPTY_BOARD)
         for move in opening:
             env.step(move)
     results = np.zeros(len(envs), dtype=np.int64)

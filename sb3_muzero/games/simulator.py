@@ -68,11 +68,18 @@ class PlansWithRules(MuZeroPolicy):
     ``consistency_coef=0`` and ``reward_coef=0``.
 
     :param rules: Of the game, as ``env.unwrapped.rules``
+    :raises ValueError: for those of another board
     """
 
     def __init__(self, *args: Any, rules: Rules, **kwargs: Any) -> None:
-        self.rules = Rules(*rules)  # a model's file has it as a list
+        self.rules = rules = Rules(*rules)  # a model's file has it as a list
         super().__init__(*args, **kwargs)
+        shape, num_actions = (2, rules.num_rows, rules.num_columns), int(self.action_space.n)
+        if (self.observation_space.shape, num_actions) != (shape, rules.num_actions):
+            raise ValueError(
+                f"`rules` must be those of the game, with observations of {self.observation_space.shape} and {num_actions} "
+                f"moves, got {rules}"
+            )
 
     def _root_inference(self, obs: Any, model: LatentModel) -> tuple[RootOutput, RecurrentFn]:
         def evaluate(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +115,9 @@ def with_rules(policy: MuZeroPolicy, rules: Rules) -> PlansWithRules:
     :param rules: Of the game, as ``env.unwrapped.rules``
     :return: A copy that plans with the rules and not with the model that it has learned
     """
-    kind = type(f"Simulator{type(policy).__name__}", (PlansWithRules, type(policy)), {})
-    simulating = kind(**policy._get_constructor_parameters(), rules=rules).to(policy.device)
+    kind: Any = type(policy)
+    if not isinstance(policy, PlansWithRules):
+        kind = type(f"Simulator{kind.__name__}", (PlansWithRules, kind), {})
+    simulating = kind(**{**policy._get_constructor_parameters(), "rules": rules}).to(policy.device)
     simulating.load_state_dict(policy.state_dict())
     return simulating

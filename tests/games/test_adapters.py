@@ -1,5 +1,6 @@
 """Games of PettingZoo and OpenSpiel: the same as ours, move for move; what is no such game is an error."""
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -8,7 +9,7 @@ import pyspiel
 import pytest
 from conftest import tiny_model
 from gymnasium import spaces
-from pettingzoo.classic import connect_four_v3, tictactoe_v3
+from pettingzoo.classic import chess_v6, connect_four_v3, tictactoe_v3
 from stable_baselines3.common.env_checker import check_env
 
 from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
@@ -46,6 +47,28 @@ def test_muzero_learns_on_adapted_games(name: str) -> None:
     model = tiny_model(env).learn(60)
     assert model.two_player and model.discount < 0
     assert sum(play_match(RandomPlayer(0), RandomPlayer(1), ADAPTED[name][1], 4)[0]) == 2
+
+
+def test_chess_is_played_to_the_end() -> None:
+    game = from_pettingzoo(chess_v6.env())
+    game.reset()
+    game.action_space.seed(0)
+    done, num_plies = False, 0
+    while not done:
+        _, reward, terminated, truncated, _ = game.step(game.action_space.sample())
+        done, num_plies = terminated or truncated, num_plies + 1
+    assert num_plies > 10 and reward in (-1, 0, 1)
+
+
+@pytest.mark.parametrize("name", ["open_spiel connect_four", "pettingzoo tictactoe"])
+def test_a_copy_draws_what_is_legal(name: str) -> None:
+    game = ADAPTED[name][1]()
+    game.reset()
+    for _ in range(3):
+        game.step(int(np.flatnonzero(game.action_masks())[0]))
+    copied = copy.deepcopy(game)
+    drawn = {int(copied.action_space.sample()) for _ in range(200)}
+    assert drawn == set(np.flatnonzero(game.action_masks()).tolist())
 
 
 @pytest.mark.parametrize("name", ["tic_tac_toe", "breakthrough(rows=5,columns=3)", "lines_of_action"])

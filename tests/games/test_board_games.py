@@ -1,5 +1,6 @@
 """The games: against OpenSpiel's, move for move, and as environments."""
 
+import copy
 import warnings
 
 import gymnasium as gym
@@ -105,6 +106,10 @@ def test_bad_sizes_are_errors() -> None:
         lambda: GomokuEnv(4),
         lambda: GomokuEnv(9, 0),
         lambda: HexEnv(0),
+        lambda: HexEnv(1),
+        lambda: GomokuEnv(1, 1),
+        lambda: ConnectFourEnv(1, 7),
+        lambda: ConnectFourEnv(4, 1),
         lambda: HexEnv(render_mode="human"),
     ):
         with pytest.raises(ValueError, match="must"):
@@ -115,7 +120,8 @@ def test_moves_draw_what_is_legal() -> None:
     game = TicTacToeEnv()
     game.reset(options={"moves": [0, 1, 2, 4, 3, 5]})
     game.action_space.seed(0)
-    assert {int(game.action_space.sample()) for _ in range(50)} == {6, 7, 8}
+    for env in (game, copy.deepcopy(game)):
+        assert {int(env.action_space.sample()) for _ in range(50)} == {6, 7, 8}
 
 
 def test_text_shows_the_table_and_not_the_movers_view() -> None:

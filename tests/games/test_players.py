@@ -1,5 +1,7 @@
 """Players and solvers, against brute force and one another."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -144,6 +146,12 @@ def test_scores_are_by_seat() -> None:
     first, second = play_match(Column(0), Column(6), ConnectFourEnv, 4, opening_plies=0)
     assert (first, second) == (Score(2, 0, 0), Score(0, 0, 2))  # who begins has four in a column first
     assert str(first) == "100.0% of the points (+2 =0 -0)"
+
+
+def test_matches_begin_on_the_empty_board_also_where_training_does_not() -> None:
+    makers = (ConnectFourEnv, partial(ConnectFourEnv, random_plies=10))
+    scores = [play_match(MinimaxPlayer(2, 0), RandomPlayer(0), make, 20, opening_plies=2, seed=0) for make in makers]
+    assert scores[0] == scores[1]
 
 
 def test_bad_matches_and_players_are_errors() -> None:

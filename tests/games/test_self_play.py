@@ -368,6 +368,13 @@ def test_a_policy_that_plans_with_the_rules_is_trained_saved_and_loaded(tmp_path
     assert loaded.predict(game.observation(), action_masks=game.action_masks(), deterministic=True)[0] == 2
 
 
+def test_rules_of_another_board_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`rules` must be those of the game"):
+        tiny_model(TicTacToeEnv(), SimulatorPolicy, policy_kwargs={"rules": ConnectFourEnv().rules})
+    with pytest.raises(ValueError, match=r"`rules` must be those of the game"):
+        with_rules(tiny_model(ConnectFourEnv(10, 10)).policy, HexEnv(2).rules)
+
+
 @pytest.mark.parametrize("kind", ["MlpPolicy", "CnnPolicy", "ResNetPolicy"])
 def test_a_trained_policy_plans_with_the_rules(kind: str) -> None:
     model = scramble(tiny_model(TicTacToeEnv(), kind, num_simulations=60))
@@ -377,6 +384,8 @@ def test_a_trained_policy_plans_with_the_rules(kind: str) -> None:
     observation = th.as_tensor(game.observation()[None])
     found = policy.plan(observation, deterministic=True, action_masks=game.action_masks()[None])
     learned = model.policy.plan(observation, deterministic=True, action_masks=game.action_masks()[None])
+    again = with_rules(policy, TicTacToeEnv().rules)
+    assert again.plan(observation, deterministic=True, action_masks=game.action_masks()[None]).qvalues[0, 2] == 1.0
     assert found.qvalues[0, 2] == 1.0 != learned.qvalues[0, 2]
     root, with_model = found.tree, learned.tree
     assert np.allclose(root.raw_values[0, 0], with_model.raw_values[0, 0])  # the same networks at the root
