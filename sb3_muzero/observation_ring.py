@@ -45,9 +45,10 @@ def check_numbers(space: spaces.Space, observations: np.ndarray) -> None:
     """
     if observations.dtype.kind == "f":
         checked("observations", observations, observations, -LARGEST, LARGEST)
-    num_classes = {spaces.Discrete: "n", spaces.MultiDiscrete: "nvec"}.get(type(space))
-    if num_classes is not None and not ((observations >= 0) & (observations < getattr(space, num_classes))).all():
-        raise ValueError(f"`observations` must be from 0 to less than the number of classes in {space}")
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        classes = observations - space.start
+        if not ((classes >= 0) & (classes < (space.n if isinstance(space, spaces.Discrete) else space.nvec))).all():
+            raise ValueError(f"`observations` must be of the classes of {space}")
 
 
 def with_shape(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -214,11 +215,12 @@ class ObservationRing:
             ring = getattr(self, name)[:size]
             ring[:] = checked(f"observations.{name}", state[name], ring, *bounds)
         self.newest[:] = checked("observations.newest", state["newest"], self.newest)
-        for frames in (self.frames[:size], self.finals, self.newest):
+        used = self.slots[self.slots >= 0].tolist()
+        for frames in (self.frames[:size], self.finals[used], self.newest):
             parts = self.space.items() if isinstance(self.space, spaces.Dict) else [((), self.space)]
             for key, space in parts:
                 check_numbers(space, frames[key])
-        free, used = state["free_slots"], self.slots[self.slots >= 0].tolist()
+        free = state["free_slots"]
         are_numbers = isinstance(free, list) and all(type(slot) is int for slot in free)
         if not are_numbers or sorted([*free, *used]) != list(range(num_finals)):
             raise ValueError(f"`observations.free_slots` must be those of {num_finals} that no episode's end has")
