@@ -107,7 +107,8 @@ class ResNetPolicy(ImagePolicy):
     :param num_channels: Channels of the latent
     :param num_blocks: Residual blocks of the dynamics, and at each size of the representation
     :param action_grid: Rows and columns of places in the image that the actions are, row by row: ``(1, 7)`` for seven columns.
-        By default they are no places, and convolutions do not see which part of the image an action is about
+        By default they are no places, and convolutions do not see which part of the image an action is about. With a grid
+        images are not shifted by default
     :param net_arch: Hidden widths of the heads' trunk, ``[64]`` by default
     :param latent_norm: Normalisation of latents: "minmax" or "none"
     :param bf16: Whether to compute in bfloat16 where PyTorch's autocast does, on images whose channels come last, as tensor
@@ -139,8 +140,10 @@ class ResNetPolicy(ImagePolicy):
         if num_channels < 1 or num_blocks < 0:
             raise ValueError(f"`num_channels` must be at least 1 and `num_blocks` 0, got {num_channels} and {num_blocks}")
         self.num_channels = num_channels
-        self.action_grid = None if action_grid is None else checked_grid(action_grid, int(action_space.n))
         self.num_blocks = num_blocks
+        self.action_grid = None if action_grid is None else checked_grid(action_grid, int(action_space.n))
+        if action_grid is not None:
+            kwargs.setdefault("random_shift", 0)  # places would not move along
         self.bf16 = bf16
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
 

@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 
 from sb3_muzero import MuZero
 from sb3_muzero.checkpoints import load_checkpoint
+from sb3_muzero.observation_ring import check_numbers
 from sb3_muzero.storage import load_tree, save_tree
 
 DICT = spaces.Dict({"vector": spaces.Box(-1, 1, (3,), np.float32), "number": spaces.Discrete(4)})
@@ -187,6 +188,21 @@ def test_replay_buffers_that_fuzzing_found(trained, path):
     model, state, folder = trained
     save_tree(folder / "bad.npz", with_leaf(state, path, FOUND_BY_FUZZING[path]))
     assert is_refused(model, folder / "bad.npz", [path])
+
+
+@pytest.mark.parametrize(
+    ("space", "allowed", "others"),
+    [
+        (spaces.Discrete(4, start=2), [2, 5], [1, 6, -(2**63)]),
+        (spaces.MultiDiscrete([2, 3], start=[0, -1]), [[0, -1], [1, 1]], [[2, 0], [0, -2], [0, 2]]),
+    ],
+    ids=str,
+)
+def test_classes_are_those_of_the_space(space, allowed, others):
+    check_numbers(space, np.array(allowed, space.dtype))
+    for other in others:
+        with pytest.raises(ValueError, match="`observations` must be of the classes"):
+            check_numbers(space, np.array([allowed[0], other], space.dtype))
 
 
 @given(st.data())

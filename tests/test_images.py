@@ -274,6 +274,13 @@ def test_residual_networks_see_which_place_an_action_is_about():
     assert (stones.argmax(1) == actions).float().mean() > 0.95
 
 
+def test_images_whose_actions_are_places_are_not_shifted_by_default():
+    models = {
+        grid: tiny_model(TinyEnv(LARGE), "ResNetPolicy", policy_kwargs=dict(action_grid=grid)) for grid in (None, (1, 3))
+    }
+    assert models[None].policy.random_shift > 0 == models[1, 3].policy.random_shift
+
+
 @pytest.mark.parametrize("grid", [(3,), (2, 2), (-1, -3), (3, 1, 1), 3, (None, 3), (1.0, 3.0)], ids=str)
 def test_grids_of_other_than_all_actions_are_refused(grid):
     with pytest.raises(ValueError, match=r"`action_grid` must be .* 3, got"):

@@ -233,7 +233,7 @@ class ConnectFourEnv(BoardGameEnv):
         random_plies: int = 0,
         render_mode: str | None = None,
     ) -> None:
-        if max(num_rows, num_columns) < 4 or min(num_rows, num_columns) < 1:
+        if max(num_rows, num_columns) < 4:
             raise ValueError(
                 f"`num_rows` and `num_columns` must leave room for four in a row, got {num_rows} and {num_columns}"
             )
@@ -270,10 +270,8 @@ class HexEnv(BoardGameEnv):
     :param symmetries: Whether training also sees what was played turned around
     :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
     :param render_mode: "ansi" for text, "rgb_array" for a picture
-    :raises ValueError: for a board without cells
+    :raises ValueError: for less than two rows
     """
 
     def __init__(self, size: int = 7, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None) -> None:
-        if size < 1:
-            raise ValueError(f"`size` must be at least 1, got {size}")
         super().__init__(Rules(size, size, 0, False), symmetries, random_plies, render_mode)
