@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_muzero.arguments import is_integer
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, landing, observe, play
 from sb3_muzero.two_player import Symmetries
 
@@ -64,8 +65,8 @@ class BoardGameEnv(gym.Env):
             raise ValueError(f"`render_mode` must be one of {self.metadata['render_modes']}, got {render_mode!r}")
         if min(rules.num_rows, rules.num_columns) < 2:  # SB3 would take the two planes for an image's channels, last
             raise ValueError(f"A board must have at least 2 rows and columns, got {rules.num_rows} and {rules.num_columns}")
-        if not 0 <= random_plies < rules.num_cells:
-            raise ValueError(f"`random_plies` must be at least 0 and below {rules.num_cells}, got {random_plies}")
+        if not is_integer(random_plies) or not 0 <= random_plies < rules.num_cells:
+            raise ValueError(f"`random_plies` must be an integer from 0 to {rules.num_cells - 1}, got {random_plies!r}")
         self.rules = rules
         self.random_plies = random_plies
         self.render_mode = render_mode

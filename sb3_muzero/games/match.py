@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from sb3_muzero.arguments import is_integer
 from sb3_muzero.games.players import Player, RandomPlayer
 
 EMPTY_BOARD: dict[str, Any] = {"moves": ()}
@@ -46,6 +47,8 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
     :return: Moves of each
     :raises ValueError: if no game is that long
     """
+    if not is_integer(num_plies) or num_plies < 0:
+        raise ValueError(f"`opening_plies` must be an integer of at least 0, got {num_plies!r}")
     env, player = make_env(), RandomPlayer(seed)
     openings: list[list[int]] = []
     for _ in range(1000 * count):

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from sb3_muzero.arguments import is_integer, is_number
 from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.games.exact import solve
 from sb3_muzero.games.minimax import minimax_scores, move_order
@@ -114,12 +115,12 @@ class MinimaxPlayer:
 
     :param depth: Plies to look ahead
     :param seed: For the draws
-    :raises ValueError: for a depth below 1
+    :raises ValueError: for a depth that is no integer of at least 1
     """
 
     def __init__(self, depth: int, seed: int | None = None) -> None:
-        if depth < 1:
-            raise ValueError(f"`depth` must be at least 1, got {depth}")
+        if not is_integer(depth) or depth < 1:
+            raise ValueError(f"`depth` must be an integer of at least 1, got {depth!r}")
         self.depth = depth
         self.random = np.random.default_rng(seed)
 
@@ -136,12 +137,14 @@ class MCTSPlayer:
     :param num_simulations: Simulations per move
     :param exploration: Factor of the confidence bound
     :param seed: For the rollouts
-    :raises ValueError: for less than one simulation
+    :raises ValueError: for an argument outside of what is allowed
     """
 
     def __init__(self, num_simulations: int, exploration: float = 1.4, seed: int | None = None) -> None:
-        if num_simulations < 1:
-            raise ValueError(f"`num_simulations` must be at least 1, got {num_simulations}")
+        if not is_integer(num_simulations) or num_simulations < 1:
+            raise ValueError(f"`num_simulations` must be an integer of at least 1, got {num_simulations!r}")
+        if not is_number(exploration) or not 0 <= exploration < np.inf:
+            raise ValueError(f"`exploration` must be at least 0 and finite, got {exploration!r}")
         self.num_simulations = num_simulations
         self.exploration = exploration
         self.state = np.random.default_rng(seed).integers(1, 2**63, size=1, dtype=np.uint64)

@@ -142,8 +142,9 @@ def test_games_may_begin_with_random_moves(name: str) -> None:
     assert boards[0] == boards[2] != boards[1]
     game.reset(options={"moves": [3, 2]})
     assert game.num_plies == 2, "told what to begin with"
-    with pytest.raises(ValueError, match="`random_plies` must be at least 0 and below"):
-        GAMES[name](random_plies=-1)
+    for wrong in (-1, 1.5, 1000):
+        with pytest.raises(ValueError, match="`random_plies` must be an integer from 0 to"):
+            GAMES[name](random_plies=wrong)
 
 
 def test_a_game_that_random_moves_end_begins_anew() -> None:

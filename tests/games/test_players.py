@@ -157,12 +157,16 @@ def test_matches_begin_on_the_empty_board_also_where_training_does_not() -> None
 def test_bad_matches_and_players_are_errors() -> None:
     with pytest.raises(ValueError, match="`num_games` must be even"):
         play_match(RandomPlayer(), RandomPlayer(), TicTacToeEnv, 3)
-    with pytest.raises(ValueError, match="`opening_plies`"):
-        play_match(RandomPlayer(), RandomPlayer(), TicTacToeEnv, 2, opening_plies=9)
-    with pytest.raises(ValueError, match="`depth`"):
-        MinimaxPlayer(0)
-    with pytest.raises(ValueError, match="`num_simulations`"):
-        MCTSPlayer(0)
+    for plies in (9, -1, 1.5):
+        with pytest.raises(ValueError, match="`opening_plies`"):
+            play_match(RandomPlayer(), RandomPlayer(), TicTacToeEnv, 2, opening_plies=plies)
+    for number in (0, 2.5):
+        with pytest.raises(ValueError, match="`depth` must be an integer of at least 1"):
+            MinimaxPlayer(number)
+        with pytest.raises(ValueError, match="`num_simulations` must be an integer of at least 1"):
+            MCTSPlayer(number)
+    with pytest.raises(ValueError, match="`exploration` must be at least 0 and finite, got nan"):
+        MCTSPlayer(8, exploration=float("nan"))
     import pyspiel
 
     game = from_open_spiel(pyspiel.load_game("tic_tac_toe"))
