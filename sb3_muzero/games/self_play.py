@@ -34,7 +34,8 @@ class SelfPlayEvalCallback(BaseCallback):
     Callback for evaluating an agent of a two-player game. SB3's ``EvalCallback`` can't: it sums up both players' rewards.
 
     Logs the share of the points, by seat, against each opponent, and a rating in Elo's points among the agent's own
-    checkpoints, of which the first one has 0. The agent plays without noise.
+    checkpoints, of which the first one has 0. The agent plays without noise. In a run that goes on later (``MuZero.resume``)
+    ratings, and which model was the best, begin anew.
 
     :param make_env: Makes the game
     :param opponents: Players by name, as ``{"minimax_2": MinimaxPlayer(2)}``
@@ -45,7 +46,7 @@ class SelfPlayEvalCallback(BaseCallback):
     :param best_model_save_path: Path to a folder where the best model (by points over all opponents) will be saved.
     :param seed: For the openings, which are the same each time
     :param verbose: Verbosity level: 0 for no output, 1 for results
-    :raises ValueError: for an odd number of games, before any is played
+    :raises ValueError: for an odd number of games, or for another game than the model's, before any is played
     """
 
     def __init__(
@@ -76,6 +77,14 @@ class SelfPlayEvalCallback(BaseCallback):
         self.checkpoints: list[ModelPlayer] = []
         self._points = np.zeros((0, 0))
         self._games = np.zeros((0, 0))
+
+    def _init_callback(self) -> None:
+        env = self.make_env()
+        env.reset()
+        try:
+            ModelPlayer(self.model.policy).act([env])  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"`make_env` must make the game that the model learns: {error}") from error
 
     def _match(self, player: Player, opponent: Player) -> tuple[Score, Score]:
         return play_match(player, opponent, self.make_env, self.n_eval_games, self.opening_plies, self.seed)

@@ -414,6 +414,9 @@ def test_evaluation_of_self_play_changes_nothing_and_says_who_won(tmp_path: Any)
     assert best.num_timesteps in {result.num_timesteps for result in callback.results}
     with pytest.raises(ValueError, match="`n_eval_games`"):
         SelfPlayEvalCallback(TicTacToeEnv, {}, 5)
+    other_board = SelfPlayEvalCallback(ConnectFourEnv, {}, 4)
+    with pytest.raises(ValueError, match=r"`make_env` must make the game that the model learns: .* shape"):
+        MuZero("MlpPolicy", TicTacToeEnv()).learn(10, callback=other_board)
 
 
 class Recorder:
