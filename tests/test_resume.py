@@ -320,7 +320,10 @@ if checkpoints_in(folder):
 else:
     model = MuZero("MlpPolicy", "CartPole-v1", num_simulations=2, learning_starts=20, batch_size=8, buffer_size=2000, seed=0)
 print(model.num_timesteps, flush=True)
-model.learn(10_000_000, callback=ResumableCheckpointCallback(4, folder), reset_num_timesteps=False)
+callback = ResumableCheckpointCallback(4, folder)
+model.learn(8, callback=callback, reset_num_timesteps=False)
+print("under way", flush=True)
+model.learn(10_000_000, callback=callback, reset_num_timesteps=False)
 """
 
 
@@ -331,6 +334,7 @@ def kill_and_resume(folder: Path, times: int, seed: int = 0) -> list[int]:
         run = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None
         starts.append(int(run.stdout.readline()))
+        assert run.stdout.readline() == "under way\n"  # however slow the machine is
         time.sleep(rng.uniform(0.0, 1.5))
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
