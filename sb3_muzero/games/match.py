@@ -45,7 +45,7 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
     :param num_plies: Random moves of each, after which the game is not over
     :param seed: For the draws
     :return: Moves of each
-    :raises ValueError: if no game is that long
+    :raises ValueError: if no game is that long, or for a number of plies that is no integer of at least 0
     """
     if not is_integer(num_plies) or num_plies < 0:
         raise ValueError(f"`opening_plies` must be an integer of at least 0, got {num_plies!r}")
