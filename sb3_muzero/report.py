@@ -167,7 +167,7 @@ def write_report(
         buffer.reset()
 
     values, returns = [], []
-    for episode in played.episodes:
+    for episode in (explored if model.two_player else played).episodes:  # without noise, a game is the same each time
         last = 0.0
         if not episode.terminated:
             with th.no_grad():
@@ -187,7 +187,7 @@ def write_report(
 
     settings = [(setting_name, str(value), "") for setting_name, value in settings_of(model).items()]
     sections = [
-        _results(model, played),
+        _results(model, played, explored),
         _decisions(model, longest),
         _imagination(model, env, episodes, longest),
         f"<h2>Can it be trusted?</h2><div>{picture(plot_value_calibration(*calibration), 'values against returns')}</div>",
@@ -202,7 +202,7 @@ def write_report(
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _results(model: MuZero, played: Recording) -> str:
+def _results(model: MuZero, played: Recording, explored: Recording) -> str:
     cut = f"{played.cut_short} more were cut short when the steps were used up" if played.cut_short > 0 else ""
     rows: list[tuple[str, Any, str]] = [
         ("trained", model.num_timesteps, "environment steps"),
@@ -210,8 +210,9 @@ def _results(model: MuZero, played: Recording) -> str:
         ("complete episodes", len(played.returns), f"deterministic; {cut}" if cut else "deterministic"),
     ]
     if played.returns and model.two_player:
+        decided = float(np.mean(np.array(explored.returns) != 0))
         rows += [
-            ("decided games", float(np.mean(played.returns)), "share of those against itself, the others are draws"),
+            ("decided games", decided, "share of those against itself with the noise that explores, the others are draws"),
             ("mean length", float(np.mean(played.lengths)), "plies"),
         ]
     elif played.returns:

@@ -146,13 +146,14 @@ def main() -> None:
         "--env-kwargs", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="for the game, as in_a_row=4"
     )
     args = parser.parse_args()
-    if not args.model.exists():
+    if not args.model.exists() and not Path(f"{args.model}.zip").exists():
         raise SystemExit(f"error: `--model`: there is no {args.model}")
+    simulations = "" if args.num_simulations is None else f" with {args.num_simulations} simulations"
     changes = {} if args.num_simulations is None else {"num_simulations": args.num_simulations}
     try:
         model = MuZero.load(args.model, **changes)
     except (ValueError, AssertionError, OSError) as error:  # SB3 asserts that there is something in the file
-        raise SystemExit(f"error: {args.model} can't be loaded: {error}") from error
+        raise SystemExit(f"error: {args.model} can't be loaded{simulations}: {error}") from error
     try:
         game = NAMES[args.game](**sizes(args.game, model.observation_space.shape or ()) | dict(args.env_kwargs))
     except (TypeError, ValueError) as error:
@@ -160,6 +161,8 @@ def main() -> None:
     if model.observation_space != game.observation_space or model.action_space != game.action_space:
         raise SystemExit(f"error: {args.model} plays on observations {model.observation_space}, not those of {args.game}")
     seats = {"first": (True, False), "second": (False, True), "both": (True, True), "none": (False, False)}[args.you]
+    goal = f"{game.rules.in_a_row} in a row" if game.rules.in_a_row > 0 else "from side to side"
+    print(f"{args.game}, {game.rules.num_rows} x {game.rules.num_columns}, {goal} (`--env-kwargs` for another one)\n")
     play(model, game, seats, args.hints)
 
 

@@ -87,10 +87,20 @@ class PettingZooGame(AdaptedGame):
             raise ValueError(f"`aec_env` must have the same spaces for both players, got {first} and {second}")
         super().__init__(first["observation"], int(aec_env.action_space(agents[0]).n))
         self.aec_env = aec_env
+        self._reset_kwargs: dict[str, Any] | None = None
+        self._played: list[int] = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._reset_kwargs is not None:  # PettingZoo copies games without their state, or in part: play it again
+            self.aec_env.reset(**self._reset_kwargs)
+            for action in self._played:
+                self.aec_env.step(action)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        self.aec_env.reset(seed=seed, options=options)
+        self._reset_kwargs, self._played = {"seed": seed, "options": options}, []
+        self.aec_env.reset(**self._reset_kwargs)
         self._legal = self.moves.legal = self._look_for_moves()
         return self.observation(), {}
 
@@ -106,6 +116,7 @@ class PettingZooGame(AdaptedGame):
     def _move(self, action: int) -> tuple[list[float], bool, bool]:
         env, mover = self.aec_env, self._mover()
         env.step(action)
+        self._played.append(action)
         rewards = [env.rewards[mover], *(reward for agent, reward in env.rewards.items() if agent != mover)]
         return rewards, all(env.terminations.values()), any(env.truncations.values())
 
@@ -120,6 +131,8 @@ class OpenSpielGame(AdaptedGame):
     """
 
     def __init__(self, game: Any) -> None:
+        if not hasattr(game, "get_type"):
+            raise ValueError(f'`game` must be a game of OpenSpiel, as `pyspiel.load_game("connect_four")`, got {game!r}')
         kind = game.get_type()
         traits = {
             "players": game.num_players(),

@@ -1,5 +1,6 @@
 """Board games for two as Gymnasium environments: each step is one ply, observation and reward are the mover's own."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -63,6 +64,8 @@ class BoardGameEnv(gym.Env):
     def __init__(self, rules: Rules, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"`render_mode` must be one of {self.metadata['render_modes']}, got {render_mode!r}")
+        if not all(is_integer(length) for length in rules[:3]):
+            raise ValueError(f"A board's rows and columns, and stones in a row, must be integers, got {rules}")
         if min(rules.num_rows, rules.num_columns) < 2:  # SB3 would take the two planes for an image's channels, last
             raise ValueError(f"A board must have at least 2 rows and columns, got {rules.num_rows} and {rules.num_columns}")
         if not is_integer(random_plies) or not 0 <= random_plies < rules.num_cells:
@@ -117,13 +120,16 @@ class BoardGameEnv(gym.Env):
         :raises ValueError: for an illegal move, or if they end the game
         """
         super().reset(seed=seed)
+        moves = (options or {}).get("moves")
+        if not isinstance(moves, Sequence | np.ndarray | None):
+            raise ValueError(f"`moves` must be a sequence of moves, got {moves!r}")
         self._start()
-        if "moves" not in (options := options or {}) and self.random_plies > 0:
+        if moves is None and self.random_plies > 0:
             self._begin_at_random()
-        for move in options.get("moves", ()):
+        for move in () if moves is None else moves:
             self.step(move)
         if self.is_over:
-            raise ValueError(f"`moves` must leave something to play, got {options}")
+            raise ValueError(f"`moves` must leave something to play, got {moves}")
         return self.observation(), {}
 
     def _begin_at_random(self) -> None:
@@ -256,8 +262,8 @@ class GomokuEnv(BoardGameEnv):
     def __init__(
         self, size: int = 9, in_a_row: int = 5, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None
     ) -> None:
-        if not 1 <= in_a_row <= size:
-            raise ValueError(f"`in_a_row` must be between 1 and `size` ({size}), got {in_a_row}")
+        if not (is_integer(size) and is_integer(in_a_row) and 1 <= in_a_row <= size):
+            raise ValueError(f"`in_a_row` must be an integer from 1 to `size`, an integer too, got {in_a_row!r} and {size!r}")
         super().__init__(Rules(size, size, in_a_row, False), symmetries, random_plies, render_mode)
 
 

@@ -1,6 +1,7 @@
 """Games of two players against each other, by seat, and ratings from their results."""
 
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -44,14 +45,14 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
     :param count: Number of openings
     :param num_plies: Random moves of each, after which the game is not over
     :param seed: For the draws
-    :return: Moves of each
+    :return: Moves of each; some openings more than once only where no more are found
     :raises ValueError: if no game is that long, or for a number of plies that is no integer of at least 0
     """
     if not is_integer(num_plies) or num_plies < 0:
         raise ValueError(f"`opening_plies` must be an integer of at least 0, got {num_plies!r}")
     env, player = make_env(), RandomPlayer(seed)
-    openings: list[list[int]] = []
-    for _ in range(1000 * count):
+    openings: dict[tuple[int, ...], list[int]] = {}
+    for _ in range(100 * count):
         env.reset(options=EMPTY_BOARD)
         moves: list[int] = []
         done = False
@@ -59,10 +60,34 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
             moves.append(int(player.act([env])[0]))
             done = env.step(moves[-1])[2]
         if not done:
-            openings.append(moves)
+            openings[tuple(moves)] = moves
         if len(openings) == count:
-            return openings
-    raise ValueError(f"`opening_plies` must leave something to play, got {num_plies}")
+            break
+    if not openings:
+        raise ValueError(f"`opening_plies` must leave something to play, got {num_plies}")
+    return list(islice(cycle(openings.values()), count))
+
+
+def check_num_games(name: str, num_games: Any) -> None:
+    """
+    :param name: The argument
+    :param num_games: What was given
+    :raises ValueError: naming the argument, what was given and what is allowed
+    """
+    if not is_integer(num_games) or num_games < 2 or num_games % 2 != 0:
+        raise ValueError(
+            f"`{name}` must be an even integer of at least 2, half of the games in either seat, got {num_games!r}"
+        )
+
+
+def check_player(name: str, player: Any) -> None:
+    """
+    :param name: The argument
+    :param player: What was given
+    :raises ValueError: if it is not one with a method ``act``, but a model or a class, say
+    """
+    if isinstance(player, type) or not callable(getattr(player, "act", None)):
+        raise ValueError(f"`{name}` must be a player, such as `RandomPlayer()` or `ModelPlayer(model)`, got {player}")
 
 
 def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Sequence[Sequence[int]]) -> np.ndarray:
@@ -108,13 +133,15 @@ def play_match(
     :param opponent: The other player
     :param make_env: Makes the game
     :param num_games: Games in all, an even number
-    :param opening_plies: Random moves that begin each game
+    :param opening_plies: Random moves that begin each game. Without any, players who draw nothing at random play the same game
+        each time
     :param seed: For the openings
     :return: Scores in the first and in the second seat
-    :raises ValueError: for an odd number of games or openings that end the game
+    :raises ValueError: for an odd number of games, openings that end the game, and what is no player
     """
-    if num_games < 2 or num_games % 2 != 0:
-        raise ValueError(f"`num_games` must be even, half of them in either seat, got {num_games}")
+    check_num_games("num_games", num_games)
+    check_player("player", player)
+    check_player("opponent", opponent)
     openings = random_openings(make_env, num_games // 2, opening_plies, seed)
     envs = [make_env() for _ in openings]
     scores = []

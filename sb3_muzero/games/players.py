@@ -31,14 +31,20 @@ def own_game(env: gym.Env) -> Any:
     """
     :param env: A game, wrapped or not
     :return: The game itself, whose ``observation()`` is what a model was trained on
-    :raises ValueError: if a wrapper changes observations
+    :raises ValueError: if a wrapper changes observations, and if the game doesn't say what is seen and which moves are legal
     """
     wrapper = env
     while isinstance(wrapper, gym.Wrapper):
         if isinstance(wrapper, gym.ObservationWrapper) or wrapper.observation_space != env.unwrapped.observation_space:
             raise ValueError(f"Models play on the observations of the game itself, but {type(wrapper).__name__} changes them")
         wrapper = wrapper.env
-    return env.unwrapped
+    game: Any = env.unwrapped
+    for method in ("observation", "action_masks"):
+        if not callable(getattr(game, method, None)):
+            raise ValueError(
+                f"A game needs a method `{method}()` for models to play matches, which {type(game).__name__} has not"
+            )
+    return game
 
 
 def board_game(env: gym.Env) -> BoardGameEnv:

@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_muzero.games.match import Score, elo_ratings, play_match
+from sb3_muzero.arguments import is_integer
+from sb3_muzero.games.match import Score, check_num_games, check_player, elo_ratings, play_match, random_openings
 from sb3_muzero.games.players import ModelPlayer, Player
 
 
@@ -40,13 +41,15 @@ class SelfPlayEvalCallback(BaseCallback):
     :param make_env: Makes the game
     :param opponents: Players by name, as ``{"minimax_2": MinimaxPlayer(2)}``
     :param n_eval_games: Games per opponent and evaluation, an even number, half of them in either seat
-    :param eval_freq: Evaluate the agent every ``eval_freq`` call of the callback, and keep it as a checkpoint.
+    :param eval_freq: Evaluate the agent every ``eval_freq`` call of the callback, each of which is a step in all environments,
+        and keep it as a checkpoint.
     :param opening_plies: Random moves that begin each game
     :param max_checkpoints: Most recent checkpoints that the agent meets; 0 for none
     :param best_model_save_path: Path to a folder where the best model (by points over all opponents) will be saved.
     :param seed: For the openings, which are the same each time
     :param verbose: Verbosity level: 0 for no output, 1 for results
-    :raises ValueError: for an odd number of games, or for another game than the model's, before any is played
+    :raises ValueError: for an odd number of games, for another game than the model's, and for openings or opponents that don't
+        fit the game, before training starts
     """
 
     def __init__(
@@ -62,8 +65,11 @@ class SelfPlayEvalCallback(BaseCallback):
         verbose: int = 1,
     ) -> None:
         super().__init__(verbose)
-        if n_eval_games < 2 or n_eval_games % 2 != 0:
-            raise ValueError(f"`n_eval_games` must be even, half of them in either seat, got {n_eval_games}")
+        for name, opponent in opponents.items():
+            check_player(f"opponents[{name!r}]", opponent)
+        check_num_games("n_eval_games", n_eval_games)
+        if not is_integer(max_checkpoints) or max_checkpoints < 0:
+            raise ValueError(f"`max_checkpoints` must be an integer of at least 0, got {max_checkpoints!r}")
         self.make_env = make_env
         self.opponents = dict(opponents)
         self.n_eval_games = n_eval_games
@@ -85,6 +91,12 @@ class SelfPlayEvalCallback(BaseCallback):
             ModelPlayer(self.model.policy).act([env])  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(f"`make_env` must make the game that the model learns: {error}") from error
+        random_openings(self.make_env, 1, self.opening_plies, self.seed)
+        for name, opponent in self.opponents.items():
+            try:
+                opponent.act([env])
+            except ValueError as error:
+                raise ValueError(f"`opponents` must be players of this game, which {name!r} is not: {error}") from error
 
     def _match(self, player: Player, opponent: Player) -> tuple[Score, Score]:
         return play_match(player, opponent, self.make_env, self.n_eval_games, self.opening_plies, self.seed)

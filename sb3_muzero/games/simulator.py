@@ -3,6 +3,7 @@ Planning with the game itself in place of the learned model (AlphaZero's way, ht
 that has to be learned costs, and how good the policy and value alone are.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,12 @@ class PlansWithRules(MuZeroPolicy):
     ``consistency_coef=0`` and ``reward_coef=0``.
 
     :param rules: Of the game, as ``env.unwrapped.rules``
-    :raises ValueError: for those of another board
+    :raises ValueError: for those of another board, and for what are no rules
     """
 
     def __init__(self, *args: Any, rules: Rules, **kwargs: Any) -> None:
+        if not isinstance(rules, Sequence) or len(rules) != len(Rules._fields):
+            raise ValueError(f"`rules` must be those of a game, as `env.unwrapped.rules`, got {rules}")
         self.rules = rules = Rules(*rules)  # a model's file has it as a list
         super().__init__(*args, **kwargs)
         shape, num_actions = (2, rules.num_rows, rules.num_columns), int(self.action_space.n)
@@ -114,7 +117,10 @@ def with_rules(policy: MuZeroPolicy, rules: Rules) -> PlansWithRules:
     :param policy: Trained on the game
     :param rules: Of the game, as ``env.unwrapped.rules``
     :return: A copy that plans with the rules and not with the model that it has learned
+    :raises ValueError: for what is no policy, and for rules of another board
     """
+    if not isinstance(policy, MuZeroPolicy):
+        raise ValueError(f"`policy` must be a model's policy, as `model.policy`, got a {type(policy).__name__}")
     kind: Any = type(policy)
     if not isinstance(policy, PlansWithRules):
         kind = type(f"Simulator{kind.__name__}", (PlansWithRules, kind), {})

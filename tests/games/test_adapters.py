@@ -1,17 +1,20 @@
 """Games of PettingZoo and OpenSpiel: the same as ours, move for move; what is no such game is an error."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pyspiel
 import pytest
-from conftest import tiny_model
+from conftest import differences, snapshot, tiny_model
 from gymnasium import spaces
 from pettingzoo.classic import chess_v6, connect_four_v3, tictactoe_v3
 from stable_baselines3.common.env_checker import check_env
 
+from sb3_muzero import MuZero
 from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.adapters import AdaptedGame, from_open_spiel, from_pettingzoo
 from sb3_muzero.games.match import play_match
@@ -71,6 +74,36 @@ def test_a_copy_draws_what_is_legal(name: str) -> None:
     assert drawn == set(np.flatnonzero(game.action_masks()).tolist())
 
 
+@pytest.mark.parametrize("name", [*ADAPTED, "chess"])
+def test_a_copy_plays_on_from_the_same_position(name: str) -> None:
+    """Also one from a checkpoint's file; PettingZoo's own copies have lost the game."""
+    game = from_pettingzoo(chess_v6.env()) if name == "chess" else ADAPTED[name][1]()
+    game.reset(seed=0)
+    game.action_space.seed(0)
+    for _ in range(3):
+        game.step(game.action_space.sample())
+    copies = [copy.deepcopy(game), cloudpickle.loads(cloudpickle.dumps(game))]
+    for _ in range(100):
+        move = int(game.action_space.sample())
+        expected = game.step(move)
+        for other in copies:
+            found = other.step(move)
+            assert np.array_equal(found[0], expected[0]) and found[1:] == expected[1:]
+            assert np.array_equal(other.action_masks(), game.action_masks())
+        if expected[2] or expected[3]:
+            break
+
+
+def test_a_run_on_a_game_of_pettingzoo_goes_on_amid_a_game(tmp_path: Path) -> None:
+    model = tiny_model(from_pettingzoo(tictactoe_v3.env())).learn(62)
+    assert not model.env.buf_dones[0], "amid a game"
+    model.save_checkpoint(tmp_path)
+    unbroken = model.learn(20, reset_num_timesteps=False)
+    env = from_pettingzoo(tictactoe_v3.env())
+    resumed = MuZero.resume(tmp_path, env, restore_environments=True).learn(20, reset_num_timesteps=False)
+    assert differences(snapshot(unbroken), snapshot(resumed)) == []
+
+
 @pytest.mark.parametrize("name", ["tic_tac_toe", "breakthrough(rows=5,columns=3)", "lines_of_action"])
 def test_observations_of_open_spiel_say_who_moves(name: str) -> None:
     game, rng = from_open_spiel(pyspiel.load_game(name)), np.random.default_rng(0)
@@ -84,6 +117,8 @@ def test_observations_of_open_spiel_say_who_moves(name: str) -> None:
 
 
 def test_illegal_moves_are_errors() -> None:
+    with pytest.raises(ValueError, match=r"`game` must be a game of OpenSpiel, .* got 'tic_tac_toe'"):
+        from_open_spiel("tic_tac_toe")
     for _, make in ADAPTED.values():
         env = make()
         env.reset()

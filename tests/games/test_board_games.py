@@ -107,6 +107,8 @@ def test_bad_sizes_are_errors() -> None:
         lambda: GomokuEnv(9, 0),
         lambda: HexEnv(0),
         lambda: HexEnv(1),
+        lambda: GomokuEnv(5.0, 3),
+        lambda: GomokuEnv(5, 2.5),
         lambda: GomokuEnv(1, 1),
         lambda: ConnectFourEnv(1, 7),
         lambda: ConnectFourEnv(4, 1),
@@ -142,6 +144,12 @@ def test_games_may_begin_with_random_moves(name: str) -> None:
     assert boards[0] == boards[2] != boards[1]
     game.reset(options={"moves": [3, 2]})
     assert game.num_plies == 2, "told what to begin with"
+    game.reset(options={"moves": np.array([1])})
+    assert game.num_plies == 1
+    plies = {(game.reset(seed=seed, options={"moves": None}), game.num_plies)[1] for seed in range(300)}
+    assert plies == set(range(6)), "not told"
+    with pytest.raises(ValueError, match="`moves` must be a sequence of moves, got 3"):
+        game.reset(options={"moves": 3})
     for wrong in (-1, 1.5, 1000):
         with pytest.raises(ValueError, match="`random_plies` must be an integer from 0 to"):
             GAMES[name](random_plies=wrong)

@@ -48,15 +48,17 @@ def test_errors_name_the_remedy(tmp_path, monkeypatch, capsys):
         ("other.zip", "hex", "there is no"),
         ("model.zip", "connect_four", "there is no connect_four for .*four in a row"),
         ("model.zip", "gomoku", "there is no gomoku for .*`in_a_row`"),
+        ("model.zip --num-simulations 0", "tic_tac_toe", "can't be loaded with 0 simulations: `num_simulations` must"),
     ):
         with pytest.raises(SystemExit, match=message):
-            run(monkeypatch, capsys, [], game, "--model", str(tmp_path / model))
+            run(monkeypatch, capsys, [], game, "--model", *f"{tmp_path}/{model}".split())
 
 
 def test_other_rules_of_a_game_are_arguments(tmp_path, monkeypatch, capsys):
     tiny_model(GomokuEnv(4, 4)).save(tmp_path / "model")
-    arguments = ["--model", str(tmp_path / "model.zip"), "--you", "none", "--env-kwargs", "in_a_row=4"]
+    arguments = ["--model", str(tmp_path / "model"), "--you", "none", "--env-kwargs", "in_a_row=4"]
     shown = run(monkeypatch, capsys, [], "gomoku", *arguments)
+    assert "gomoku, 4 x 4, 4 in a row" in shown
     assert "a b c d" in shown and shown.rstrip().endswith(("X has won", "O has won", "A draw"))
 
 

@@ -4,15 +4,17 @@ from functools import partial
 
 import numpy as np
 import pytest
+from conftest import TinyEnv, tiny_model
 
 from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games.adapters import from_open_spiel
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve
-from sb3_muzero.games.match import Score, elo_ratings, play_match
+from sb3_muzero.games.match import Score, elo_ratings, play_games, play_match, random_openings
 from sb3_muzero.games.minimax import LOWEST, WIN, evaluate, minimax_scores, move_order
-from sb3_muzero.games.players import MCTSPlayer, MinimaxPlayer, PerfectPlayer, RandomPlayer
+from sb3_muzero.games.players import MCTSPlayer, MinimaxPlayer, ModelPlayer, PerfectPlayer, RandomPlayer
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play
+from sb3_muzero.games.self_play import SelfPlayEvalCallback
 
 
 def random_position(game: BoardGameEnv, num_plies: int, rng: np.random.Generator) -> np.ndarray:
@@ -148,6 +150,38 @@ def test_scores_are_by_seat() -> None:
     assert str(first) == "100.0% of the points (+2 =0 -0)"
 
 
+def test_players_move_in_their_seats_after_any_opening() -> None:
+    class Watcher:
+        """Looks whose turn it is, and makes the first legal move."""
+
+        def __init__(self) -> None:
+            self.seen: set[int] = set()
+
+        def act(self, envs: list) -> np.ndarray:
+            self.seen |= {env.to_play for env in envs}
+            return np.array([env.action_masks().argmax() for env in envs])
+
+    for opening in ([], [0], [0, 1], [3, 3, 3]):
+        first, second = Watcher(), Watcher()
+        play_games((first, second), [ConnectFourEnv()], [opening])
+        assert (first.seen, second.seen) == ({0}, {1})
+
+
+def test_openings_differ_as_long_as_there_are_others() -> None:
+    assert len({tuple(opening) for opening in random_openings(ConnectFourEnv, 49, 2, 0)}) == 49  # which is all
+    more = random_openings(ConnectFourEnv, 60, 2, 0)
+    assert len(more) == 60 and len({tuple(opening) for opening in more}) == 49
+    assert random_openings(TicTacToeEnv, 3, 0, 0) == [[], [], []]
+    assert random_openings(ConnectFourEnv, 5, 2, 1) != random_openings(ConnectFourEnv, 5, 2, 0)
+
+
+def test_moves_that_the_solver_does_not_know_are_no_errors() -> None:
+    boards = [np.zeros(42, np.int8), np.ones(42, np.int8), -np.ones(42, np.int8)]
+    values = [np.full(7, np.nan), np.array([1.0, -1, -1, -1, -1, -1, -1]), np.array([0.0, 1, 0, 0, 0, 0, 0])]
+    solution = {board.tobytes(): value for board, value in zip(boards, values, strict=True)}
+    assert share_of_errors(lambda positions: np.zeros(len(positions), int), solution) == 0.5
+
+
 def test_matches_begin_on_the_empty_board_also_where_training_does_not() -> None:
     makers = (ConnectFourEnv, partial(ConnectFourEnv, random_plies=10))
     scores = [play_match(MinimaxPlayer(2, 0), RandomPlayer(0), make, 20, opening_plies=2, seed=0) for make in makers]
@@ -155,8 +189,9 @@ def test_matches_begin_on_the_empty_board_also_where_training_does_not() -> None
 
 
 def test_bad_matches_and_players_are_errors() -> None:
-    with pytest.raises(ValueError, match="`num_games` must be even"):
-        play_match(RandomPlayer(), RandomPlayer(), TicTacToeEnv, 3)
+    for number in (3, 4.0, 0):
+        with pytest.raises(ValueError, match="`num_games` must be an even integer"):
+            play_match(RandomPlayer(), RandomPlayer(), TicTacToeEnv, number)
     for plies in (9, -1, 1.5):
         with pytest.raises(ValueError, match="`opening_plies`"):
             play_match(RandomPlayer(), RandomPlayer(), TicTacToeEnv, 2, opening_plies=plies)
@@ -173,6 +208,21 @@ def test_bad_matches_and_players_are_errors() -> None:
     game.reset()
     with pytest.raises(ValueError, match=r"sb3_muzero\.games, got a OpenSpielGame"):
         MinimaxPlayer(1).act([game])
+
+
+def test_what_is_no_player_or_no_game_for_matches_is_an_error() -> None:
+    model = tiny_model(TicTacToeEnv())
+    for wrong in (model, RandomPlayer):
+        with pytest.raises(ValueError, match="`opponent` must be a player, such as"):
+            play_match(RandomPlayer(), wrong, TicTacToeEnv, 2)
+        with pytest.raises(ValueError, match=r"`opponents\['it'\]` must be a player, such as"):
+            SelfPlayEvalCallback(TicTacToeEnv, {"it": wrong})
+
+    class Silent(TinyEnv):
+        two_player = True
+
+    with pytest.raises(ValueError, match=r"A game needs a method `observation\(\)` .* which Silent has not"):
+        play_match(ModelPlayer(model), ModelPlayer(model), Silent, 2, opening_plies=0)
 
 
 def test_ratings_are_those_of_the_expected_scores() -> None:
