@@ -146,7 +146,8 @@ def write_report(
     :param model: The model, as it was loaded
     :param env: Environments as it was trained in
     :param path: HTML file to write
-    :param num_episodes: Episodes to play without the noise that explores, which the results are of; and as many with it
+    :param num_episodes: Episodes to play without the noise that explores, which the results are of; and as many with it, which
+        a game's results are of: without noise it is the same each time
     :param max_steps: Steps after which either ends anyhow
     :param seed: Of environments and noise
     :param name: Name of the environment, for the title
@@ -167,7 +168,8 @@ def write_report(
         buffer.reset()
 
     values, returns = [], []
-    for episode in (explored if model.two_player else played).episodes:  # without noise, a game is the same each time
+    graded = explored if model.two_player else played  # without noise, a game against itself is the same each time
+    for episode in graded.episodes:
         last = 0.0
         if not episode.terminated:
             with th.no_grad():
@@ -187,7 +189,7 @@ def write_report(
 
     settings = [(setting_name, str(value), "") for setting_name, value in settings_of(model).items()]
     sections = [
-        _results(model, played, explored),
+        _results(model, graded),
         _decisions(model, longest),
         _imagination(model, env, episodes, longest),
         f"<h2>Can it be trusted?</h2><div>{picture(plot_value_calibration(*calibration), 'values against returns')}</div>",
@@ -202,17 +204,21 @@ def write_report(
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _results(model: MuZero, played: Recording, explored: Recording) -> str:
+def _results(model: MuZero, played: Recording) -> str:
+    kind = "with the noise that explores" if model.two_player else "deterministic"
     cut = f"{played.cut_short} more were cut short when the steps were used up" if played.cut_short > 0 else ""
     rows: list[tuple[str, Any, str]] = [
         ("trained", model.num_timesteps, "environment steps"),
         ("gradient updates", model._n_updates, ""),
-        ("complete episodes", len(played.returns), f"deterministic; {cut}" if cut else "deterministic"),
+        ("complete episodes", len(played.returns), f"{kind}; {cut}" if cut else kind),
     ]
     if played.returns and model.two_player:
-        decided = float(np.mean(np.array(explored.returns) != 0))
         rows += [
-            ("decided games", decided, "share of those against itself with the noise that explores, the others are draws"),
+            (
+                "decided games",
+                float(np.mean(np.array(played.returns) != 0)),
+                "share of those against itself, the others are draws",
+            ),
             ("mean length", float(np.mean(played.lengths)), "plies"),
         ]
     elif played.returns:

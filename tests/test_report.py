@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
+from matplotlib.figure import Figure
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import report
+from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.recording import play
 
 
@@ -135,6 +137,19 @@ def test_every_kind_of_environment(kind, tmp_path):
     assert (complete == "0") == (kind == "endless")
     decoded = not any("No observations are decoded" in text for text in page.text)
     assert decoded == (kind not in ("dict", "discrete"))
+
+
+def test_a_games_results_are_of_different_games(tmp_path, monkeypatch):
+    """Without noise an agent plays one game against itself again and again."""
+    model = tiny_model(TicTacToeEnv()).learn(60)
+    model.replay_buffer.reset()
+    values = []
+    monkeypatch.setattr(report, "plot_value_calibration", lambda values_, returns: values.append(values_) or Figure())
+    report.write_report(model, model.get_env(), tmp_path / "page.html", num_episodes=24)
+    page = Page((tmp_path / "page.html").read_text()).text
+    assert "with the noise that explores" in page and "deterministic" not in page
+    assert 0 <= float(page[page.index("decided games") + 1]) <= 1
+    assert len(np.unique(values[0])) > 9, "more than one game's"
 
 
 def test_played_episodes_are_those_of_the_environment():

@@ -99,6 +99,7 @@ class PettingZooGame(AdaptedGame):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
+        seed = int(self.np_random.integers(2**31)) if seed is None else seed  # with which it can be played again
         self._reset_kwargs, self._played = {"seed": seed, "options": options}, []
         self.aec_env.reset(**self._reset_kwargs)
         self._legal = self.moves.legal = self._look_for_moves()

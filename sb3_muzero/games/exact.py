@@ -90,11 +90,9 @@ def share_of_errors(act: Callable[[np.ndarray], np.ndarray], solution: dict[byte
     """
     :param act: The player, as in ``count_leaves``
     :param solution: From ``solve``
-    :return: Share of all positions in which the player's move is worth less than another one; positions in which
-        the solver does not know what the move is worth don't count
+    :return: Share of all positions in which the player's move is worth less than another one, or nobody knows what it is worth
     """
     boards = np.array([np.frombuffer(key, np.int8) for key in solution])
     values = np.array(list(solution.values()))
     chosen = values[np.arange(len(values)), act(boards)]
-    known = ~np.isnan(chosen)
-    return float((chosen[known] < np.nanmax(values[known], axis=1)).mean())
+    return float((~(chosen >= np.nanmax(values, axis=1))).mean())

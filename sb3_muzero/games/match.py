@@ -52,17 +52,17 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
         raise ValueError(f"`opening_plies` must be an integer of at least 0, got {num_plies!r}")
     env, player = make_env(), RandomPlayer(seed)
     openings: dict[tuple[int, ...], list[int]] = {}
-    for _ in range(100 * count):
+    tries = 0
+    while len(openings) < count and tries < 1000:
+        tries += 1
         env.reset(options=EMPTY_BOARD)
         moves: list[int] = []
         done = False
         while len(moves) < num_plies and not done:
             moves.append(int(player.act([env])[0]))
             done = env.step(moves[-1])[2]
-        if not done:
-            openings[tuple(moves)] = moves
-        if len(openings) == count:
-            break
+        if not done and tuple(moves) not in openings:
+            openings[tuple(moves)], tries = moves, 0
     if not openings:
         raise ValueError(f"`opening_plies` must leave something to play, got {num_plies}")
     return list(islice(cycle(openings.values()), count))

@@ -175,13 +175,6 @@ def test_openings_differ_as_long_as_there_are_others() -> None:
     assert random_openings(ConnectFourEnv, 5, 2, 1) != random_openings(ConnectFourEnv, 5, 2, 0)
 
 
-def test_moves_that_the_solver_does_not_know_are_no_errors() -> None:
-    boards = [np.zeros(42, np.int8), np.ones(42, np.int8), -np.ones(42, np.int8)]
-    values = [np.full(7, np.nan), np.array([1.0, -1, -1, -1, -1, -1, -1]), np.array([0.0, 1, 0, 0, 0, 0, 0])]
-    solution = {board.tobytes(): value for board, value in zip(boards, values, strict=True)}
-    assert share_of_errors(lambda positions: np.zeros(len(positions), int), solution) == 0.5
-
-
 def test_matches_begin_on_the_empty_board_also_where_training_does_not() -> None:
     makers = (ConnectFourEnv, partial(ConnectFourEnv, random_plies=10))
     scores = [play_match(MinimaxPlayer(2, 0), RandomPlayer(0), make, 20, opening_plies=2, seed=0) for make in makers]
