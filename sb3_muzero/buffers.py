@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_muzero.finite import LARGEST
 from sb3_muzero.novelty import VisitCounts
 from sb3_muzero.observation_ring import ArrayOrDict, ObservationRing, map_observations, parts_of, read_ring
-from sb3_muzero.storage import checked, checked_number
+from sb3_muzero.storage import checked, checked_number, filled
 from sb3_muzero.sum_tree import SumTree
 
 
@@ -454,12 +454,13 @@ class SequenceReplayBuffer(ReplayBuffer):
             state["observations"] = self.observations.state(size)
             state["action_masks"] = None if self.action_masks is None else self.action_masks[:size]
             state["priorities"] = None if self.priorities is None else self.priorities[np.arange(size * self.n_envs)]
+            state["priority_exponent"] = self.priority_exponent
             state["visits"] = None if self._visits is None else self._visits.state()
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """
-        :param state: What ``state`` gave
+        :param state: What ``state`` gave, read from a file: its arrays may become this buffer's own
         :raises ValueError: if it is of other spaces, environments or frames, or its numbers can't be, naming them
         """
         mine, theirs = self._shape(), state.get("shape")
@@ -503,16 +504,21 @@ class SequenceReplayBuffer(ReplayBuffer):
         bounds |= {"rewards": (-LARGEST, LARGEST), "root_values": (-(LARGEST**2), LARGEST**2)}
         bounds["codes"] = (0, VisitCounts.TABLE_SIZE - 1)
         for name in self._RINGS:
-            ring = getattr(self, name)[:size]
-            ring[:] = checked(name, state[name], ring, *bounds.get(name, ()))
+            ring = getattr(self, name)
+            setattr(self, name, filled(ring, checked(name, state[name], ring[:size], *bounds.get(name, ()))))
         self.observations.load_state(state["observations"], size)
         if state["action_masks"] is not None:
-            self.action_masks = np.ones(self.policies.shape, dtype=np.bool_)
-            self.action_masks[:size] = checked("action_masks", state["action_masks"], self.action_masks[:size])
+            masks = np.ones(self.policies.shape, dtype=np.bool_)
+            self.action_masks = filled(masks, checked("action_masks", state["action_masks"], masks[:size]))
         if self.priorities is not None:
             stored, known = np.arange(size * self.n_envs), state["priorities"]
-            like = np.ones(len(stored))
-            self.priorities.update(stored, like if known is None else checked("priorities", known, like, low=0))
+            powers = np.ones(len(stored))
+            if known is not None:
+                powers = checked("priorities", known, powers, low=0)
+                exponent = checked_number("priority_exponent", state["priority_exponent"], float, 1e-6)
+                if exponent != self.priority_exponent:
+                    powers = powers ** (self.priority_exponent / exponent)
+            self.priorities.update(stored, powers)
             if known is None and self.observations.full:
                 self._forget_lost_rows(self.observations.next_row)
             if len(stored) > 0 and not 0 < self.priorities.total < np.inf:

@@ -16,9 +16,10 @@ import wandb
 from matplotlib.figure import Figure
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
+from sb3_muzero.arguments import is_integer
+from sb3_muzero.checkpoints import checkpoints_in, steps_of
 from sb3_muzero.diagnostics import ModelErrors, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.observation_ring import map_observations
@@ -35,15 +36,18 @@ from sb3_muzero.recording import film, save_gif
 
 class ResumableCheckpointCallback(BaseCallback):
     """
-    Callback for saving, every ``save_freq`` calls to ``env.step()`` and when the rollout that is then under way is done, all
-    that a run consists of: ``MuZero.resume`` goes on from there. SIGTERM and Ctrl-C end a run with a last checkpoint, once the
-    rollout and the updates that are under way are done. A disk that is full is reported, and training goes on.
+    Callback for saving, before training and every ``save_freq`` calls to ``env.step()``, when the rollout that is then under
+    way is done, all that a run consists of: ``MuZero.resume`` goes on from there. SIGTERM and Ctrl-C end a run with a last
+    checkpoint, once the rollout and the updates that are under way are done. A disk that is full is reported, and training
+    goes on; so are networks whose loss is not finite, which are not saved. ``time/checkpoint_share`` is the share of the time
+    that saving takes.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback.
     :param save_path: Path to the folder where checkpoints will be saved.
     :param keep: Newest checkpoints that stay
     :param verbose: Verbosity level: 0 for no output, 2 for the name of each file
-    :raises ValueError: for less than one call, or to keep less than one
+    :raises ValueError: for less than one call, or to keep less than one; when training begins, for a folder of another run
+    :raises OSError: when training begins, if no checkpoint can be written
     """
 
     model: MuZero
@@ -51,8 +55,8 @@ class ResumableCheckpointCallback(BaseCallback):
     def __init__(self, save_freq: int, save_path: str | Path, keep: int = 2, verbose: int = 0) -> None:
         super().__init__(verbose)
         for name, given in (("save_freq", save_freq), ("keep", keep)):
-            if given < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {given}")
+            if not is_integer(given) or given < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {given!r}")
         self.save_freq = save_freq
         self.save_path = Path(save_path)
         self.keep = keep
@@ -61,37 +65,64 @@ class ResumableCheckpointCallback(BaseCallback):
         self._handlers: dict[int, Any] = {}
         self._process = os.getpid()
 
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, MuZero):
+            raise ValueError(f"ResumableCheckpointCallback is made for MuZero, got {type(self.model).__name__}")
+
     def _on_training_start(self) -> None:
-        self._give_back_handlers()  # of a run that has failed
-        self._saved_at, self._signal, self.model.interrupted = self.n_calls, None, False
-        self._process = os.getpid()
-        if threading.current_thread() is threading.main_thread():  # Python has handlers set nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell
-                    self._handlers[number] = signal.signal(number, self._interrupt)
+        self._saved_at, self._seconds, self._started = self.n_calls, 0.0, time.perf_counter()
+        there = [steps_of(path) for path in checkpoints_in(self.save_path)]
+        is_its_own = self.model.checkpoint_folder == self.save_path.resolve() and (
+            self.num_timesteps in there or self.num_timesteps > max(there, default=0)
+        )
+        if not there:
+            self.model.save_checkpoint(self.save_path, self.keep)  # what can't be saved shows before any work is lost
+        elif not is_its_own:
+            raise ValueError(
+                f"`save_path`, {self.save_path}, holds checkpoints of another run, of steps {there}, and this one is at step "
+                f"{self.num_timesteps}: go on with that one (`MuZero.resume`, then `learn` with `reset_num_timesteps=False`), "
+                f"or name another folder"
+            )
+        self.model.after_learning.callback(self._leave)
+        self._take_signals()
+
+    def _take_signals(self) -> None:
+        self._signal, self.model.interrupted, self._process = None, False, os.getpid()
+        if threading.current_thread() is not threading.main_thread():  # Python has handlers set nowhere else
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            holder = getattr(signal.getsignal(number), "__self__", None)
+            if isinstance(holder, ResumableCheckpointCallback):  # another one of this run
+                holder._give_back_signals()
+            if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell
+                self._handlers[number] = signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        inside = frame
-        while inside is not None and inside.f_code is not OffPolicyAlgorithm.learn.__code__:
-            inside = inside.f_back
-        is_child = os.getpid() != self._process
-        if inside is None or is_child or self._signal is not None:  # it has failed, or who asks twice does not want to wait
+        if os.getpid() != self._process:
+            return self._obey(number)
+        if self._signal is not None:  # who asks twice does not want to wait
             self._obey(number)
+            self._take_signals()
         self._signal, self.model.interrupted = number, True
 
     def _obey(self, number: int) -> None:
-        self._give_back_handlers()
-        if signal.getsignal(number) == self._interrupt:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        """Let those who had handlers before do what they do; some of them want to go on."""
+        self._signal = None
+        self._give_back_signals()
         if number == signal.SIGTERM and signal.getsignal(number) is signal.SIG_DFL and os.getpid() == self._process:
             raise SystemExit(128 + number)  # so that what is open is closed
         signal.raise_signal(number)
 
-    def _give_back_handlers(self) -> None:
+    def _give_back_signals(self) -> None:
         for number, handler in self._handlers.items():
             if signal.getsignal(number) == self._interrupt:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
+
+    def _leave(self) -> None:
+        self._give_back_signals()
+        if self._signal is not None:
+            self._obey(self._signal)
 
     def _on_rollout_start(self) -> None:
         # The step before is stored and learned from here, which it is not in `_on_step`
@@ -99,18 +130,20 @@ class ResumableCheckpointCallback(BaseCallback):
             self._save()
         if self._signal is not None:
             self._obey(self._signal)
+            self._take_signals()
 
     def _save(self) -> None:
-        if self.model._skipped_in_a_row > 0:  # this one may be beyond repair
-            return
-        self._saved_at = self.n_calls
+        self._saved_at, start = self.n_calls, time.perf_counter()
         try:
             path = self.model.save_checkpoint(self.save_path, self.keep)
-        except OSError as error:
+        except (OSError, FloatingPointError) as error:
             warnings.warn(f"No checkpoint was saved after {self.num_timesteps} steps, the ones before stay: {error}")
         else:
             if self.verbose >= 2:
                 print(f"Saving checkpoint to {path}")
+        end = time.perf_counter()
+        self._seconds += end - start
+        self.logger.record("time/checkpoint_share", self._seconds / (end - self._started))
 
     def _on_step(self) -> bool:
         return True
@@ -118,9 +151,6 @@ class ResumableCheckpointCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self.n_calls > self._saved_at:
             self._save()
-        self._give_back_handlers()
-        if self._signal is not None:
-            self._obey(self._signal)
 
 
 class DiagnosticsCallback(BaseCallback):

@@ -4,16 +4,19 @@ random states, counters, VecNormalize's statistics, and, as pickled bytes that n
 """
 
 import copy
+import itertools
 import pickle
 import random
 import re
 import sys
 import warnings
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium.utils import EzPickle
@@ -28,6 +31,7 @@ FORMAT = 1
 # What settings may consist of besides plain values: reading a file makes none but these
 CLASSES = (th.nn.Module, th.optim.Optimizer, BaseBuffer)
 SCHEDULES = {schedule.__name__: schedule for schedule in (ConstantSchedule, LinearSchedule)}
+MISSING = "missing"
 STATISTICS = ("mean", "var", "count")
 
 
@@ -38,6 +42,10 @@ def encode(setting: Any) -> Any:
     """
     if setting is None or isinstance(setting, bool | int | float | str):
         return setting
+    if isinstance(setting, np.generic):
+        return encode(setting.item())
+    if isinstance(setting, Path):
+        return str(setting)
     if isinstance(setting, TrainFreq):
         return encode((setting.frequency, setting.unit.value))
     if isinstance(setting, FloatSchedule):
@@ -52,7 +60,17 @@ def encode(setting: Any) -> Any:
         return {"schedule": type(setting).__name__, "state": vars(setting)}
     if isinstance(setting, type) and issubclass(setting, CLASSES) and "<locals>" not in setting.__qualname__:
         return {"class": [setting.__module__, setting.__qualname__]}
-    return {"missing": repr(setting)}
+    return {MISSING: repr(setting)}
+
+
+def is_missing(tree: Any) -> bool:
+    """
+    :param tree: What ``encode`` gave
+    :return: Whether something in it can't be made again without running code
+    """
+    if isinstance(tree, list):
+        return any(map(is_missing, tree))
+    return isinstance(tree, dict) and (set(tree) == {MISSING} or any(map(is_missing, tree.values())))
 
 
 def decode(tree: Any, name: str) -> Any:
@@ -65,7 +83,7 @@ def decode(tree: Any, name: str) -> Any:
     if not isinstance(tree, dict):
         return tree
     ((kind, content), *rest) = tree.items()
-    if kind == "missing":
+    if kind == MISSING:
         raise ValueError(f"`{name}` was {content}, which no file can hold: give it again, `resume(..., {name}=...)`")
     if kind in ("tuple", "list"):
         parts = [decode(part, name) for part in content]
@@ -79,7 +97,7 @@ def decode(tree: Any, name: str) -> Any:
     module, qualname = content
     found: Any = sys.modules.get(module)  # reading a file must not import what nobody has asked for
     for part in qualname.split("."):
-        found = getattr(found, part, None)
+        found = getattr(found, "__dict__", {}).get(part)  # nor may it ask a module that imports what it is asked for
     if not isinstance(found, type) or not issubclass(found, CLASSES):
         raise ValueError(f"`{name}` was {module}.{qualname}, which is not there: import it first, or give it again")
     return found
@@ -93,7 +111,7 @@ def random_state() -> dict[str, Any]:
         "numpy": {"kind": kind, "keys": keys, "rest": [position, has_gauss, gauss]},
         "python": {"version": version, "internal": np.array(internal, np.uint64), "gauss": gauss_next},
         "torch": th.get_rng_state(),
-        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_initialized() else [],
     }
 
 
@@ -151,10 +169,14 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
                 checked(f"the optimizer's {name}", as_array, like[name].numpy(force=True))
             elif type(value) is not type(like[name]):
                 raise ValueError(f"the optimizer's {name} must be like {like[name]!r}, got {value!r}")
-    groups = [{name: decode(value, name) for name, value in group.items()} for group in state["param_groups"]]
-    own = [group["params"] for group in optimizer.state_dict()["param_groups"]]
-    if repr([group["params"] for group in groups]) != repr(own):  # False is no 0
+    new = optimizer.state_dict()["param_groups"]
+    own = [group["params"] for group in new]
+    if repr([decode(group["params"], "params") for group in state["param_groups"]]) != repr(own):  # False is no 0
         raise ValueError(f"the optimizer's groups must have the parameters {own}")
+    groups = [
+        {name: given[name] if is_missing(value) else decode(value, name) for name, value in group.items()}
+        for group, given in zip(state["param_groups"], new, strict=True)
+    ]
     optimizer.load_state_dict(
         {"state": {int(index): values for index, values in state["state"].items()}, "param_groups": groups}
     )
@@ -174,6 +196,13 @@ def _wrappers(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
         wrappers.append(env)
         env = env.venv
     return wrappers, env
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """:return: gymnasium's wrappers of an environment, outermost first, and it"""
+    while env is not None:
+        yield env
+        env = getattr(env, "env", None)
 
 
 def environment_state(env: VecEnv) -> dict[str, Any]:
@@ -200,13 +229,10 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
         {name: value for name, value in vars(wrapper).items() if name not in ("venv", "class_attributes")}
         for wrapper in wrappers
     ]
-    for outermost in inner.envs:
-        layer: Any = outermost
-        while layer is not None:
-            if isinstance(layer, EzPickle) and type(layer).__setstate__ is EzPickle.__setstate__:
-                state["why_not"] = f"{type(layer).__name__} is pickled by its arguments, without its state (EzPickle)"
-                return state
-            layer = getattr(layer, "env", None)
+    for layer in itertools.chain(*map(_layers, inner.envs)):
+        if isinstance(layer, EzPickle) and type(layer).__setstate__ is EzPickle.__setstate__:
+            state["why_not"] = f"{type(layer).__name__} is pickled by its arguments, without its state (EzPickle)"
+            return state
     try:
         pickled = cloudpickle.dumps((vars(inner), held))
     except Exception as error:  # whatever a user's environment may raise
@@ -224,7 +250,7 @@ def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
     """
     statistics, normalize = state["statistics"], unwrap_vec_normalize(env)
     if (statistics is None) != (normalize is None):
-        raise ValueError(f"`env` must be wrapped in VecNormalize {'no more' if statistics is None else ''} as it was")
+        raise ValueError(f"`env` must {'not ' if statistics is None else ''}be wrapped in VecNormalize, as before")
     if normalize is None:
         return
     if normalize.norm_obs != bool(statistics["obs_rms"]):
@@ -258,6 +284,11 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
     wrappers, inner = _wrappers(env)
     if len(wrappers) != len(held) or type(inner) is not DummyVecEnv:
         raise ValueError(f"`env` must be wrapped as it was, {len(held)} times around a DummyVecEnv, got {env}")
+    was, given = (
+        [[type(layer).__qualname__ for layer in _layers(env)] for env in envs] for envs in (inside["envs"], inner.envs)
+    )
+    if was != given:
+        raise ValueError(f"`env` must be wrapped as it was, {was}, got {given}")
     vars(inner).update(inside)
     for wrapper, attributes in zip(wrappers, held, strict=True):
         vars(wrapper).update(attributes)
@@ -333,23 +364,34 @@ def load_run_state(model: Any, state: dict[str, Any], restore_environments: bool
         for name in AMID_EPISODES:
             setattr(model, name, state["amid_episodes"][name])
     else:
+        normalizing = (gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward)
+        if any(any(model.env.env_is_wrapped(wrapper)) for wrapper in normalizing):
+            warnings.warn(
+                "The statistics of gymnasium's NormalizeObservation and NormalizeReward begin anew: only "
+                "`restore_environments=True` brings them back; those of SB3's VecNormalize always come back"
+            )
         model._last_obs = None  # so that `learn` begins with a reset
         model.env.seed(int(np.random.randint(2**31 - 1)))  # and not with the run's first episodes again
-
-
-NAME = r"checkpoint_\d+_steps\.npz"
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """
     :param folder: Where checkpoints are
-    :return: Their files, the one that was written last at the end
+    :return: Their files, the one of most steps at the end
     """
-    found = [path for path in Path(folder).glob("checkpoint_*_steps.npz") if re.fullmatch(NAME, path.name)]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    return sorted((path for path in Path(folder).glob("checkpoint_*_steps.npz") if steps_of(path) >= 0), key=steps_of)
 
 
-def save_checkpoint(folder: str | Path, state: dict[str, Any], keep: int) -> Path:
+def steps_of(path: Path) -> int:
+    """
+    :param path: A file
+    :return: Steps after which it was saved as a checkpoint; -1 if it is none
+    """
+    match = re.fullmatch(r"checkpoint_(\d+)_steps\.npz", path.name)
+    return -1 if match is None else int(match[1])
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
     """
     :param folder: Where checkpoints are, which is created
     :param state: What ``run_state`` gave
@@ -357,14 +399,13 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any], keep: int) -> Pat
     :return: Its file
     :raises OSError: if it can't be written; the others stay then
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint_{state['counters']['num_timesteps']}_steps.npz"
     for unfinished in folder.glob("checkpoint_*_steps.npz.*.unfinished"):  # of a run that was killed
         unfinished.unlink()
     save_tree(path, state)
     for old in checkpoints_in(folder)[:-keep]:
-        if old != path:
+        if old != path:  # one of more steps is damaged
             old.unlink()
     return path
 
@@ -378,7 +419,7 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     """
     paths = checkpoints_in(folder)
     if not paths:
-        raise FileNotFoundError(f"There is no checkpoint in {folder}")
+        raise FileNotFoundError(f"There is no checkpoint in {folder}{', which must be their folder' * Path(folder).is_file()}")
     errors = []
     for path in reversed(paths):
         try:

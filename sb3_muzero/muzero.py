@@ -1,11 +1,13 @@
 """The algorithm: collect with search, store, sample, targets, loss, step."""
 
+import contextlib
 import copy
 import inspect
 import io
 import pathlib
 import time
 import warnings
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -24,7 +26,7 @@ from torch import nn
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.arguments import ALLOWED, check_number, check_observation_space, check_schedule, check_train_freq
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
-from sb3_muzero.checkpoints import FORMAT, decode, load_checkpoint, load_run_state, run_state, save_checkpoint
+from sb3_muzero.checkpoints import FORMAT, decode, is_missing, load_checkpoint, load_run_state, run_state, save_checkpoint
 from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.finite import check_finite
 from sb3_muzero.image_axes import check_axes, frames_in_observation
@@ -34,7 +36,7 @@ from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.progress_bar import MuZeroProgressBar
 from sb3_muzero.random_actions import persistent_random_actions
 from sb3_muzero.search import SearchOutput, is_cached
-from sb3_muzero.storage import load_tree, save_tree
+from sb3_muzero.storage import load_tree, replaced, save_tree
 from sb3_muzero.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.time_split import TimeSplit
 from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turned
@@ -42,10 +44,10 @@ from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turn
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
 
-def replay_buffer_path(path: str | pathlib.Path) -> pathlib.Path:
-    """:return: A replay buffer's path as SB3 has it"""
+def with_suffix(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
+    """:return: The path, as SB3 completes it"""
     path = pathlib.Path(path)
-    return path if path.suffix else path.with_name(f"{path.name}.pkl")
+    return path if path.suffix else path.with_name(f"{path.name}{suffix}")
 
 
 class MuZero(OffPolicyAlgorithm):
@@ -239,6 +241,10 @@ class MuZero(OffPolicyAlgorithm):
         self._acted_at = 0.0
         # Whether a callback has been told to end the run
         self.interrupted = False
+        # What is to be done when ``learn`` ends, however it does
+        self.after_learning = contextlib.ExitStack()
+        # Where this run's checkpoints are
+        self.checkpoint_folder: pathlib.Path | None = None
         self.uses_action_masks = False
 
         if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, MuZeroPolicy)):
@@ -347,6 +353,7 @@ class MuZero(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._check_arguments()
+        self.interrupted = False
         # What was assigned since
         self._convert_train_freq()
         self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
@@ -489,6 +496,7 @@ class MuZero(OffPolicyAlgorithm):
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _look_for_something_to_plan_for(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        rewards = np.asarray(rewards, np.float32)  # as they are stored, and in files
         if self._first_reward is None:
             self._first_reward = float(rewards[0])
         terminated = any(done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True))
@@ -563,6 +571,23 @@ class MuZero(OffPolicyAlgorithm):
             raise FloatingPointError(f"{message}, for the {self._skipped_in_a_row}th time in a row: lower `learning_rate`?")
         warnings.warn(message)
 
+    def can_learn(self) -> bool:
+        """
+        Tell whether an update could be made. Asking changes nothing.
+
+        :return: Whether the loss of a batch and its gradients are finite
+        """
+        if self._n_updates == 0 or self.replay_buffer.size() == 0:
+            return True
+        parameters = [parameter for group in self.policy.optimizer.param_groups for parameter in group["params"]]
+        numpy_state = np.random.get_state()
+        with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            samples = self.sample(self.batch_size, self.unroll_steps)
+            _, loss, gradients = self._backward(samples, self.targets(samples), parameters)
+        np.random.set_state(numpy_state)
+        norm = th.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        return bool((loss + norm).isfinite())
+
     def sample(self, batch_size: int, unroll_steps: int) -> SequenceSamples:
         """
         Draw sequences as training does.
@@ -615,12 +640,12 @@ class MuZero(OffPolicyAlgorithm):
 
         model, augmentation = self.policy.latent_model, self.policy.augmentation
         used: list[nn.Module] = [model] if augmentation is None else [model, augmentation]
-        coefs = (self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef)
+        constants = (self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef, model.training)
         read = {"observations": samples.observations, "actions": samples.actions, "weights": samples.weights}
         inputs = (read if samples.action_masks is None else {**read, "action_masks": samples.action_masks}, targets)
         if type(self).weighted_losses is not MuZero.weighted_losses:
             return backward(*inputs)
-        return self.policy.recorded("backward", backward, inputs, model, used, *coefs, *map(id, parameters))(*inputs)
+        return self.policy.recorded("backward", backward, inputs, model, used, *constants, *map(id, parameters))(*inputs)
 
     def dump_logs(self) -> None:
         """Write log data."""
@@ -702,14 +727,15 @@ class MuZero(OffPolicyAlgorithm):
             of an environment without
         """
         self._use_masking = use_masking
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        with contextlib.ExitStack() as self.after_learning:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
 
     @property
     def discount(self) -> float:
@@ -732,6 +758,28 @@ class MuZero(OffPolicyAlgorithm):
             )
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file. A file that is there already stays whole
+        until the new one is on disk.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        if isinstance(path, (str, pathlib.Path)):
+            path = with_suffix(path, ".zip")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(path) as file:
+                super().save(file, exclude, include)
+        else:
+            super().save(path, exclude, include)
+
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
         Save the replay buffer, in a format that runs no code when it is loaded (``sb3_muzero.storage``).
@@ -740,7 +788,7 @@ class MuZero(OffPolicyAlgorithm):
             name without suffix, as SB3 does, though it is no pickle
         """
         if isinstance(path, (str, pathlib.Path)):
-            path = replay_buffer_path(path)
+            path = with_suffix(path, ".pkl")
             path.parent.mkdir(parents=True, exist_ok=True)
         save_tree(path, self.replay_buffer.state())
 
@@ -754,7 +802,7 @@ class MuZero(OffPolicyAlgorithm):
             nothing is replaced then
         """
         buffer = copy.copy(self.replay_buffer)
-        buffer.load_state(load_tree(replay_buffer_path(path) if isinstance(path, (str, pathlib.Path)) else path))
+        buffer.load_state(load_tree(with_suffix(path, ".pkl") if isinstance(path, (str, pathlib.Path)) else path))
         self.replay_buffer = buffer
         self._last_obs = None  # no step of the running episodes is in it
         if buffer.size() > 0:
@@ -781,11 +829,18 @@ class MuZero(OffPolicyAlgorithm):
         :param keep: How many stay, this one among them
         :return: Its file, which is whole or not there at all
         :raises OSError: if it can't be written; the others stay then
+        :raises FloatingPointError: if the networks are beyond repair; the others stay then, too
         """
+        if not self.can_learn():
+            raise FloatingPointError("the networks' loss or its gradients are not finite")
         state = run_state(self, self.settings())
+        if missing := [name for name, value in state["settings"].items() if is_missing(value)]:
+            warnings.warn(f"`resume` will have to be given {', '.join(missing)} again, which no file can hold")
         if (why_not := state["environments"]["why_not"]) is not None:
             warnings.warn(f"Resumed from this checkpoint, episodes will begin anew: {why_not}")  # which Python shows once
-        return save_checkpoint(folder, state, keep)
+        path = save_checkpoint(pathlib.Path(folder), state, keep)
+        self.checkpoint_folder = path.parent.resolve()
+        return path
 
     @classmethod
     def resume(
@@ -833,11 +888,13 @@ class MuZero(OffPolicyAlgorithm):
         ) as error:
             why = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"The checkpoint in {folder} does not fit `env`, the arguments or this version: {why}") from error
+        model.checkpoint_folder = pathlib.Path(folder).resolve()
         return model
 
     def _excluded_save_params(self) -> list[str]:
         of_this_run = ["last_search", "_last_action_masks", "_random_actions", "_episode_steps", "symmetries"]
-        return [*super()._excluded_save_params(), *of_this_run, "time_split", "_acted_at", "interrupted"]
+        of_learning = ["time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folder"]
+        return [*super()._excluded_save_params(), *of_this_run, *of_learning]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "policy.optimizer"]

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_muzero.finite import LARGEST
-from sb3_muzero.storage import checked, checked_number
+from sb3_muzero.storage import checked, checked_number, filled
 
 UNSEEN_FRAMES = "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
 
@@ -212,8 +212,8 @@ class ObservationRing:
         like = np.empty((num_finals, *self.finals.shape[1:]), self.finals.dtype)
         self.finals = checked("observations.finals", finals, like).copy()
         for name, bounds in {"frames": (), "ends": (), "slots": (-1, num_finals - 1)}.items():
-            ring = getattr(self, name)[:size]
-            ring[:] = checked(f"observations.{name}", state[name], ring, *bounds)
+            ring = getattr(self, name)
+            setattr(self, name, filled(ring, checked(f"observations.{name}", state[name], ring[:size], *bounds)))
         self.newest[:] = checked("observations.newest", state["newest"], self.newest)
         used = self.slots[self.slots >= 0].tolist()
         for frames in (self.frames[:size], self.finals[used], self.newest):

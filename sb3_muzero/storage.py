@@ -10,6 +10,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,7 @@ def _restore(tree: Any, arrays: Any) -> Any:
 
 def save_tree(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> None:
     """
-    Write a file under another name, make sure that it is on disk, and only then give it its name: whatever happens meanwhile,
-    the file that was there before stays whole.
-
-    :param path: File to write, or an open one
+    :param path: File to write, which is ``replaced``, or an open one
     :param tree: What is in it
     :raises OSError: if it can't be written, after which no part of it is left
     :raises TypeError: for a leaf that is none of those in a tree
@@ -62,14 +60,25 @@ def save_tree(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> Non
     arrays: dict[str, np.ndarray] = {}
     structure = json.dumps(_flatten(tree, arrays))
     arrays[STRUCTURE] = np.frombuffer(structure.encode(), np.uint8)
-    if isinstance(path, io.IOBase):
-        np.savez(path, **arrays)  # type: ignore[arg-type]
-        return
-    path = Path(path)  # type: ignore[arg-type]
+    opened: Any = replaced(Path(path)) if isinstance(path, str | Path) else contextlib.nullcontext(path)
+    with opened as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[io.BufferedIOBase]:
+    """
+    Write a file under another name, make sure that it is on disk, and only then give it its name: whatever happens meanwhile,
+    the file that was there before stays whole.
+
+    :param path: File to write
+    :return: Context with the open file
+    :raises OSError: if it can't be written, after which no part of it is left
+    """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         with open(unfinished, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -78,10 +87,9 @@ def save_tree(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> Non
         raise
     if os.name != "nt":  # where folders can't be opened
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):  # not every file system can do so, and the file is there
             os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.close(folder)
 
 
 def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
@@ -101,6 +109,18 @@ def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
         return tree
     except Exception as error:  # a damaged header may say anything
         raise ValueError(f"{path} is damaged, or none of sb3_muzero's files: {error!r}") from error
+
+
+def filled(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """
+    :param ring: An array of zeros
+    :param rows: Of a file, no more than it has
+    :return: It with those as its first rows. Where they are all, it is the file's array: memory need not hold both
+    """
+    if rows.shape == ring.shape and rows.flags.c_contiguous and rows.flags.writeable:
+        return rows
+    ring[: len(rows)] = rows
+    return ring
 
 
 def checked(name: str, given: Any, like: np.ndarray, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
@@ -149,8 +169,8 @@ def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """:return: An array, all of which was read, so that its checksum was compared, and nothing else"""
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise ValueError(f"{member.filename} is compressed or encrypted")
-    content = io.BytesIO(file.read(member))
-    array = np.lib.format.read_array(content, allow_pickle=False)
-    if content.read(1):
-        raise ValueError(f"{member.filename} holds more than its array")
+    with file.open(member) as content:
+        array = np.lib.format.read_array(content, allow_pickle=False)
+        if content.read(1):
+            raise ValueError(f"{member.filename} holds more than its array")
     return array

@@ -194,6 +194,29 @@ def test_observation_spaces_come_back_as_they_went_in(space):
     assert np.array_equal(sequence.observations.numpy(), np.stack(observations))
 
 
+def test_priorities_come_back_with_another_exponent(tmp_path):
+    past = list(history(20, 1, np.random.default_rng(1)))
+    errors, starts = np.random.default_rng(2).uniform(0.5, 2.0, size=20), np.stack([np.arange(20), np.zeros(20, int)])
+    buffers = {exponent: filled(make_buffer(20, 1, priority_exponent=exponent), past) for exponent in (0.0, 0.2, 1.0)}
+    for buffer in buffers.values():
+        buffer.update_priorities(starts, errors)
+    for exponent in (0.2, 1.0):
+        for other in (0.2, 1.0):
+            loaded = make_buffer(20, 1, priority_exponent=other)
+            loaded.load_state(saved(buffers[exponent], tmp_path))
+            np.testing.assert_allclose(loaded.priorities[np.arange(20)], errors**other)
+        loaded.load_state(saved(buffers[0.0], tmp_path))
+        assert (loaded.priorities[np.arange(20)] == 1).all()
+
+
+def test_large_errors_come_back(tmp_path):
+    buffer, loaded = (make_buffer(20, 1, priority_exponent=0.5) for _ in range(2))
+    filled(buffer, list(history(20, 1, np.random.default_rng(1))))
+    buffer.update_priorities(np.zeros((2, 1), int), np.array([1e30]))
+    loaded.load_state(saved(buffer, tmp_path))
+    assert loaded._largest_error == 1e30 and loaded.priorities.total == buffer.priorities.total
+
+
 def test_priorities_decide_and_importance_weights_correct():
     np.random.seed(0)
     past = list(history(30, 2, np.random.default_rng(1)))
@@ -304,8 +327,9 @@ def test_novelty_is_in_the_unit_of_normalised_rewards():
 
 
 def test_exponents_outside_of_their_range_are_refused():
-    with pytest.raises(ValueError, match="`priority_exponent` must be at least 0"):
-        make_buffer(20, 2, priority_exponent=-1.0)
+    for exponent in (-1.0, float("inf")):
+        with pytest.raises(ValueError, match="`priority_exponent` must be at least 0"):
+            make_buffer(20, 2, priority_exponent=exponent)
     with pytest.raises(ValueError, match="`importance_exponent` must be between 0 and 1"):
         make_buffer(20, 2, priority_exponent=1.0, importance_exponent=1.5)
 

@@ -94,10 +94,10 @@ print(is_cached())
 """
 
 
-def plan_elsewhere(**environment: str) -> "subprocess.Popen[str]":
+def plan_elsewhere(program: str = PLANS, **environment: str) -> "subprocess.Popen[str]":
     """:return: A process that plans, and says whether the compiled planner was and is on disk"""
     kwargs: Any = {"env": {**os.environ, **environment}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", PLANS], **kwargs)
+    return subprocess.Popen([sys.executable, "-c", program], **kwargs)
 
 
 @pytest.mark.slow
@@ -119,3 +119,21 @@ def test_folders_that_are_not_there_or_not_for_us(environment):
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     assert output.splitlines()[1] == known[1]
+
+
+FULL = (
+    """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))  # no compiled function is that small
+"""
+    + PLANS
+)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_when_planning_is_compiled(tmp_path):
+    known = plan_elsewhere().communicate(timeout=500)[0].splitlines()
+    process = plan_elsewhere(FULL, NUMBA_CACHE_DIR=str(tmp_path))
+    output, errors = process.communicate(timeout=500)
+    assert output.splitlines() == ["False", known[1], "False"], errors
+    assert "can't be kept on disk" in errors

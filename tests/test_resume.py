@@ -1,5 +1,6 @@
 """Runs that go on: to the bit, after being killed, from the newest checkpoint that is whole, and without running code."""
 
+import gc
 import os
 import pickle
 import re
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,15 @@ import torch as th
 from conftest import TinyEnv, differences, snapshot, tiny_model
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
+from sb3_muzero.buffers import SequenceReplayBuffer
 from sb3_muzero.callbacks import ResumableCheckpointCallback
-from sb3_muzero.checkpoints import checkpoints_in, decode, encode, load_checkpoint
+from sb3_muzero.checkpoints import checkpoints_in, decode, encode, load_checkpoint, steps_of
 from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.storage import load_tree, save_tree
 
@@ -136,16 +141,131 @@ def test_environments_that_begin_anew_do_not_begin_as_the_run_did(tmp_path):
     assert differences(snapshot(resumed), snapshot(again)) == []  # and always alike
 
 
-def test_what_was_written_last_is_the_newest_whatever_an_older_run_left(tmp_path):
-    tiny_model(TinyEnv()).learn(100, callback=ResumableCheckpointCallback(20, tmp_path))
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_is_of_one_run(tmp_path):
+    """Whose newest checkpoint is the one of most steps, whatever time its file has."""
     (tmp_path / "checkpoint_best_steps.npz").write_bytes(b"a user's")
     (tmp_path / "checkpoint_7_steps.npz.123.unfinished").write_bytes(b"of a run that was killed")
-    tiny_model(TinyEnv()).learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
-    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint_40_steps.npz", "checkpoint_60_steps.npz"]
-    assert MuZero.resume(tmp_path, TinyEnv()).num_timesteps == 60
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoint_40_steps.npz", "checkpoint_60_steps.npz", "checkpoint_best_steps.npz"
-    }  # fmt: skip
+    model = tiny_model(TinyEnv()).learn(100, callback=ResumableCheckpointCallback(20, tmp_path))
+    files = ["checkpoint_100_steps.npz", "checkpoint_80_steps.npz", "checkpoint_best_steps.npz"]
+    assert names_in(tmp_path) == files
+    os.utime(tmp_path / files[0], (0, 0))  # as a copy of the folder may have it
+    os.utime(tmp_path / files[1], (2e9, 2e9))
+    assert MuZero.resume(tmp_path, TinyEnv()).num_timesteps == 100
+    with pytest.raises(FileNotFoundError, match="must be their folder"):
+        MuZero.resume(tmp_path / files[0], TinyEnv())
+    for other in (tiny_model(TinyEnv()), model):  # whose steps are counted from 0 again
+        with pytest.raises(ValueError, match=r"holds checkpoints of another run, of steps \[80, 100\], .* at step 0: go on"):
+            other.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
+    (tmp_path / files[0]).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged"):
+        resumed = MuZero.resume(tmp_path, TinyEnv())
+    resumed.learn(60, callback=ResumableCheckpointCallback(20, tmp_path, keep=1), reset_num_timesteps=False)
+    assert names_in(tmp_path) == ["checkpoint_140_steps.npz", "checkpoint_best_steps.npz"]
+    # Nor do two runs that begin at about the same time share one
+    both = tmp_path / "both"
+    tiny_model(TinyEnv()).learn(1, callback=Nested(lambda: tiny_model(TinyEnv()), both))
+
+
+class Nested(ResumableCheckpointCallback):
+    """Begins another run as soon as its own has begun."""
+
+    def __init__(self, make: Any, folder: Path) -> None:
+        super().__init__(20, folder)
+        self.make = make
+
+    def _on_step(self) -> bool:
+        with pytest.raises(ValueError, match=r"another run, of steps \[0\], .* at step 0: go on"):
+            self.make().learn(60, callback=ResumableCheckpointCallback(20, self.save_path))
+        return super()._on_step()
+
+
+def test_failed_runs_are_not_kept_in_memory(tmp_path):
+    model = tiny_model(Failing())
+    with pytest.raises(RuntimeError):
+        model.learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path))
+    buffer = weakref.ref(model.replay_buffer)
+    del model
+    gc.collect()
+    assert buffer() is None
+
+
+def test_other_algorithms_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="made for MuZero, got PPO"):
+        PPO("MlpPolicy", "CartPole-v1").learn(10, callback=ResumableCheckpointCallback(10, tmp_path))
+
+
+def test_what_can_not_be_saved_shows_before_training(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    model = tiny_model(TinyEnv())
+    with pytest.raises(FileExistsError):
+        model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path / "file"))
+    with pytest.warns(UserWarning, match="`resume` will have to be given learning_rate, policy_kwargs again"):
+        kwargs = {"activation_fn": lambda: th.nn.ReLU()}
+        tiny_model(TinyEnv(), learning_rate=lambda _: 1e-3, policy_kwargs=kwargs).save_checkpoint(tmp_path / "functions")
+
+
+def test_networks_that_have_become_infinite_are_not_saved(tmp_path):
+    """A step of finite gradients may break them: the run ends with the last checkpoint that was whole."""
+    model = tiny_model(TinyEnv(), learning_rate=lambda left: 1e-3 if left > 0.5 else 1e39, batch_size=4)
+    with (
+        pytest.warns(UserWarning, match="No checkpoint was saved .* not finite"),
+        pytest.raises((ValueError, FloatingPointError)),
+    ):
+        model.learn(400, callback=ResumableCheckpointCallback(1, tmp_path, keep=1))
+    resumed = MuZero.resume(tmp_path, TinyEnv(), learning_rate=1e-3)
+    assert 190 <= resumed.num_timesteps <= 210
+    resumed.learn(40, reset_num_timesteps=False)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        model.save_checkpoint(tmp_path)
+
+
+def test_a_single_update_that_is_left_out_does_not_keep_a_run_from_being_saved(tmp_path):
+    model = tiny_model(TinyEnv()).learn(60)
+    with pytest.warns(UserWarning, match="is left out"):
+        model._skip_update("a value target")
+    assert model.save_checkpoint(tmp_path).exists()
+
+
+def test_numbers_of_numpy_are_settings_like_others(tmp_path):
+    kwargs = {"optimizer_kwargs": {"eps": np.float32(1e-5)}}
+    model = tiny_model(TinyEnv(), buffer_size=np.int64(700), tensorboard_log=None, policy_kwargs=kwargs)
+    model.learn(40).save_checkpoint(tmp_path)
+    resumed = MuZero.resume(tmp_path, TinyEnv())
+    assert resumed.buffer_size == 700 and resumed.policy.optimizer.defaults["eps"] == float(np.float32(1e-5))
+    assert encode(tmp_path) == str(tmp_path)
+
+
+def test_statistics_of_gymnasiums_wrappers_are_said_to_begin_anew(tmp_path):
+    def make() -> gym.Env:
+        return gym.wrappers.NormalizeObservation(TinyEnv())
+
+    tiny_model(make()).learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
+    with pytest.warns(UserWarning, match="NormalizeObservation .* begin anew"):
+        MuZero.resume(tmp_path, make())
+    restored = MuZero.resume(tmp_path, make(), restore_environments=True)
+    assert restored.get_env().get_attr("obs_rms")[0].count > 60
+
+
+def test_a_full_buffer_is_not_held_twice(tmp_path):
+    """A run whose buffer takes most of the memory resumes, too."""
+    buffer = SequenceReplayBuffer(150, spaces.Box(0, 255, (100, 1000), np.uint8), spaces.Discrete(3), "cpu")
+    frame = np.full((1, 100, 1000), 7, np.uint8)
+    for _ in range(160):
+        buffer.add(frame, frame, np.zeros(1), np.ones(1), np.zeros(1, bool), [{}])
+    save_tree(tmp_path / "buffer", buffer.state())
+    tracemalloc.start()
+    try:
+        state = load_tree(tmp_path / "buffer")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    buffer.load_state(state)
+    ring = buffer.observations.frames
+    assert (ring == 7).all() and most < 1.5 * ring.nbytes and np.shares_memory(ring, state["observations"]["frames"])
 
 
 def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path):
@@ -249,14 +369,45 @@ def test_signals_end_a_run_with_a_last_checkpoint(number, expected, tmp_path):
         with pytest.raises(expected):
             model.learn(50, callback=ResumableCheckpointCallback(10_000, tmp_path / "last"))
         assert MuZero.resume(tmp_path / "last", TinyEnv()).num_timesteps >= 50
-        # Where training has failed, signals are not held back
-        with pytest.raises(RuntimeError):
-            tiny_model(Failing()).learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path / "other"))
+        # Where training has failed, signals are not held back, nor in what is trained next
+        for i, afterwards in enumerate(
+            (lambda: signal.raise_signal(number), lambda: tiny_model(Interrupting(number)).learn(99))
+        ):
+            with pytest.raises(RuntimeError):
+                tiny_model(Failing()).learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path / f"other {i}"))
+            with pytest.raises(expected):
+                afterwards()
+        # With two of them, the last one takes care
+        two = [ResumableCheckpointCallback(10_000, tmp_path / name) for name in ("one", "two")]
         with pytest.raises(expected):
-            signal.raise_signal(number)
+            tiny_model(Interrupting(number)).learn(1000, callback=two)
+        assert signal.getsignal(signal.SIGTERM) is leave and MuZero.resume(tmp_path / "two", TinyEnv()).num_timesteps >= 50
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def test_training_goes_on_where_somebody_else_takes_care_of_signals(tmp_path):
+    """As launchers of clusters do, who ask for a checkpoint."""
+    calls: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: calls.append(number))
+    try:
+        callback = ResumableCheckpointCallback(10_000, tmp_path, keep=100)
+        model = tiny_model(Interrupting(signal.SIGTERM)).learn(100, callback=callback)
+        assert model.num_timesteps == 100 and calls == [signal.SIGTERM] and not model.interrupted
+        assert [steps_of(path) for path in checkpoints_in(tmp_path)] == [0, 52, 100]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_environments_that_die_end_training_with_their_error_whatever_was_interrupted_before(tmp_path):
+    env = SubprocVecEnv([TinyEnv, TinyEnv], start_method="fork")
+    model = tiny_model(env)
+    model.interrupted = True
+    env.processes[0].kill()
+    with pytest.raises((EOFError, ConnectionError)):
+        model.learn(100)
+    env.processes[1].kill()
 
 
 class Interrupting(TinyEnv):
@@ -309,8 +460,9 @@ class Failing(TinyEnv):
 
 
 KILLED = """
-import sys, torch
+import sys, torch, warnings
 torch.set_num_threads(1)
+warnings.filterwarnings("error", message=".*damaged")
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpoints import checkpoints_in
@@ -327,9 +479,9 @@ model.learn(10_000_000, callback=callback, reset_num_timesteps=False)
 """
 
 
-def kill_and_resume(folder: Path, times: int, seed: int = 0) -> list[int]:
-    """:return: Steps that each start found, the run having been killed at a random moment each time"""
-    rng, starts = np.random.default_rng(seed), []
+def kill_and_resume(folder: Path, times: int, seed: int = 0) -> tuple[list[int], int]:
+    """:return: Steps that each start found, the run having been killed at a random moment each time; how often in a save"""
+    rng, starts, amid_saves = np.random.default_rng(seed), [], 0
     for _ in range(times + 1):
         run = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None
@@ -338,20 +490,21 @@ def kill_and_resume(folder: Path, times: int, seed: int = 0) -> list[int]:
         time.sleep(rng.uniform(0.0, 1.5))
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
-    return starts
+        amid_saves += any(folder.glob("*.unfinished"))
+    return starts, amid_saves
 
 
 def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    starts = kill_and_resume(tmp_path, 3)
+    starts, _ = kill_and_resume(tmp_path, 3)
     assert starts == sorted(starts) and starts[-1] > 0
     assert len(checkpoints_in(tmp_path)) <= 3  # one more than `keep` if it dies between both
 
 
 @pytest.mark.slow
 def test_kill_9_a_hundred_times(tmp_path):
-    starts = kill_and_resume(tmp_path, 100)
-    assert len(starts) == 101 and starts == sorted(starts) and len(set(starts)) > 50
-    print(f"resumed at {starts}")
+    starts, amid_saves = kill_and_resume(tmp_path, 100)
+    assert len(starts) == 101 and starts == sorted(starts) and len(set(starts)) > 50 and amid_saves > 5
+    print(f"killed {amid_saves} times amid a save, resumed at {starts}")
 
 
 class Bomb:
@@ -412,8 +565,10 @@ def test_other_environments_are_refused(tmp_path):
     for env in ("CartPole-v1", DummyVecEnv([TinyEnv, TinyEnv]), gym.wrappers.FlattenObservation(TicTacToeEnv())):
         with pytest.raises(ValueError, match="must be of"):
             MuZero.resume(tmp_path, env)
-    with pytest.raises(ValueError, match="VecNormalize"):
+    with pytest.raises(ValueError, match="must not be wrapped in VecNormalize"):
         MuZero.resume(tmp_path, VecNormalize(DummyVecEnv([TinyEnv])))
-    for bad in ({"save_freq": 0}, {"keep": 0}):
-        with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="must be wrapped as it was"):
+        MuZero.resume(tmp_path, gym.wrappers.TransformReward(TinyEnv(), lambda reward: 2 * reward), restore_environments=True)
+    for bad in ({"save_freq": 0}, {"keep": 0}, {"save_freq": 1.5}):
+        with pytest.raises(ValueError, match="must be an integer of at least 1"):
             ResumableCheckpointCallback(**{"save_freq": 1, "save_path": tmp_path, **bad})

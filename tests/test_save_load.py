@@ -4,6 +4,7 @@ import io
 import pathlib
 import pickle
 from copy import deepcopy
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import UNIT_BOX, TinyEnv, cartpole_observations, differences, scra
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_muzero import MuZero
 from sb3_muzero.policies import MuZeroPolicy
@@ -325,6 +326,37 @@ def test_an_empty_buffer_can_be_saved(tmp_path):
     model.save_replay_buffer(tmp_path / "buffer")
     model.load_replay_buffer(tmp_path / "buffer")
     model.learn(24)
+
+
+def test_one_reward_for_everything_is_nothing_to_plan_for_after_loading_either(tmp_path):
+    """Environments of processes give 64 bits, the buffer keeps 32."""
+
+    class Costly(TinyEnv):
+        def step(self, action: Any) -> Any:
+            observation, _, _, truncated, info = super().step(action)
+            return observation, -0.1, False, truncated, info
+
+    env = SubprocVecEnv([lambda: Costly(terminates=False)], start_method="fork")
+    model = tiny_model(env).learn(40)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.learn(20, reset_num_timesteps=False)
+    env.close()
+    assert not model._has_something_to_plan_for
+
+
+def test_an_old_file_stays_whole_where_saving_fails(tmp_path, monkeypatch):
+    model = tiny_model(TinyEnv())
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stable_baselines3.common.save_util.th.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path / "model")
+    assert (tmp_path / "model.zip").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["model.zip"]
 
 
 def test_load_with_a_buffer_and_learn_on_at_once(tmp_path):

@@ -1,5 +1,7 @@
 """How everything here is compiled, and when a compiled function on disk is out of date."""
 
+import warnings
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def cached(function: Any, sources: str, options: Any) -> Any:
     :param function: the function.
     :param sources: hash of what it is made of.
     :param options: numba's.
-    :return: the compiled one; where numba finds no folder to write to, every process compiles anew.
+    :return: the compiled one; where numba finds no folder to write to, or no room there, every process compiles anew.
     """
     try:
         compiled = njit(cache=True, **options)(function)
@@ -44,7 +46,15 @@ def cached(function: Any, sources: str, options: Any) -> Any:
         return njit(**options)(function)
     if (cache_file := _cache_file(compiled)) is not None:
         cache_file._source_stamp = sources
+        compiled._cache.save_overload = partial(_save_if_possible, compiled._cache.save_overload)
     return compiled
+
+
+def _save_if_possible(save: Any, *args: Any) -> None:
+    try:
+        save(*args)
+    except OSError as error:  # what was compiled can be used all the same
+        warnings.warn(f"Compiled functions can't be kept on disk, the next process will compile them again: {error}")
 
 
 def kernel(function: Any) -> Any:
