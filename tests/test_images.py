@@ -479,6 +479,8 @@ def test_stacks_of_another_number_of_frames_are_refused():
 
 @pytest.mark.parametrize("frame_stack", [0, -1, 3])
 def test_impossible_stacks_are_refused(frame_stack):
+    with pytest.raises(ValueError, match="`frame_stack` must be an integer"):
+        tiny_model(stacked(LARGE), replay_buffer_kwargs=dict(frame_stack=2.0))
     with pytest.raises(ValueError, match="`frame_stack` must be 1 or divide"):
         tiny_model(stacked(LARGE), replay_buffer_kwargs=dict(frame_stack=frame_stack))
     with pytest.raises(ValueError, match="`buffer_size` must be above `frame_stack`"):
