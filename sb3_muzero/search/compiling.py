@@ -6,7 +6,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
+
+if config.DISABLE_JIT:
+    raise RuntimeError("The search exists as compiled code only: unset NUMBA_DISABLE_JIT")
 
 # Nothing that is compiled here allocates; without reference counts (_nrt) it takes half the time, and compiles much faster
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
