@@ -8,7 +8,7 @@ from typing import Any
 
 from numba import config, njit
 
-if config.DISABLE_JIT:
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise RuntimeError("The search exists as compiled code only: unset NUMBA_DISABLE_JIT")
 
 # Nothing that is compiled here allocates; without reference counts (_nrt) it takes half the time, and compiles much faster
