@@ -93,7 +93,8 @@ def test_with_everything_else(tmp_path, novelty_coef):
 
 def test_small_images_among_the_parts():
     small = spaces.Dict({"image": spaces.Box(0, 255, (7, 7, 3), np.uint8), "direction": spaces.Discrete(4)})
-    tiny_model(TinyEnv(small), policy="MultiInputPolicy").learn(40)
+    model = tiny_model(TinyEnv(small), policy="MultiInputPolicy").learn(40)
+    assert model._n_updates > 0
 
 
 def test_quantities_among_the_parts_are_scaled_as_a_vector_is():

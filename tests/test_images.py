@@ -385,10 +385,12 @@ def test_environments_that_somebody_else_resets_begin_other_episodes():
 
 def test_a_buffer_loaded_amid_episodes_begins_others(tmp_path):
     model = tiny_model(stacked(LARGE), policy="CnnPolicy").learn(30)
+    rows = model.replay_buffer.size()
     model.save_replay_buffer(tmp_path / "buffer")
     model.learn(16, reset_num_timesteps=False)
     model.load_replay_buffer(tmp_path / "buffer")
     model.learn(40, reset_num_timesteps=False)
+    assert model.replay_buffer.size() > rows and model.replay_buffer.observations.ends[rows - 1].all()
 
 
 def test_the_oldest_frames_of_a_full_buffer_are_not_drawn_by_priority_either():

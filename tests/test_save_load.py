@@ -325,7 +325,8 @@ def test_an_empty_buffer_can_be_saved(tmp_path):
     model = tiny_model()
     model.save_replay_buffer(tmp_path / "buffer")
     model.load_replay_buffer(tmp_path / "buffer")
-    model.learn(24)
+    assert model.replay_buffer.size() == 0
+    assert model.learn(24).replay_buffer.size() == 24
 
 
 def test_one_reward_for_everything_is_nothing_to_plan_for_after_loading_either(tmp_path):
@@ -451,4 +452,4 @@ def test_environments_are_not_saved(tmp_path):
     env.envs[0].unpicklable = (i for i in range(3))
     model = tiny_model(env).learn(24)
     model.save(tmp_path / "model")
-    MuZero.load(tmp_path / "model", device="cpu")
+    assert MuZero.load(tmp_path / "model", device="cpu").env is None
