@@ -209,6 +209,15 @@ def test_priorities_come_back_with_another_exponent(tmp_path):
         assert (loaded.priorities[np.arange(20)] == 1).all()
 
 
+@pytest.mark.parametrize("steps", [35, 80])
+def test_units_of_novelty_are_those_of_what_is_stored(steps):
+    buffer = filled(make_buffer(60, 2), list(history(steps, 2, np.random.default_rng(3))))
+    buffer.LEAST_FOR_NOVELTY = 1
+    buffer.sample(8, unroll_steps=2, n_steps=3, novelty_coef=1.0)
+    stored = buffer.observations.frames[: buffer.size()].reshape(buffer.size() * 2, -1)
+    np.testing.assert_allclose(buffer._visits._mean, stored.mean(axis=0), rtol=1e-5)
+
+
 def test_large_errors_come_back(tmp_path):
     buffer, loaded = (make_buffer(20, 1, priority_exponent=0.5) for _ in range(2))
     filled(buffer, list(history(20, 1, np.random.default_rng(1))))
