@@ -218,6 +218,19 @@ def test_units_of_novelty_are_those_of_what_is_stored(steps):
     np.testing.assert_allclose(buffer._visits._mean, stored.mean(axis=0), rtol=1e-5)
 
 
+def test_a_file_whose_counters_disagree_is_refused(tmp_path):
+    state = saved(filled(make_buffer(60, 1), list(history(10, 1, np.random.default_rng(3)))), tmp_path)
+    state["observations"]["next_row"] += 1
+    with pytest.raises(ValueError, match="`pos` and `full` must be those of the observations, got 10 and False"):
+        make_buffer(60, 1).load_state(state)
+
+
+def test_tensors_share_memory_only_if_they_may():
+    buffer, array = make_buffer(60, 1), np.zeros(3)
+    assert not np.shares_memory(buffer.to_torch(array).numpy(), array)
+    assert np.shares_memory(buffer.to_torch(array, copy=False).numpy(), array)
+
+
 def test_large_errors_come_back(tmp_path):
     buffer, loaded = (make_buffer(20, 1, priority_exponent=0.5) for _ in range(2))
     filled(buffer, list(history(20, 1, np.random.default_rng(1))))
