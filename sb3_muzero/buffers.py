@@ -515,7 +515,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             powers = np.ones(len(stored))
             if known is not None:
                 powers = checked("priorities", known, powers, low=0)
-                exponent = checked_number("priority_exponent", state["priority_exponent"], float, 1e-6)
+                exponent = checked_number("priority_exponent", state["priority_exponent"], float, np.finfo(float).tiny)
                 if exponent != self.priority_exponent:
                     powers = powers ** (self.priority_exponent / exponent)
             self.priorities.update(stored, powers)

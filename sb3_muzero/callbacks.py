@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 import warnings
 from collections import deque
 from pathlib import Path
@@ -15,11 +16,11 @@ import torch as th
 import wandb
 from matplotlib.figure import Figure
 from PIL import Image
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
 from sb3_muzero.arguments import is_integer
-from sb3_muzero.checkpoints import checkpoints_in, steps_of
+from sb3_muzero.checkpoints import checkpoints_in, random_state_kept
 from sb3_muzero.diagnostics import ModelErrors, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.observation_ring import map_observations
@@ -68,31 +69,28 @@ class ResumableCheckpointCallback(BaseCallback):
     def _init_callback(self) -> None:
         if not isinstance(self.model, MuZero):
             raise ValueError(f"ResumableCheckpointCallback is made for MuZero, got {type(self.model).__name__}")
+        if isinstance(self.parent, EventCallback):  # which hands on steps, and no rollouts
+            raise ValueError(
+                f"ResumableCheckpointCallback can't be in {type(self.parent).__name__}: give it its own `save_freq`"
+            )
 
     def _on_training_start(self) -> None:
         self._saved_at, self._seconds, self._started = self.n_calls, 0.0, time.perf_counter()
-        there = [steps_of(path) for path in checkpoints_in(self.save_path)]
-        is_its_own = self.model.checkpoint_folder == self.save_path.resolve() and (
-            self.num_timesteps in there or self.num_timesteps > max(there, default=0)
-        )
-        if not there:
+        if checkpoints_in(self.save_path):
+            self.model.check_checkpoint_folder(self.save_path)
+        else:
             self.model.save_checkpoint(self.save_path, self.keep)  # what can't be saved shows before any work is lost
-        elif not is_its_own:
-            raise ValueError(
-                f"`save_path`, {self.save_path}, holds checkpoints of another run, of steps {there}, and this one is at step "
-                f"{self.num_timesteps}: go on with that one (`MuZero.resume`, then `learn` with `reset_num_timesteps=False`), "
-                f"or name another folder"
-            )
-        self.model.after_learning.callback(self._leave)
+        self.model.after_learning.push(self._leave)
+        self._signal, self._process = None, os.getpid()
         self._take_signals()
 
     def _take_signals(self) -> None:
-        self._signal, self.model.interrupted, self._process = None, False, os.getpid()
         if threading.current_thread() is not threading.main_thread():  # Python has handlers set nowhere else
             return
         for number in (signal.SIGTERM, signal.SIGINT):
             holder = getattr(signal.getsignal(number), "__self__", None)
-            if isinstance(holder, ResumableCheckpointCallback):  # another one of this run
+            if isinstance(holder, ResumableCheckpointCallback) and holder.model is self.model:  # one is enough
+                self._signal, holder._signal = self._signal or holder._signal, None
                 holder._give_back_signals()
             if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell
                 self._handlers[number] = signal.signal(number, self._interrupt)
@@ -107,7 +105,7 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _obey(self, number: int) -> None:
         """Let those who had handlers before do what they do; some of them want to go on."""
-        self._signal = None
+        self._signal, self.model.interrupted = None, False
         self._give_back_signals()
         if number == signal.SIGTERM and signal.getsignal(number) is signal.SIG_DFL and os.getpid() == self._process:
             raise SystemExit(128 + number)  # so that what is open is closed
@@ -119,9 +117,11 @@ class ResumableCheckpointCallback(BaseCallback):
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
-    def _leave(self) -> None:
+    def _leave(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._give_back_signals()
         if self._signal is not None:
+            if error is not None:
+                traceback.print_exception(error)  # the end of the process would hide it
             self._obey(self._signal)
 
     def _on_rollout_start(self) -> None:
@@ -235,10 +235,8 @@ class DiagnosticsCallback(BaseCallback):
             return
         self._next = self.num_timesteps + self.log_freq
         start = time.perf_counter()
-        numpy_state = np.random.get_state()
-        with th.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+        with random_state_kept():
             self._measure()
-        np.random.set_state(numpy_state)
         self._seconds += time.perf_counter() - start
         self.logger.record("time/diagnostics_share", self._seconds / (time.perf_counter() - self._started))
 

@@ -3,6 +3,7 @@ All that a run consists of as a tree (``sb3_muzero.storage``), and its files: se
 random states, counters, VecNormalize's statistics, and, as pickled bytes that nobody has to read, the environments.
 """
 
+import contextlib
 import copy
 import itertools
 import pickle
@@ -23,7 +24,7 @@ from gymnasium.utils import EzPickle
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
 from sb3_muzero.storage import checked, checked_number, load_tree, save_tree
 
@@ -42,8 +43,9 @@ def encode(setting: Any) -> Any:
     """
     if setting is None or isinstance(setting, bool | int | float | str):
         return setting
-    if isinstance(setting, np.generic):
-        return encode(setting.item())
+    for kind, plain in ((np.bool_, bool), (np.integer, int), (np.floating, float)):
+        if isinstance(setting, kind):
+            return plain(setting)
     if isinstance(setting, Path):
         return str(setting)
     if isinstance(setting, TrainFreq):
@@ -68,9 +70,11 @@ def is_missing(tree: Any) -> bool:
     :param tree: What ``encode`` gave
     :return: Whether something in it can't be made again without running code
     """
-    if isinstance(tree, list):
-        return any(map(is_missing, tree))
-    return isinstance(tree, dict) and (set(tree) == {MISSING} or any(map(is_missing, tree.values())))
+    if not isinstance(tree, dict):
+        return False
+    kind, content = next(iter(tree.items()), ("", None))
+    parts = {"tuple": content, "list": content, "dict": content.values() if kind == "dict" else ()}
+    return kind == MISSING or any(map(is_missing, parts.get(kind, ())))
 
 
 def decode(tree: Any, name: str) -> Any:
@@ -131,6 +135,16 @@ def set_random_state(state: dict[str, Any]) -> None:
     th.set_rng_state(state["torch"])
     for device, kept in enumerate(state["cuda"][: th.cuda.device_count()]):
         th.cuda.set_rng_state(kept, device)
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """:return: Context that leaves all random generators as they were"""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
 
 
 def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
@@ -199,10 +213,18 @@ def _wrappers(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
 
 
 def _layers(env: Any) -> Iterator[Any]:
-    """:return: gymnasium's wrappers of an environment, outermost first, and it"""
+    """:return: An environment and those inside, of wrappers of any kind, outermost first"""
     while env is not None:
         yield env
         env = getattr(env, "env", None)
+
+
+def _wrapper_names(env: Any) -> list[str]:
+    names = []
+    while isinstance(env, gym.Wrapper):
+        names.append(type(env).__qualname__)
+        env = env.env
+    return [*names, type(env).__qualname__]
 
 
 def environment_state(env: VecEnv) -> dict[str, Any]:
@@ -284,9 +306,7 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
     wrappers, inner = _wrappers(env)
     if len(wrappers) != len(held) or type(inner) is not DummyVecEnv:
         raise ValueError(f"`env` must be wrapped as it was, {len(held)} times around a DummyVecEnv, got {env}")
-    was, given = (
-        [[type(layer).__qualname__ for layer in _layers(env)] for env in envs] for envs in (inside["envs"], inner.envs)
-    )
+    was, given = (list(map(_wrapper_names, envs)) for envs in (inside["envs"], inner.envs))
     if was != given:
         raise ValueError(f"`env` must be wrapped as it was, {was}, got {given}")
     vars(inner).update(inside)
@@ -365,7 +385,8 @@ def load_run_state(model: Any, state: dict[str, Any], restore_environments: bool
             setattr(model, name, state["amid_episodes"][name])
     else:
         normalizing = (gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward)
-        if any(any(model.env.env_is_wrapped(wrapper)) for wrapper in normalizing):
+        can_tell = isinstance(_wrappers(model.env)[1], DummyVecEnv | SubprocVecEnv)
+        if can_tell and any(any(model.env.env_is_wrapped(wrapper)) for wrapper in normalizing):
             warnings.warn(
                 "The statistics of gymnasium's NormalizeObservation and NormalizeReward begin anew: only "
                 "`restore_environments=True` brings them back; those of SB3's VecNormalize always come back"

@@ -26,7 +26,17 @@ from torch import nn
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.arguments import ALLOWED, check_number, check_observation_space, check_schedule, check_train_freq
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
-from sb3_muzero.checkpoints import FORMAT, decode, is_missing, load_checkpoint, load_run_state, run_state, save_checkpoint
+from sb3_muzero.checkpoints import (
+    FORMAT,
+    checkpoints_in,
+    decode,
+    is_missing,
+    load_checkpoint,
+    load_run_state,
+    random_state_kept,
+    run_state,
+    save_checkpoint,
+)
 from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.finite import check_finite
 from sb3_muzero.image_axes import check_axes, frames_in_observation
@@ -243,8 +253,8 @@ class MuZero(OffPolicyAlgorithm):
         self.interrupted = False
         # What is to be done when ``learn`` ends, however it does
         self.after_learning = contextlib.ExitStack()
-        # Where this run's checkpoints are
-        self.checkpoint_folder: pathlib.Path | None = None
+        # Folders where this run's checkpoints are, and its steps when it was saved there or resumed
+        self._checkpoints: dict[pathlib.Path, int] = {}
         self.uses_action_masks = False
 
         if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, MuZeroPolicy)):
@@ -580,20 +590,22 @@ class MuZero(OffPolicyAlgorithm):
         if self._n_updates == 0 or self.replay_buffer.size() == 0:
             return True
         parameters = [parameter for group in self.policy.optimizer.param_groups for parameter in group["params"]]
-        numpy_state = np.random.get_state()
-        with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            samples = self.sample(self.batch_size, self.unroll_steps)
+        was_training = self.policy.training
+        self.policy.set_training_mode(False)  # else batch statistics would move
+        with random_state_kept():
+            samples = self.sample(self.batch_size, self.unroll_steps, with_bonus=False)
             _, loss, gradients = self._backward(samples, self.targets(samples), parameters)
-        np.random.set_state(numpy_state)
+        self.policy.set_training_mode(was_training)
         norm = th.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
         return bool((loss + norm).isfinite())
 
-    def sample(self, batch_size: int, unroll_steps: int) -> SequenceSamples:
+    def sample(self, batch_size: int, unroll_steps: int, with_bonus: bool = True) -> SequenceSamples:
         """
         Draw sequences as training does.
 
         :param batch_size: Number of sequences B
         :param unroll_steps: Steps K that the model is to be unrolled over
+        :param with_bonus: Whether rewards have the bonus for novelty, if there is one
         :return: The sequences
         """
         return self.replay_buffer.sample(
@@ -602,7 +614,7 @@ class MuZero(OffPolicyAlgorithm):
             unroll_steps=unroll_steps,
             n_steps=self.n_steps,
             n_steps_half_life=self.n_steps_half_life,
-            novelty_coef=self.novelty_coef(self._current_progress_remaining),
+            novelty_coef=self.novelty_coef(self._current_progress_remaining) if with_bonus else 0.0,
             progress_remaining=self._current_progress_remaining,
         )
 
@@ -640,12 +652,12 @@ class MuZero(OffPolicyAlgorithm):
 
         model, augmentation = self.policy.latent_model, self.policy.augmentation
         used: list[nn.Module] = [model] if augmentation is None else [model, augmentation]
-        constants = (self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef, model.training)
+        coefs = (self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef)
         read = {"observations": samples.observations, "actions": samples.actions, "weights": samples.weights}
         inputs = (read if samples.action_masks is None else {**read, "action_masks": samples.action_masks}, targets)
         if type(self).weighted_losses is not MuZero.weighted_losses:
             return backward(*inputs)
-        return self.policy.recorded("backward", backward, inputs, model, used, *constants, *map(id, parameters))(*inputs)
+        return self.policy.recorded("backward", backward, inputs, model, used, *coefs, *map(id, parameters))(*inputs)
 
     def dump_logs(self) -> None:
         """Write log data."""
@@ -774,6 +786,9 @@ class MuZero(OffPolicyAlgorithm):
         """
         if isinstance(path, (str, pathlib.Path)):
             path = with_suffix(path, ".zip")
+            if path.is_dir():
+                warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2")
+                path = path.with_name(f"{path.name}_2")
             path.parent.mkdir(parents=True, exist_ok=True)
             with replaced(path) as file:
                 super().save(file, exclude, include)
@@ -830,7 +845,9 @@ class MuZero(OffPolicyAlgorithm):
         :return: Its file, which is whole or not there at all
         :raises OSError: if it can't be written; the others stay then
         :raises FloatingPointError: if the networks are beyond repair; the others stay then, too
+        :raises ValueError: for a folder of another run
         """
+        self.check_checkpoint_folder(folder)
         if not self.can_learn():
             raise FloatingPointError("the networks' loss or its gradients are not finite")
         state = run_state(self, self.settings())
@@ -839,8 +856,22 @@ class MuZero(OffPolicyAlgorithm):
         if (why_not := state["environments"]["why_not"]) is not None:
             warnings.warn(f"Resumed from this checkpoint, episodes will begin anew: {why_not}")  # which Python shows once
         path = save_checkpoint(pathlib.Path(folder), state, keep)
-        self.checkpoint_folder = path.parent.resolve()
+        self._checkpoints[path.parent.resolve()] = self.num_timesteps
         return path
+
+    def check_checkpoint_folder(self, folder: str | pathlib.Path) -> None:
+        """
+        :param folder: Where checkpoints are to be saved
+        :raises ValueError: if those that are there are none of this run, or its steps are counted from 0 again since
+        """
+        there = checkpoints_in(folder)
+        saved_at = self._checkpoints.get(pathlib.Path(folder).resolve())
+        if there and (saved_at is None or self.num_timesteps < saved_at):
+            raise ValueError(
+                f"The folder holds checkpoints of another run, {there[-1]} the newest, and this one is at step "
+                f"{self.num_timesteps}: go on with that one (`MuZero.resume`, then `learn` with `reset_num_timesteps=False`), "
+                f"or name another folder"
+            )
 
     @classmethod
     def resume(
@@ -888,12 +919,12 @@ class MuZero(OffPolicyAlgorithm):
         ) as error:
             why = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"The checkpoint in {folder} does not fit `env`, the arguments or this version: {why}") from error
-        model.checkpoint_folder = pathlib.Path(folder).resolve()
+        model._checkpoints[pathlib.Path(folder).resolve()] = model.num_timesteps
         return model
 
     def _excluded_save_params(self) -> list[str]:
         of_this_run = ["last_search", "_last_action_masks", "_random_actions", "_episode_steps", "symmetries"]
-        of_learning = ["time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folder"]
+        of_learning = ["time_split", "_acted_at", "interrupted", "after_learning", "_checkpoints"]
         return [*super()._excluded_save_params(), *of_this_run, *of_learning]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

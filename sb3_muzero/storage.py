@@ -44,9 +44,9 @@ def _restore(tree: Any, arrays: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     if set(tree) == {ARRAY}:
-        return arrays[tree[ARRAY]]
+        return arrays.pop(tree[ARRAY])  # none is two things
     if set(tree) == {TENSOR}:
-        return th.from_numpy(arrays[tree[TENSOR]])
+        return th.from_numpy(arrays.pop(tree[TENSOR]))
     return {key: _restore(part, arrays) for key, part in tree.items()}
 
 
@@ -75,6 +75,7 @@ def replaced(path: Path) -> Iterator[io.BufferedIOBase]:
     :return: Context with the open file
     :raises OSError: if it can't be written, after which no part of it is left
     """
+    path = path.resolve()  # what a link leads to
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         with open(unfinished, "wb") as file:
@@ -86,10 +87,12 @@ def replaced(path: Path) -> Iterator[io.BufferedIOBase]:
         unfinished.unlink(missing_ok=True)
         raise
     if os.name != "nt":  # where folders can't be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # not every file system can do so, and the file is there
-            os.fsync(folder)
-        os.close(folder)
+        with contextlib.suppress(OSError):  # not everybody may, nor can every file system, and the file is there
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
 
 def filled(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """
-    :param ring: An array of zeros
+    :param ring: A new array
     :param rows: Of a file, no more than it has
     :return: It with those as its first rows. Where they are all, it is the file's array: memory need not hold both
     """

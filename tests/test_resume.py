@@ -1,6 +1,7 @@
 """Runs that go on: to the bit, after being killed, from the newest checkpoint that is whole, and without running code."""
 
 import gc
+import json
 import os
 import pickle
 import re
@@ -21,14 +22,16 @@ from conftest import TinyEnv, differences, snapshot, tiny_model
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
 from sb3_muzero.buffers import SequenceReplayBuffer
 from sb3_muzero.callbacks import ResumableCheckpointCallback
-from sb3_muzero.checkpoints import checkpoints_in, decode, encode, load_checkpoint, steps_of
+from sb3_muzero.checkpoints import checkpoints_in, decode, encode, is_missing, load_checkpoint, steps_of
 from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.storage import load_tree, save_tree
 
@@ -157,14 +160,27 @@ def test_a_folder_is_of_one_run(tmp_path):
     assert MuZero.resume(tmp_path, TinyEnv()).num_timesteps == 100
     with pytest.raises(FileNotFoundError, match="must be their folder"):
         MuZero.resume(tmp_path / files[0], TinyEnv())
+    refusal = r"another run, .*checkpoint_100_steps.npz the newest, and this one is at step 0: go on"
     for other in (tiny_model(TinyEnv()), model):  # whose steps are counted from 0 again
-        with pytest.raises(ValueError, match=r"holds checkpoints of another run, of steps \[80, 100\], .* at step 0: go on"):
+        with pytest.raises(ValueError, match=refusal):
             other.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
+    with pytest.raises(ValueError, match=refusal):
+        tiny_model(TinyEnv()).save_checkpoint(tmp_path)
     (tmp_path / files[0]).write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="damaged"):
         resumed = MuZero.resume(tmp_path, TinyEnv())
-    resumed.learn(60, callback=ResumableCheckpointCallback(20, tmp_path, keep=1), reset_num_timesteps=False)
-    assert names_in(tmp_path) == ["checkpoint_140_steps.npz", "checkpoint_best_steps.npz"]
+    resumed.learn(10, reset_num_timesteps=False)
+    resumed.save_checkpoint(tmp_path / "archive")
+    both = [ResumableCheckpointCallback(20, tmp_path, keep=1), ResumableCheckpointCallback(50, tmp_path / "rare")]
+    for steps in (30, 20):
+        resumed.learn(steps, callback=both, reset_num_timesteps=False)
+    assert resumed.num_timesteps in (140, 144)
+    assert names_in(tmp_path)[1:] == [f"checkpoint_{resumed.num_timesteps}_steps.npz", "checkpoint_best_steps.npz", "rare"]
+    # Steps that are counted from 0 again while the first checkpoint is still there
+    early = tmp_path / "early"
+    tiny_model(TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
+    with pytest.raises(ValueError, match="at step 0: go on"):
+        MuZero.resume(early, TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
     # Nor do two runs that begin at about the same time share one
     both = tmp_path / "both"
     tiny_model(TinyEnv()).learn(1, callback=Nested(lambda: tiny_model(TinyEnv()), both))
@@ -178,7 +194,7 @@ class Nested(ResumableCheckpointCallback):
         self.make = make
 
     def _on_step(self) -> bool:
-        with pytest.raises(ValueError, match=r"another run, of steps \[0\], .* at step 0: go on"):
+        with pytest.raises(ValueError, match=r"another run, .*checkpoint_0_steps.npz the newest"):
             self.make().learn(60, callback=ResumableCheckpointCallback(20, self.save_path))
         return super()._on_step()
 
@@ -193,7 +209,32 @@ def test_failed_runs_are_not_kept_in_memory(tmp_path):
     assert buffer() is None
 
 
+@pytest.mark.parametrize("features", [None, "batch norm"])
+def test_checkpoints_change_nothing(tmp_path, features):
+    """Also where statistics move in training, and where novelty is rewarded later."""
+    models = []
+    for callback in (None, ResumableCheckpointCallback(15, tmp_path)):
+        kwargs = {} if features is None else {"features_extractor_class": Normalizing}
+        model = tiny_model(TinyEnv(), policy_kwargs=kwargs).learn(60, callback=callback)
+        model.novelty_coef = 0.5
+        models.append(model.learn(60, callback=callback, reset_num_timesteps=False))
+    assert differences(*map(snapshot, models)) == []
+    models[0].novelty_coef = 0.1  # a number, until training begins
+    assert models[0].can_learn()
+
+
+class Normalizing(FlattenExtractor):
+    def __init__(self, observation_space: gym.Space) -> None:
+        super().__init__(observation_space)
+        self.norm = th.nn.BatchNorm1d(self.features_dim)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm(super().forward(observations))
+
+
 def test_other_algorithms_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="can't be in EveryNTimesteps"):
+        tiny_model().learn(10, callback=EveryNTimesteps(10, ResumableCheckpointCallback(1, tmp_path)))
     with pytest.raises(ValueError, match="made for MuZero, got PPO"):
         PPO("MlpPolicy", "CartPole-v1").learn(10, callback=ResumableCheckpointCallback(10, tmp_path))
 
@@ -236,7 +277,8 @@ def test_numbers_of_numpy_are_settings_like_others(tmp_path):
     model.learn(40).save_checkpoint(tmp_path)
     resumed = MuZero.resume(tmp_path, TinyEnv())
     assert resumed.buffer_size == 700 and resumed.policy.optimizer.defaults["eps"] == float(np.float32(1e-5))
-    assert encode(tmp_path) == str(tmp_path)
+    assert encode(tmp_path) == str(tmp_path) and encode(np.longdouble(2)) == 2.0
+    assert is_missing(encode([{"a": th.relu}])) and not is_missing(encode([{"missing": 1}, {}]))
 
 
 def test_statistics_of_gymnasiums_wrappers_are_said_to_begin_anew(tmp_path):
@@ -318,6 +360,16 @@ def test_flipped_bits_of_large_arrays_are_noticed(tmp_path):
             assert "damaged" in str(error)
         else:
             assert np.array_equal(tree["numbers"].ravel(), np.arange(24_000.0)) and len(tree["others"]) == 5000
+
+
+def test_an_array_is_one_thing_only(tmp_path):
+    """Else two rings of a buffer might share their memory."""
+    structure = {name: {"array of the file": "0"} for name in ("a", "b")}
+    np.savez(
+        tmp_path / "tree.npz", **{"0": np.arange(3), "structure": np.frombuffer(json.dumps(structure).encode(), np.uint8)}
+    )
+    with pytest.raises(ValueError, match="damaged"):
+        load_tree(tmp_path / "tree.npz")
 
 
 def test_names_that_no_file_can_hold_are_refused(tmp_path):
@@ -408,6 +460,53 @@ def test_environments_that_die_end_training_with_their_error_whatever_was_interr
     with pytest.raises((EOFError, ConnectionError)):
         model.learn(100)
     env.processes[1].kill()
+
+
+def test_signals_find_whoever_saves(tmp_path):
+    """While a second callback begins, and amid another run that a callback makes."""
+
+    class Beginning(ResumableCheckpointCallback):
+        def _on_training_start(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            super()._on_training_start()
+
+    class Trying(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 30:
+                inner = ResumableCheckpointCallback(999, tmp_path / "in")
+                assert tiny_model(Interrupting(signal.SIGTERM)).learn(60, callback=inner).num_timesteps == 60
+                assert [steps_of(path) for path in checkpoints_in(tmp_path / "in")] == [52, 60]
+            return True
+
+    def leave(*_: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        two = [ResumableCheckpointCallback(999, tmp_path / "first"), Beginning(999, tmp_path / "second")]
+        with pytest.raises(SystemExit):
+            tiny_model(TinyEnv()).learn(100, callback=two)
+        assert MuZero.resume(tmp_path / "second", TinyEnv()).num_timesteps == 0
+        outer = [ResumableCheckpointCallback(999, tmp_path / "out"), Trying()]
+        with pytest.raises(SystemExit):
+            tiny_model(TinyEnv()).learn(100, callback=outer)
+        assert MuZero.resume(tmp_path / "out", TinyEnv()).num_timesteps == 32
+        assert signal.getsignal(signal.SIGTERM) is leave
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_errors_of_a_run_that_is_to_end_are_shown(tmp_path, capfd):
+    class Both(TinyEnv):
+        def step(self, action: Any) -> Any:
+            if self.steps == 49:
+                signal.raise_signal(signal.SIGTERM)
+                raise RuntimeError("the simulator has crashed")
+            return super().step(action)
+
+    with pytest.raises(SystemExit):
+        tiny_model(Both()).learn(100, callback=ResumableCheckpointCallback(20, tmp_path))
+    assert "the simulator has crashed" in capfd.readouterr().err
 
 
 class Interrupting(TinyEnv):
@@ -569,6 +668,10 @@ def test_other_environments_are_refused(tmp_path):
         MuZero.resume(tmp_path, VecNormalize(DummyVecEnv([TinyEnv])))
     with pytest.raises(ValueError, match="must be wrapped as it was"):
         MuZero.resume(tmp_path, gym.wrappers.TransformReward(TinyEnv(), lambda reward: 2 * reward), restore_environments=True)
+    late = TinyEnv()
+    late.env = TinyEnv()  # type: ignore[attr-defined]  # its own affair
+    tiny_model(late).save_checkpoint(tmp_path / "late")
+    MuZero.resume(tmp_path / "late", TinyEnv(), restore_environments=True)
     for bad in ({"save_freq": 0}, {"keep": 0}, {"save_freq": 1.5}):
         with pytest.raises(ValueError, match="must be an integer of at least 1"):
             ResumableCheckpointCallback(**{"save_freq": 1, "save_path": tmp_path, **bad})
