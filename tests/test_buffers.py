@@ -225,6 +225,26 @@ def test_a_file_whose_counters_disagree_is_refused(tmp_path):
         make_buffer(60, 1).load_state(state)
 
 
+def test_room_for_final_observations_is_used_again(tmp_path):
+    """However many episodes have come and gone."""
+    buffer = make_buffer(20, 1)
+    for step in range(500):
+        ends = step % 3 == 2
+        buffer.add(np.array([[step]]), np.array([[step + 1]]), np.zeros(1), np.ones(1), np.array([ends]), [{}])
+    assert len(buffer.observations.finals) == 16
+    loaded = make_buffer(20, 1)
+    loaded.load_state(saved(buffer, tmp_path))
+    assert sorted(loaded.observations._free_slots) == sorted(buffer.observations._free_slots)
+
+
+def test_novelty_counts_as_soon_as_there_is_enough():
+    buffer = filled(make_buffer(60, 1), list(history(40, 1, np.random.default_rng(3))))
+    for least, counts in ((41, False), (40, True)):
+        buffer.LEAST_FOR_NOVELTY = least
+        buffer.sample(8, unroll_steps=2, n_steps=3, novelty_coef=1.0)
+        assert (buffer._visits is not None) == counts
+
+
 def test_tensors_share_memory_only_if_they_may():
     buffer, array = make_buffer(60, 1), np.zeros(3)
     assert not np.shares_memory(buffer.to_torch(array).numpy(), array)
