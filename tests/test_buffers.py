@@ -229,9 +229,8 @@ def test_room_for_final_observations_is_used_again(tmp_path):
     """However many episodes have come and gone."""
     buffer = make_buffer(20, 1)
     for step in range(500):
-        ends = step % 3 == 2
-        buffer.add(np.array([[step]]), np.array([[step + 1]]), np.zeros(1), np.ones(1), np.array([ends]), [{}])
-    assert len(buffer.observations.finals) == 16
+        buffer.add(np.array([[step]]), np.array([[step + 1]]), np.zeros(1), np.ones(1), np.array([True]), [{}])
+    assert len(buffer.observations.finals) == 32
     loaded = make_buffer(20, 1)
     loaded.load_state(saved(buffer, tmp_path))
     assert sorted(loaded.observations._free_slots) == sorted(buffer.observations._free_slots)
