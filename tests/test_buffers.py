@@ -225,6 +225,15 @@ def test_a_file_whose_counters_disagree_is_refused(tmp_path):
         make_buffer(60, 1).load_state(state)
 
 
+def test_a_file_with_actions_that_there_are_not_is_refused(tmp_path):
+    buffer = filled(make_buffer(60, 1), list(history(10, 1, np.random.default_rng(3))))
+    for action in (-1, int(buffer.action_space.n)):
+        state = saved(buffer, tmp_path)
+        state["actions"][4] = action
+        with pytest.raises(ValueError, match="`actions` must have"):
+            make_buffer(60, 1).load_state(state)
+
+
 def test_room_for_final_observations_is_used_again(tmp_path):
     """However many episodes have come and gone."""
     buffer = make_buffer(20, 1)
