@@ -263,7 +263,9 @@ def test_large_errors_come_back(tmp_path):
     buffer, loaded = (make_buffer(20, 1, priority_exponent=0.5) for _ in range(2))
     filled(buffer, list(history(20, 1, np.random.default_rng(1))))
     buffer.update_priorities(np.zeros((2, 1), int), np.array([1e30]))
+    buffer.root_values[:2, 0] = 1e30, -1e30
     loaded.load_state(saved(buffer, tmp_path))
+    assert (loaded.root_values == buffer.root_values).all()
     assert loaded._largest_error == 1e30 and loaded.priorities.total == buffer.priorities.total
 
 
