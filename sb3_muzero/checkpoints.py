@@ -72,7 +72,8 @@ def is_missing(tree: Any) -> bool:
     """
     if not isinstance(tree, dict):
         return False
-    kind, content = next(iter(tree.items()), ("", None))
+    content: Any
+    kind, content = next(iter(tree.items()), ("", ()))
     parts = {"tuple": content, "list": content, "dict": content.values() if kind == "dict" else ()}
     return kind == MISSING or any(map(is_missing, parts.get(kind, ())))
 
