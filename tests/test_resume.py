@@ -265,10 +265,16 @@ def test_networks_that_have_become_infinite_are_not_saved(tmp_path):
 
 
 def test_a_single_update_that_is_left_out_does_not_keep_a_run_from_being_saved(tmp_path):
-    model = tiny_model(TinyEnv()).learn(60)
+    class LeavingOut(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_end(self) -> None:
+            self.model._skip_update("a value target")
+
     with pytest.warns(UserWarning, match="is left out"):
-        model._skip_update("a value target")
-    assert model.save_checkpoint(tmp_path).exists()
+        tiny_model(TinyEnv()).learn(60, callback=[LeavingOut(), ResumableCheckpointCallback(999, tmp_path)])
+    assert MuZero.resume(tmp_path, TinyEnv()).num_timesteps == 60
 
 
 def test_numbers_of_numpy_are_settings_like_others(tmp_path):
@@ -456,9 +462,14 @@ def test_environments_that_die_end_training_with_their_error_whatever_was_interr
     env = SubprocVecEnv([TinyEnv, TinyEnv], start_method="fork")
     model = tiny_model(env)
     model.interrupted = True
-    env.processes[0].kill()
+
+    def kill(locals_: dict[str, Any], _: Any) -> bool:
+        if model.num_timesteps == 40:
+            env.processes[0].kill()
+        return True
+
     with pytest.raises((EOFError, ConnectionError)):
-        model.learn(100)
+        model.learn(100, callback=kill)
     env.processes[1].kill()
 
 
