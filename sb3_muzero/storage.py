@@ -120,7 +120,7 @@ def filled(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
     :param rows: Of a file, no more than it has
     :return: It with those as its first rows. Where they are all, it is the file's array: memory need not hold both
     """
-    if rows.shape == ring.shape and rows.flags.c_contiguous and rows.flags.writeable:
+    if rows.shape == ring.shape and rows.flags.c_contiguous:
         return rows
     ring[: len(rows)] = rows
     return ring
