@@ -73,7 +73,7 @@ class CategoricalSupport(nn.Module):
     def cross_entropy(self, logits: th.Tensor, scalars: th.Tensor) -> th.Tensor:
         """
         Cross-entropy between the two-hot code of the scalars and the predicted distributions.
-        A scalar outside the bounds counts as the nearest bound.
+        A scalar outside the bounds counts as the nearest bound; that of NaN is NaN.
 
         :param logits: Head output, shape ``[..., num_bins]``
         :param scalars: Targets, shape ``[...]``
@@ -82,7 +82,7 @@ class CategoricalSupport(nn.Module):
         low, high = self.bounds
         width = (high - low).clamp(min=th.finfo(th.float32).tiny)
         position = ((scalars - low) / width).clamp(0.0, 1.0) * (self.num_bins - 1)
-        lower = position.long().clamp(max=self.num_bins - 2)
+        lower = position.long().clamp(0, self.num_bins - 2)  # of NaN, too, whose cross-entropy is NaN
         upper_share = (position - lower).unsqueeze(-1)
         return TwoHotCrossEntropy.apply(
             logits, th.stack([lower, lower + 1], dim=-1), th.cat([1 - upper_share, upper_share], dim=-1)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, scramble, tiny_envs, tiny_model
+from conftest import TinyEnv, differences, scramble, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from sb3_muzero import MuZero
+from sb3_muzero.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpoints import checkpoints_in
 from sb3_muzero.cuda_graphs import CudaGraph
 
 pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
@@ -71,3 +73,40 @@ def test_training_records_each_function_once():
 def test_vectors_are_planned_for_and_learned_from():
     model = tiny_model(TinyEnv(), device="cuda", replay_buffer_kwargs=dict(priority_exponent=0.6)).learn(60)
     assert model.predict(np.zeros((5, 3), np.float32))[0].shape == (5,)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "ResNetPolicy"])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(th.backends.cudnn, "deterministic", True)
+    make = tiny_envs if policy == "MlpPolicy" else env
+    settings = dict(policy=policy, device="cuda", reanalyze_ratio=0.5)
+    whole = tiny_model(make(), **settings).learn(240)
+    tiny_model(make(), **settings).learn(240, callback=ResumableCheckpointCallback(60, tmp_path))
+    th.cuda.manual_seed(99)
+    _, last = checkpoints_in(tmp_path)
+    last.unlink()
+    resumed = MuZero.resume(tmp_path, make(), restore_environments=True)
+    assert resumed.device.type == "cuda" and 0 < resumed.num_timesteps < 240
+    resumed.learn(240 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert differences(snapshot(whole), snapshot(resumed)) == []
+    assert differences(whole.replay_buffer.state(), resumed.replay_buffer.state()) == []
+
+
+def test_a_run_on_a_gpu_is_resumed_on_the_cpu_and_back(tmp_path):
+    tiny_model(env(), policy="ResNetPolicy", device="cuda").save_checkpoint(tmp_path)
+    for device in ("cpu", "cuda"):
+        resumed = MuZero.resume(tmp_path, env(), device=device)
+        assert resumed.device.type == device
+        resumed.learn(60, reset_num_timesteps=False)
+        assert all(p.device.type == device for p in resumed.policy.parameters())
+        resumed.save_checkpoint(tmp_path)
+
+
+def test_updates_that_are_not_finite_are_left_out():
+    model = tiny_model(env(), policy="ResNetPolicy", device="cuda").learn(60)
+    before = snapshot(model)
+    model.replay_buffer.rewards[:] = np.nan
+    assert not model.can_learn()
+    with pytest.warns(UserWarning, match="is left out: a value target is not finite"):
+        model.train(1, 8)
+    assert model._skipped_updates == 1 and differences(before["policy"], snapshot(model)["policy"]) == []

@@ -264,6 +264,14 @@ def test_networks_that_have_become_infinite_are_not_saved(tmp_path):
         model.save_checkpoint(tmp_path)
 
 
+def test_a_target_network_without_values_is_not_saved(tmp_path):
+    model = tiny_model(TinyEnv(length=100)).learn(60)
+    for parameter in model.policy.latent_model_target.parameters():
+        parameter.data.fill_(th.nan)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        model.save_checkpoint(tmp_path)
+
+
 def test_a_single_update_that_is_left_out_does_not_keep_a_run_from_being_saved(tmp_path):
     class LeavingOut(BaseCallback):
         def _on_step(self) -> bool:

@@ -29,6 +29,16 @@ def test_scalars_outside_count_as_the_nearest_bound_and_are_reported():
     assert support.widened(th.tensor([9.0]), (0.0, 100.0), 0.5) is None, "fixed bounds never move"
 
 
+def test_of_nan_the_cross_entropy_is_nan():
+    """And no bin that is not there, which on a GPU would end everything."""
+    support = CategoricalSupport(5, (0.0, 4.0))
+    logits = th.zeros(3, 5, requires_grad=True)
+    losses = support.cross_entropy(logits, th.tensor([1.0, th.nan, th.inf]))
+    assert losses.isnan().tolist() == [False, True, False]
+    losses.sum().backward()
+    assert logits.grad is not None and logits.grad[[0, 2]].isfinite().all()
+
+
 def test_uniform_head_predicts_the_middle():
     support = CategoricalSupport(11, (-1.0, 3.0))
     assert support.expectation(th.zeros(2, 3, 11)).flatten().tolist() == pytest.approx([1.0] * 6)
