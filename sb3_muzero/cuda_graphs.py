@@ -1,6 +1,8 @@
 """Functions of a model on a GPU whose many small launches are recorded once and replayed as one."""
 
+import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,9 @@ from sb3_muzero.search.translation import NotCompilable, Snapshot
 
 MAX_GRAPHS = 8
 """Each keeps memory of its own."""
+
+ONE_AT_A_TIME = threading.Lock()
+"""PyTorch records one graph at a time, and replays none meanwhile: all share the generator of random numbers."""
 
 
 class CudaGraph:
@@ -30,7 +35,7 @@ class CudaGraph:
     def __init__(self, function: Callable, inputs: tuple) -> None:
         self.device = tensors_of(inputs)[0].device
         self.graph = th.cuda.CUDAGraph()
-        with th.inference_mode(False), th.cuda.device(self.device):
+        with ONE_AT_A_TIME, th.inference_mode(False), th.cuda.device(self.device):
             static = tree_map_only(th.Tensor, th.clone, inputs)
             stream = th.cuda.Stream()
             stream.wait_stream(th.cuda.current_stream())
@@ -38,14 +43,14 @@ class CudaGraph:
                 for _ in range(self.WARM_UP):
                     function(*static)
             th.cuda.current_stream().wait_stream(stream)
-            with th.cuda.graph(self.graph):
+            with th.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may wait for the GPU
                 self.output = function(*static)
         self.inputs = tensors_of(static)
 
     def __call__(self, *inputs: Any) -> Any:
         for static, given in zip(self.inputs, tensors_of(inputs), strict=True):
             static.copy_(given)
-        with th.cuda.device(self.device):
+        with ONE_AT_A_TIME, th.cuda.device(self.device):
             self.graph.replay()
         return self.output
 
@@ -104,6 +109,13 @@ class CudaGraphs:
         except RuntimeError as error:
             warnings.warn(f"Every operation is launched on its own, since no CUDA graph could be recorded: {error}")
             return function
+
+
+class RecordedFunctions(threading.local):
+    """The graphs of all functions of a model. Each thread has its own, since a graph overwrites what it returned."""
+
+    def __init__(self) -> None:
+        self.of_thread: dict[tuple[str, str], CudaGraphs] = defaultdict(CudaGraphs)
 
 
 def has_backward_hooks(part: Any) -> bool:

@@ -1,7 +1,6 @@
 """MuZeroPolicy: networks and search together act; ``predict`` plans."""
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 
 from sb3_muzero.action_masks import check_action_masks
 from sb3_muzero.arguments import check_number
-from sb3_muzero.cuda_graphs import CudaGraphs
+from sb3_muzero.cuda_graphs import RecordedFunctions
 from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
 from sb3_muzero.search import (
     CompiledModel,
@@ -171,7 +170,7 @@ class MuZeroPolicy(BasePolicy):
         # Mean distance between values and their targets in recent batches. Priorities make it larger than that of all data,
         # which is as well: with importance weights MiniGrid-DoorKey-5x5 took 38 k and over 50 k steps, without 16 and 24 k
         self.register_buffer("value_error", th.zeros(()))
-        self._cuda_graphs: dict[tuple[str, str], CudaGraphs] = defaultdict(CudaGraphs)
+        self._cuda_graphs = RecordedFunctions()
         self._build(lr_schedule)
 
     @staticmethod
@@ -425,7 +424,7 @@ class MuZeroPolicy(BasePolicy):
         """
         if any(getattr(type(self), name) is not getattr(MuZeroPolicy, name) for name in self.RECORDED):
             return function
-        graphs = self._cuda_graphs[name, self._name_of(model)]
+        graphs = self._cuda_graphs.of_thread[name, self._name_of(model)]
         return graphs.get(function, inputs, [model] if used is None else used, model.training, *constants)
 
     def _name_of(self, model: LatentModel) -> str:
@@ -500,7 +499,7 @@ class MuZeroPolicy(BasePolicy):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {
             "_compiled_models": {},
-            "_cuda_graphs": defaultdict(CudaGraphs),
+            "_cuda_graphs": RecordedFunctions(),
         }  # they belong to this process's memory
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def scramble(model: Any, seed: int = 0) -> Any:
     with th.no_grad():
         for name, parameter in policy.latent_model.named_parameters():
             if name.endswith("weight"):
-                parameter.add_(2.0 * th.randn(parameter.shape, generator=generator))
+                parameter.add_(2.0 * th.randn(parameter.shape, generator=generator).to(parameter.device))
         for support in (policy.latent_model.value_support, policy.latent_model.reward_support):
             support.bounds.copy_(th.tensor([-3.0, 5.0]))
     policy.update_target()

@@ -165,7 +165,7 @@ def test_planning_on_a_gpu_equals_planning_on_the_cpu():
             with torch.no_grad():
                 for parameter in each.latent_model.parameters():
                     parameter.mul_(0.9)
-    assert on_gpu._cuda_graphs["step", "online"]._graphs
+    assert on_gpu._cuda_graphs.of_thread["step", "online"]._graphs
 
 
 def trained_model(**kwargs):
@@ -207,7 +207,7 @@ class Annealed(MuZero):
 def test_losses_of_a_users_own_are_not_recorded(recorded):
     model = Annealed("MlpPolicy", TinyEnv(), num_simulations=4, learning_starts=20, batch_size=8, seed=0, device="cpu")
     model.learn(60)
-    assert recorded == [] and ("backward", "online") not in model.policy._cuda_graphs
+    assert recorded == [] and ("backward", "online") not in model.policy._cuda_graphs.of_thread
 
 
 def test_a_filling_buffer_records_nothing_anew(recorded):

@@ -1,11 +1,14 @@
 """What a GPU computes is what the CPU does."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch as th
 from conftest import TinyEnv, differences, scramble, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecFrameStack
+from test_concurrency import in_threads
 
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
@@ -58,7 +61,7 @@ def test_a_model_trained_on_a_gpu_goes_on_anywhere(bf16, tmp_path):
 
 def test_training_records_each_function_once():
     model = tiny_model(env(), policy="ResNetPolicy", device="cuda", reanalyze_ratio=1.0).learn(200)
-    recorded = {name: list(graphs._graphs.values()) for name, graphs in model.policy._cuda_graphs.items()}
+    recorded = {name: list(graphs._graphs.values()) for name, graphs in model.policy._cuda_graphs.of_thread.items()}
     assert {name: len(graphs) for name, graphs in recorded.items()} == {
         ("root", "online"): 1,
         ("step", "online"): 1,
@@ -110,3 +113,30 @@ def test_updates_that_are_not_finite_are_left_out():
     with pytest.warns(UserWarning, match="is left out: a value target is not finite"):
         model.train(1, 8)
     assert model._skipped_updates == 1 and differences(before["policy"], snapshot(model)["policy"]) == []
+
+
+def test_models_train_at_once_in_threads():
+    """While one records its functions, others wait for the GPU, draw random numbers and record theirs."""
+    models = [tiny_model(env(), policy=policy, device="cuda") for policy in ("MlpPolicy", "CnnPolicy", "ResNetPolicy")]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no CUDA graph could be recorded")
+        in_threads(*(lambda model=model: model.learn(200) for model in models))
+    for model in models:
+        assert model.num_timesteps >= 200 and model._n_updates > 20
+        assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+def test_threads_may_plan_with_one_model():
+    model = scramble(tiny_model(env(), policy="ResNetPolicy", device="cuda", num_simulations=16))
+    shape = model.observation_space.shape
+    batches = [np.linspace(low, 255, count).astype(np.uint8)[:, None, None, None] for low, count in ((0, 4), (9, 4), (5, 9))]
+    observations = [th.as_tensor(np.broadcast_to(batch, (len(batch), *shape)).copy()).to(model.device) for batch in batches]
+
+    def values(obs):
+        return model.policy.plan(obs, deterministic=True).value
+
+    expected = [values(obs) for obs in observations]
+    assert expected[0].std() > 0.1 and abs(expected[0] - expected[1]).max() > 0.01
+    planned = in_threads(*(lambda obs=obs: [values(obs) for _ in range(30)] for obs in observations))
+    for found, alone in zip(planned, expected, strict=True):
+        np.testing.assert_allclose(found, [alone] * 30, atol=1e-4)
