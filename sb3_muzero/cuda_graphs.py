@@ -15,7 +15,7 @@ from sb3_muzero.search.translation import NotCompilable, Snapshot
 MAX_GRAPHS = 8
 """Each keeps memory of its own."""
 
-ONE_AT_A_TIME = threading.Lock()
+ONE_AT_A_TIME = threading.RLock()
 """PyTorch records one graph at a time, and replays none meanwhile: all share the generator of random numbers."""
 
 
@@ -112,10 +112,16 @@ class CudaGraphs:
 
 
 class RecordedFunctions(threading.local):
-    """The graphs of all functions of a model. Each thread has its own, since a graph overwrites what it returned."""
+    """
+    The graphs of all functions of a model. Each thread has its own, since a graph overwrites what it returned; copies and
+    pickles begin without any.
+    """
 
     def __init__(self) -> None:
         self.of_thread: dict[tuple[str, str], CudaGraphs] = defaultdict(CudaGraphs)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
 
 
 def has_backward_hooks(part: Any) -> bool:

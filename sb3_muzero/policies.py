@@ -497,10 +497,7 @@ class MuZeroPolicy(BasePolicy):
         return super().obs_to_tensor(observation)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {
-            "_compiled_models": {},
-            "_cuda_graphs": RecordedFunctions(),
-        }  # they belong to this process's memory
+        return self.__dict__ | {"_compiled_models": {}}  # they belong to this process's memory
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TinyEnv, tiny_model
+from conftest import TinyEnv, scramble, tiny_model
 from gymnasium import spaces
+from test_concurrency import in_threads
 from torch import nn
 
 from sb3_muzero import MuZero, cuda_graphs
@@ -119,6 +120,17 @@ def test_the_model_of_every_policy_is_recorded(monkeypatch, recorded, policy_cla
     policy.latent_model.dynamics = nn.Identity()
     policy._root_inference(obs, policy.latent_model)
     assert len(recorded) == 4, "another dynamics function"
+
+
+def test_threads_do_not_overwrite_what_others_planned(recorded):
+    policy = scramble(ResNetPolicy(IMAGES, spaces.Discrete(3), lambda _: 1e-3))
+    black, white = (torch.full((2, *IMAGES.shape), colour, dtype=torch.uint8) for colour in (0, 255))
+    here = policy._root_inference(black, policy.latent_model)[0].value
+    before = here.clone()
+    (there,) = in_threads(lambda: policy._root_inference(white, policy.latent_model)[0].value)
+    assert torch.equal(here, before) and not torch.allclose(there, before)
+    policy._root_inference(white, policy.latent_model)
+    assert torch.equal(here, there), "in the same thread it is"
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "ResNetPolicy"])
