@@ -12,11 +12,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_muzero.finite import LARGEST
 from sb3_muzero.novelty import VisitCounts
 from sb3_muzero.observation_ring import ArrayOrDict, ObservationRing, map_observations, parts_of, read_ring
 from sb3_muzero.storage import checked, checked_number, filled
 from sb3_muzero.sum_tree import SumTree
+from sb3_muzero.usable import LARGEST
 
 
 class SequenceSamples(NamedTuple):

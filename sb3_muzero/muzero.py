@@ -38,7 +38,6 @@ from sb3_muzero.checkpoints import (
     save_checkpoint,
 )
 from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
-from sb3_muzero.finite import check_finite
 from sb3_muzero.image_axes import check_axes, frames_in_observation
 from sb3_muzero.loss import LossTerms, muzero_loss
 from sb3_muzero.observation_ring import map_observations
@@ -50,6 +49,7 @@ from sb3_muzero.storage import load_tree, replaced, save_tree
 from sb3_muzero.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.time_split import TimeSplit
 from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turned
+from sb3_muzero.usable import check_usable
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
@@ -376,7 +376,7 @@ class MuZero(OffPolicyAlgorithm):
         self._set_up_players()
         self.time_split = TimeSplit()
         seen = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-        check_finite("observation", seen, self.num_timesteps)
+        check_usable("observation", seen, self.num_timesteps, space=self.observation_space)
         return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -491,11 +491,12 @@ class MuZero(OffPolicyAlgorithm):
         # VecNormalize's running statistics spread one environment's NaN to all: look at what came in
         normalize = self._vec_normalize_env
         raw_reward = reward if normalize is None else normalize.get_original_reward()
-        check_finite("observation", new_obs if normalize is None else normalize.get_original_obs(), self.num_timesteps)
-        check_finite("reward", raw_reward, self.num_timesteps)
+        raw_obs, space = new_obs if normalize is None else normalize.get_original_obs(), self.observation_space
+        check_usable("observation", raw_obs, self.num_timesteps, space=space)
+        check_usable("reward", raw_reward, self.num_timesteps)
         for i in np.flatnonzero(dones):
             if infos[i].get("terminal_observation") is not None:
-                check_finite("terminal observation", infos[i]["terminal_observation"], self.num_timesteps, env=int(i))
+                check_usable("terminal observation", infos[i]["terminal_observation"], self.num_timesteps, int(i), space)
         self._look_for_something_to_plan_for(raw_reward, dones, infos)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         if self.last_search is not None:

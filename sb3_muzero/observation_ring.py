@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_muzero.finite import LARGEST
 from sb3_muzero.storage import checked, checked_number, filled
+from sb3_muzero.usable import LARGEST, usable
 
 UNSEEN_FRAMES = "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
 
@@ -35,20 +35,6 @@ def stored_dtype(space: spaces.Space) -> np.dtype:
         return np.dtype([(key, stored_dtype(part), part.shape or ()) for key, part in space.items()])
     assert space.dtype is not None
     return space.dtype
-
-
-def check_numbers(space: spaces.Space, observations: np.ndarray) -> None:
-    """
-    :param space: Observation space other than a Dict
-    :param observations: What is said to be of it, of its dtype, shape ``[..., *obs_shape]``
-    :raises ValueError: for others than finite numbers, of reasonable size, and for classes that there are not
-    """
-    if observations.dtype.kind == "f":
-        checked("observations", observations, observations, -LARGEST, LARGEST)
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        classes = observations - space.start
-        if not ((classes >= 0) & (classes < (space.n if isinstance(space, spaces.Discrete) else space.nvec))).all():
-            raise ValueError(f"`observations` must be of the classes of {space}")
 
 
 def with_shape(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -219,7 +205,8 @@ class ObservationRing:
         for frames in (self.frames[:size], self.finals[used], self.newest):
             parts = self.space.items() if isinstance(self.space, spaces.Dict) else [((), self.space)]
             for key, space in parts:
-                check_numbers(space, frames[key])
+                if not usable(frames[key], space).all():
+                    raise ValueError(f"`observations` must be of {space}, finite and none beyond {LARGEST:g}")
         free = state["free_slots"]
         are_numbers = isinstance(free, list) and all(type(slot) is int for slot in free)
         if not are_numbers or sorted([*free, *used]) != list(range(num_finals)):

@@ -28,6 +28,7 @@ from sb3_muzero.search import (
     gumbel_muzero_search,
     muzero_search,
 )
+from sb3_muzero.usable import LARGEST, usable
 from sb3_muzero.value_support import CategoricalSupport
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
@@ -488,13 +489,19 @@ class MuZeroPolicy(BasePolicy):
         return actions if vectorized_env else actions[0], state
 
     def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
-        parts = observation.values() if isinstance(observation, dict) else [observation]
-        for array in map(np.asarray, parts):
+        parts = observation if isinstance(observation, dict) else {"": observation}
+        for array in map(np.asarray, parts.values()):
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"Observations must be numbers, got an array of dtype {array.dtype}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(f"Observations must be finite, got {array[~np.isfinite(array)][0]} in {array.shape}")
-        return super().obs_to_tensor(observation)
+        result = super().obs_to_tensor(observation)  # which knows keys and shapes
+        whole = self.observation_space
+        for key, space in whole.items() if isinstance(whole, spaces.Dict) else [("", whole)]:
+            array = np.asarray(parts[key])
+            fits = usable(array, space)
+            if not fits.all():
+                allowed = f"finite, none beyond {LARGEST:g}, and of {space}"
+                raise ValueError(f"Observations must be {allowed}, got {array[~fits][0]} in {array.shape}")
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_compiled_models": {}}  # they belong to this process's memory

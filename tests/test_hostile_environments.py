@@ -116,6 +116,38 @@ def test_what_is_refused_leaves_a_model_that_goes_on(name, at):
     sound(model)
 
 
+CLASSES: dict[str, tuple[spaces.Space, Any, str]] = {
+    "too many": (spaces.Discrete(7), 7, r"gave 7 as (terminal )?observation at step \d+, which is not of Discrete\(7\)"),
+    "negative": (spaces.Discrete(7), -1, "gave -1 as"),
+    "below the first": (spaces.Discrete(7, start=3), 2, "gave 2 as"),
+    "one of two": (spaces.MultiDiscrete([2, 5]), np.array([2, 4]), r"gave \[2 4\] as .* not of MultiDiscrete"),
+    "in a dictionary": (
+        spaces.Dict(d=spaces.Discrete(7), b=spaces.Box(-1, 1, (3,))),
+        {"d": 9, "b": np.zeros(3, np.float32)},
+        "gave 9 as (terminal )?observation 'd'",
+    ),
+}
+
+
+@pytest.mark.parametrize("at", [0, 4, 40, 49], ids=["at a start", "warm-up", "amid an episode", "at an end"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_that_there_are_not_are_neither_stored_nor_learned(name, at):
+    """One of them would be an index out of bounds, which on a GPU ends everything."""
+    space, seen, words = CLASSES[name]
+    env = Broken(lambda o, *rest: (seen, *rest), at=at, observation_space=space)
+    if at == 0:
+        env.reset = lambda **kwargs: (seen, {})  # type: ignore[method-assign]
+    model = tiny_model(env, policy="MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy")
+    with pytest.raises(ValueError, match=f"Environment 0 {words}"):
+        model.learn(60)
+    assert model.replay_buffer.size() <= at
+    env.change = lambda *result: result
+    vars(env).pop("reset", None)
+    sound(model.learn(60))
+    with pytest.raises(ValueError, match=r"Observations must be .* of .*Discrete"):
+        model.predict(seen)
+
+
 class FailsToReset(TinyEnv):
     def reset(self, **kwargs: Any) -> Any:
         if self.resets == 4:
