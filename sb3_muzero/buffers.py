@@ -230,13 +230,17 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param reward: Rewards, shape ``[n_envs]``
         :param done: Whether the episode ended, shape ``[n_envs]``
         :param infos: ``TimeLimit.truncated`` tells a truncation from a termination
+        :raises ValueError: for actions that there are not, with nothing stored
         """
+        action, num_actions = np.reshape(action, self.n_envs), int(self.action_space.n)
+        if not ((action >= 0) & (action < num_actions)).all():
+            raise ValueError(f"`action` must be indices from 0 to {num_actions - 1}, got {action}")
         if not self._allocated:
             self._allocate()
         row = self.pos
         successors = self.observations.add(obs, next_obs)
         self.terminals[row] = False
-        self.actions[row] = np.reshape(action, self.n_envs)
+        self.actions[row] = action
         self.rewards[row] = reward
         sizes = np.abs(reward[reward != 0])
         self._num_rewards += len(sizes)

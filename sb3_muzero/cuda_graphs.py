@@ -16,7 +16,10 @@ MAX_GRAPHS = 8
 """Each keeps memory of its own."""
 
 ONE_AT_A_TIME = threading.RLock()
-"""PyTorch records one graph at a time, and replays none meanwhile: all share the generator of random numbers."""
+"""
+PyTorch records one graph at a time, and replays none meanwhile: all share the generator of random numbers. What another thread
+launches on its own while one is recorded must not draw from it.
+"""
 
 
 class CudaGraph:
@@ -113,8 +116,8 @@ class CudaGraphs:
 
 class RecordedFunctions(threading.local):
     """
-    The graphs of all functions of a model. Each thread has its own, since a graph overwrites what it returned; copies and
-    pickles begin without any.
+    The graphs of all functions of a model. Each thread has its own, since a graph overwrites what it returned, and records
+    them when it first needs them: plan in threads that stay. Deep copies and pickles begin without any.
     """
 
     def __init__(self) -> None:

@@ -535,8 +535,8 @@ class MuZero(OffPolicyAlgorithm):
             self.policy.observe(map_observations(lambda part: part[0], samples.observations))
             targets = self.targets(samples, fresh_values)
             known_values = targets.values[targets.value_weights > 0]
-            if not bool(known_values.isfinite().all()):
-                self._skip_update("a value target")
+            if not bool(known_values.isfinite().all() & targets.rewards.isfinite().all()):
+                self._skip_update("a target of values or rewards")
                 continue
             self.policy.fit_supports(known_values, targets.rewards)
             clipped = self.policy.latent_model.value_support.outside(known_values).float().mean()

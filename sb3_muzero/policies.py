@@ -298,8 +298,9 @@ class MuZeroPolicy(BasePolicy):
 
     def _preprocess_part(self, obs: th.Tensor, space: spaces.Space) -> th.Tensor:
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-            if np.any(space.start):
-                obs = obs - th.as_tensor(space.start, device=obs.device)
+            if np.any(space.start):  # number by number, since nothing can be copied to a GPU in a recorded function
+                starts = [th.full((), int(start), device=obs.device) for start in np.ravel(space.start)]
+                obs = obs - th.stack(starts).view(np.shape(space.start))
         flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
         preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
         return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]

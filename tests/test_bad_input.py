@@ -265,6 +265,17 @@ def test_updates_that_are_not_finite_are_left_out_and_said_so(monkeypatch):
     assert model.logger.name_to_value["train/skipped_updates"] == 2
 
 
+@pytest.mark.parametrize("settings", [{}, {"n_steps": 1, "reanalyze_ratio": 1.0}], ids=["n-step", "searched again"])
+def test_targets_that_are_not_finite_move_no_support(settings):
+    """Values that a new search has found may be finite where rewards are not."""
+    model = tiny_model(TinyEnv(), **settings).learn(60)
+    bounds = model.policy.latent_model.reward_support.bounds.clone()
+    model.replay_buffer.rewards[:] = np.inf
+    with pytest.warns(UserWarning, match="left out: a target of values or rewards is not finite"):
+        model.train(1, 8)
+    assert th.equal(model.policy.latent_model.reward_support.bounds, bounds)
+
+
 def test_training_ends_where_no_update_is_finite_any_more(monkeypatch):
     model = tiny_model().learn(24)
 

@@ -337,6 +337,15 @@ def test_a_horizon_moves_the_bootstrap_observation():
     assert rows.tolist() == [[float(past[3 + h + k]["obs"][0, 0]) for k in range(3)] for h in (1, 4)]
 
 
+@pytest.mark.parametrize("action", [-1, 2])
+def test_actions_that_there_are_not_are_not_stored(action):
+    """As those of an environment whose first action is 1."""
+    buffer = SequenceReplayBuffer(8, spaces.Box(-9, 9, (1,)), spaces.Discrete(2, start=1), n_envs=2)
+    with pytest.raises(ValueError, match=rf"`action` must be indices from 0 to 1, got \[ ?1 {action}\]"):
+        buffer.add(np.zeros((2, 1)), np.zeros((2, 1)), np.array([1, action]), np.zeros(2), np.zeros(2, bool), [{}, {}])
+    assert buffer.size() == 0
+
+
 def test_novelty_is_added_to_the_reward_and_fades():
     def step(state: int, successor: int, reward: float = 0.0) -> dict:
         obs, next_obs = np.array([[state]], np.float32), np.array([[successor]], np.float32)

@@ -96,7 +96,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(policy, tmp_path, monkeypat
 
 
 def test_a_run_on_a_gpu_is_resumed_on_the_cpu_and_back(tmp_path):
-    tiny_model(env(), policy="ResNetPolicy", device="cuda").save_checkpoint(tmp_path)
+    tiny_model(env(), policy="ResNetPolicy", device="cuda").learn(60).save_checkpoint(tmp_path)
     for device in ("cpu", "cuda"):
         resumed = MuZero.resume(tmp_path, env(), device=device)
         assert resumed.device.type == device
@@ -110,13 +110,13 @@ def test_updates_that_are_not_finite_are_left_out():
     before = snapshot(model)
     model.replay_buffer.rewards[:] = np.nan
     assert not model.can_learn()
-    with pytest.warns(UserWarning, match="is left out: a value target is not finite"):
+    with pytest.warns(UserWarning, match="is left out: a target of values or rewards is not finite"):
         model.train(1, 8)
     assert model._skipped_updates == 1 and differences(before["policy"], snapshot(model)["policy"]) == []
 
 
 def test_models_train_at_once_in_threads():
-    """While one records its functions, others wait for the GPU, draw random numbers and record theirs."""
+    """While one records its functions, others wait for the GPU and are about to replay or record theirs."""
     models = [tiny_model(env(), policy=policy, device="cuda") for policy in ("MlpPolicy", "CnnPolicy", "ResNetPolicy")]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*no CUDA graph could be recorded")

@@ -195,6 +195,7 @@ def test_replay_buffers_that_fuzzing_found(trained, path):
     [
         (spaces.Discrete(4, start=2), [2, 5], [1, 6, -(2**63)]),
         (spaces.MultiDiscrete([2, 3], start=[0, -1]), [[0, -1], [1, 1]], [[2, 0], [0, -2], [0, 2]]),
+        (spaces.MultiDiscrete([28], np.int8, start=[100]), [[100], [127]], [[99], [-128]]),
     ],
     ids=str,
 )
