@@ -205,8 +205,10 @@ class ObservationRing:
         for frames in (self.frames[:size], self.finals[used], self.newest):
             parts = self.space.items() if isinstance(self.space, spaces.Dict) else [((), self.space)]
             for key, space in parts:
-                if not usable(frames[key], space).all():
-                    raise ValueError(f"`observations` must be of {space}, finite and none beyond {LARGEST:g}")
+                if frames[key].dtype.kind == "f":  # of which there may be much: no copies
+                    checked("observations", frames[key], frames[key], -LARGEST, LARGEST)
+                elif not usable(frames[key], space).all():
+                    raise ValueError(f"`observations` must be of {space}")
         free = state["free_slots"]
         are_numbers = isinstance(free, list) and all(type(slot) is int for slot in free)
         if not are_numbers or sorted([*free, *used]) != list(range(num_finals)):
