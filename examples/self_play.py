@@ -98,7 +98,7 @@ def grade(player: ModelPlayer, game: str, depths: list[int], num_games: int) -> 
         solver, positions = ConnectFourSolver(rules), []
         for opening in random_openings(make, 500, 20, seed=0):
             env = make()
-            env.reset(options={"moves": opening})
+            env.reset(options={"moves": opening.moves})
             positions.append(env.board)
         results["errors"] = share_of_errors(act, {board.tobytes(): solver.values(board) for board in positions})
         print(f"share of 500 positions after 20 random plies in which the move is not the solver's: {results['errors']:.2%}")

@@ -59,8 +59,18 @@ def check_schedule(name: str, value: Any) -> None:
     """
     if not (callable(value) or (isinstance(value, int | float) and is_number(value))):
         raise ValueError(f"`{name}` must be a float or a function of the progress remaining, got {value!r}")
-    if not 0 <= (first := FloatSchedule(value)(1.0)) < float("inf"):
-        raise ValueError(f"`{name}` must be at least 0 and finite, got {first}")
+    for progress, setting in settings_on_the_way(value):
+        if not 0 <= setting < float("inf"):
+            raise ValueError(f"`{name}` must be at least 0 and finite, got {setting} where {progress:.0%} remain")
+
+
+def settings_on_the_way(value: Any) -> list[tuple[float, float]]:
+    """
+    :param value: A float or a function of the progress remaining
+    :return: The progress remaining and what the value is there, for each percent from 1 to 0
+    """
+    schedule = FloatSchedule(value)
+    return [(progress, schedule(progress)) for progress in np.linspace(1.0, 0.0, 101).tolist()]
 
 
 def check_train_freq(value: Any) -> None:

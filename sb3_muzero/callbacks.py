@@ -32,7 +32,7 @@ from sb3_muzero.plotting import (
     plot_value_calibration,
     to_png,
 )
-from sb3_muzero.recording import film, save_gif
+from sb3_muzero.recording import film, plays_with_masks, save_gif
 
 
 class ResumableCheckpointCallback(BaseCallback):
@@ -189,15 +189,17 @@ class DiagnosticsCallback(BaseCallback):
     def _init_callback(self) -> None:
         if not isinstance(self.model, MuZero):
             raise ValueError(f"DiagnosticsCallback is made for MuZero, got {type(self.model).__name__}")
+        if isinstance(self.parent, EventCallback):  # which hands on some steps, and no rollouts
+            raise ValueError(f"DiagnosticsCallback can't be in {type(self.parent).__name__}: give it its own `log_freq`")
 
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0 or self.model is not self._measured:  # a run of its own
             self.timesteps.clear()
             self.errors.clear()
             self.episodes.clear()
+            self._next = self.num_timesteps + self.log_freq
         self._measured = self.model
         self._running = [self._new_episode() for _ in range(self.training_env.num_envs)]
-        self._next = self.num_timesteps + self.log_freq
         self._started, self._seconds = time.perf_counter(), 0.0
 
     def _new_episode(self) -> deque[tuple[float, float]]:
@@ -292,6 +294,11 @@ class MuZeroWandbCallback(DiagnosticsCallback):
                 )
             self.video_env.reset()
             self.video_env.render()  # whatever it lacks for that, it had better say so now
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        if self.video_env is not None:
+            plays_with_masks(self.model, self.video_env)  # or says so now, too
 
     def _measure(self) -> None:
         super()._measure()

@@ -91,7 +91,7 @@ class DecoderProbe(nn.Module):
             if self.is_image:
                 return float(1 - errors.mean() / variances.mean().clamp(min=1e-12))
             varies = variances > 1e-8 * self.scale.square().clamp(min=1e-12)
-            return float((1 - errors / variances)[varies].mean())
+            return float((1 - errors / variances)[varies].mean()) if varies.any() else 0.0
 
     @th.no_grad()
     def _encode(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

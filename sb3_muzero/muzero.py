@@ -24,7 +24,14 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_muzero.action_masks import env_action_masks, has_action_masks
-from sb3_muzero.arguments import ALLOWED, check_number, check_observation_space, check_schedule, check_train_freq
+from sb3_muzero.arguments import (
+    ALLOWED,
+    check_number,
+    check_observation_space,
+    check_schedule,
+    check_train_freq,
+    settings_on_the_way,
+)
 from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.checkpoints import (
     FORMAT,
@@ -409,7 +416,7 @@ class MuZero(OffPolicyAlgorithm):
                 "A two-player game must say which moves are legal: the environment needs a method `action_masks`, and "
                 "`use_masking` must not be False"
             )
-        if self.two_player and self.novelty_coef(1.0) > 0:
+        if self.two_player and any(coef > 0 for _, coef in settings_on_the_way(self.novelty_coef)):
             raise ValueError("`novelty_coef` must be 0 in a two-player game, where what one player gets the other one pays")
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:

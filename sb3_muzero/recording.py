@@ -89,6 +89,22 @@ class Recording(NamedTuple):
     cut_short: int
 
 
+def plays_with_masks(model: MuZero, env: VecEnv) -> bool:
+    """
+    :param model: A model
+    :param env: Environments
+    :return: Whether it plays them with action masks, as it was trained; untrained wherever there are some
+    :raises ValueError: if it was trained with masks and there are none
+    """
+    supported = has_action_masks(env)
+    if model.uses_action_masks and not supported:
+        raise ValueError(
+            "The model was trained with action masks, but the environment has no method `action_masks`: "
+            "wrap it as it was for training"
+        )
+    return model.uses_action_masks if model.num_timesteps > 0 else supported
+
+
 def play(
     model: MuZero,
     env: VecEnv,
@@ -108,9 +124,10 @@ def play(
     :param deterministic: Without the noise that explores
     :param replay_buffer: Keeps the steps too, as ``MuZero`` does, with their searches
     :return: What was played
+    :raises ValueError: if the model was trained with action masks, of which the environments have none
     """
     space = model.policy.action_space
-    masked, normalize = has_action_masks(env), unwrap_vec_normalize(env)
+    masked, normalize = plays_with_masks(model, env), unwrap_vec_normalize(env)
     monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
     share = -(-num_episodes // env.num_envs)
     observations: Any = env.reset()
@@ -181,7 +198,7 @@ def film(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray]:
     :param num_steps: Steps at most
     :return: Frames, each of shape ``[height, width, 3]``, uint8
     """
-    masked = has_action_masks(env)
+    masked = plays_with_masks(model, env)
     observations: Any = env.reset()
     frames = [env.render()]
     for _ in range(num_steps):

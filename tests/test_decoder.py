@@ -32,6 +32,10 @@ def test_nothing_is_read_where_nothing_is_held():
     assert DecoderProbe(model.policy).fit(th.rand(500, 3), th.rand(100, 3), num_updates=200) < 0.05
 
 
+def test_where_nothing_varies_nothing_is_explained():
+    assert DecoderProbe(tiny_model(tiny_envs(1)).policy).fit(th.ones(50, 3), th.ones(20, 3), num_updates=5) == 0.0
+
+
 def test_quantities_of_different_size_count_alike():
     """Of three, one is in the latents, a thousand times as large as the others; a fourth never changes."""
     space = spaces.Box(-2000.0, 2000.0, (4,), np.float32)

@@ -9,6 +9,7 @@ import torch as th
 from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import EveryNTimesteps
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -306,7 +307,17 @@ def test_a_second_run_begins_anew_and_a_continued_one_goes_on():
     assert len(callback.episodes) <= 6
 
 
+def test_many_short_runs_are_measured_as_a_long_one():
+    callback = DiagnosticsCallback(log_freq=50, batch_size=8)
+    model = tiny_model(tiny_envs(1))
+    for part in range(5):
+        model.learn(40, callback=callback, reset_num_timesteps=part == 0)
+    assert len(callback.timesteps) == 3
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="can't be in EveryNTimesteps: give it its own `log_freq`"):
+        tiny_model(tiny_envs(1)).learn(1, callback=EveryNTimesteps(10, DiagnosticsCallback()))
     with pytest.raises(ValueError, match="`log_freq` must be at least 1, got 0"):
         DiagnosticsCallback(log_freq=0)
     with pytest.raises(ValueError, match="made for MuZero, got DQN"):

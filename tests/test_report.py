@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from sb3_muzero import report
 from sb3_muzero.games import TicTacToeEnv
-from sb3_muzero.recording import play
+from sb3_muzero.recording import film, play
 
 
 class Page(HTMLParser):
@@ -218,6 +218,15 @@ def test_illegal_actions_are_not_played():
     model = tiny_model(DummyVecEnv([MaskedEnv] * 2)).learn(60)
     for episode in play(model, model.get_env(), 6, 1000, deterministic=False).episodes:
         assert episode.action_masks[np.arange(len(episode.actions)), episode.actions].all()
+
+
+def test_a_model_plays_with_masks_if_it_was_trained_with_them():
+    model = tiny_model(DummyVecEnv([MaskedEnv] * 2)).learn(60)
+    for look in (lambda env: play(model, env, 6, 100, deterministic=True), lambda env: film(model, env, 10)):
+        with pytest.raises(ValueError, match="trained with action masks, but the environment has no method `action_masks`"):
+            look(tiny_envs(2))
+    model.learn(60, use_masking=False)
+    assert all(episode.action_masks is None for episode in play(model, model.get_env(), 6, 100, deterministic=True).episodes)
 
 
 def test_bad_input(tmp_path, monkeypatch):

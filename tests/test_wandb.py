@@ -102,6 +102,15 @@ def test_what_can_not_be_filmed_is_said_before_training(monkeypatch):
         model.learn(80, callback=MuZeroWandbCallback(DummyVecEnv([NoScreenEnv])))
     assert model.num_timesteps == 0
 
+    class MaskedEnv(FilmedEnv):
+        def action_masks(self):
+            return np.array([True, True, True])
+
+    masked = tiny_model(DummyVecEnv([MaskedEnv]))
+    with pytest.raises(ValueError, match="trained with action masks, but the environment has no"):
+        masked.learn(80, callback=MuZeroWandbCallback(DummyVecEnv([FilmedEnv])))
+    assert masked.num_timesteps == 0
+
 
 def test_bad_input():
     with pytest.raises(ValueError, match="`video_env` must have the render mode 'rgb_array', got None"):

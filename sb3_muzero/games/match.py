@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from sb3_muzero.arguments import is_integer
 from sb3_muzero.games.players import Player, RandomPlayer
@@ -39,30 +40,45 @@ class Score(NamedTuple):
         return f"{self.points:.1%} of the points (+{self.wins} ={self.draws} -{self.losses})"
 
 
-def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int, seed: int | None) -> list[list[int]]:
+class Opening(NamedTuple):
+    """
+    How a game begins.
+
+    :param seed: Of its ``reset``, from which all chance in it follows
+    :param moves: The first ones
+    """
+
+    seed: int
+    moves: tuple[int, ...]
+
+
+def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int, seed: int | None) -> list[Opening]:
     """
     :param make_env: Makes the game
     :param count: Number of openings
     :param num_plies: Random moves of each, after which the game is not over
     :param seed: For the draws
-    :return: Moves of each; some openings more than once only where no more are found
+    :return: The openings; some more than once only where no more are found
     :raises ValueError: if no game is that long, or for a number of plies that is no integer of at least 0
     """
     if not is_integer(num_plies) or num_plies < 0:
         raise ValueError(f"`opening_plies` must be an integer of at least 0, got {num_plies!r}")
-    env, player = make_env(), RandomPlayer(seed)
-    openings: dict[tuple[int, ...], list[int]] = {}
+    env, player, seeds = make_env(), RandomPlayer(seed), np.random.default_rng(seed)
+    openings: dict[tuple[bytes, tuple[int, ...]], Opening] = {}
     tries = 0
     while len(openings) < count and tries < 1000:
         tries += 1
-        env.reset(options=EMPTY_BOARD)
-        moves: list[int] = []
+        game_seed = int(seeds.integers(2**31))
+        observation, _ = env.reset(seed=game_seed, options=EMPTY_BOARD)
+        start = np.asarray(spaces.flatten(env.observation_space, observation)).tobytes()
+        moves: tuple[int, ...] = ()
         done = False
         while len(moves) < num_plies and not done:
-            moves.append(int(player.act([env])[0]))
-            done = env.step(moves[-1])[2]
-        if not done and tuple(moves) not in openings:
-            openings[tuple(moves)], tries = moves, 0
+            moves += (int(player.act([env])[0]),)
+            _, _, terminated, truncated, _ = env.step(moves[-1])
+            done = terminated or truncated
+        if not done and (start, moves) not in openings:
+            openings[start, moves], tries = Opening(game_seed, moves), 0
     if not openings:
         raise ValueError(f"`opening_plies` must leave something to play, got {num_plies}")
     return list(islice(cycle(openings.values()), count))
@@ -90,32 +106,35 @@ def check_player(name: str, player: Any) -> None:
         raise ValueError(f"`{name}` must be a player, such as `RandomPlayer()` or `ModelPlayer(model)`, got {player}")
 
 
-def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Sequence[Sequence[int]]) -> np.ndarray:
+def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Sequence[Opening]) -> np.ndarray:
     """
     Play all games side by side, so that a model plans the moves of all at once.
 
     :param players: The first and the second player
     :param envs: A game for each opening
-    :param openings: Moves that begin each game, as many in each
-    :return: Results for the first player: 1, 0 or -1, shape ``[len(envs)]``
+    :param openings: How each game begins, with as many moves in each
+    :return: Results for the first player: 1, 0 or -1, as the sum of the game's rewards has it, shape ``[len(envs)]``
+    :raises ValueError: if a game is over before its opening is, which was played to its end before
     """
-    for env, opening in zip(envs, openings, strict=True):
-        env.reset(options=EMPTY_BOARD)
-        for move in opening:
-            env.step(move)
-    results = np.zeros(len(envs), dtype=np.int64)
-    running, mover = list(range(len(envs))), len(openings[0]) % 2
+    gains = np.zeros(len(envs))
+
+    def step(i: int, move: int, mover: int) -> bool:
+        _, reward, terminated, truncated, _ = envs[i].step(move)
+        gains[i] += float(reward) * (1 if mover == 0 else -1)
+        return terminated or truncated
+
+    for i, (env, opening) in enumerate(zip(envs, openings, strict=True)):
+        env.reset(seed=opening.seed, options=EMPTY_BOARD)
+        if any(step(i, move, ply % 2) for ply, move in enumerate(opening.moves)):
+            raise ValueError(
+                "The same moves from the same seed led elsewhere: `reset(seed=...)` must decide all chance in a game"
+            )
+    running, mover = list(range(len(envs))), len(openings[0].moves) % 2
     while running:
         moves = players[mover].act([envs[i] for i in running])
-        still_running = []
-        for i, move in zip(running, moves, strict=True):
-            _, reward, terminated, truncated, _ = envs[i].step(int(move))
-            if terminated or truncated:
-                results[i] = np.sign(float(reward)) * (1 if mover == 0 else -1)
-            else:
-                still_running.append(i)
-        running, mover = still_running, 1 - mover
-    return results
+        running = [i for i, move in zip(running, moves, strict=True) if not step(i, int(move), mover)]
+        mover = 1 - mover
+    return np.sign(gains.round(9)).astype(np.int64)
 
 
 def play_match(
@@ -135,7 +154,7 @@ def play_match(
     :param num_games: Games in all, an even number
     :param opening_plies: Random moves that begin each game. Without any, players who draw nothing at random play the same game
         each time
-    :param seed: For the openings
+    :param seed: For the openings, and all chance in the games
     :return: Scores in the first and in the second seat
     :raises ValueError: for an odd number of games, openings that end the game, and what is no player
     """

@@ -85,9 +85,10 @@ class ModelPlayer:
 
     def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
         games = [own_game(env) for env in envs]
-        observations, masks = (
-            np.stack(parts) for parts in zip(*((g.observation(), g.action_masks()) for g in games), strict=True)
-        )
+        seen, masks = [game.observation() for game in games], np.stack([game.action_masks() for game in games])
+        observations: Any = np.stack(seen)
+        if isinstance(seen[0], dict):
+            observations = {key: np.stack([part[key] for part in seen]) for key in seen[0]}
         return self.model.predict(observations, deterministic=self.deterministic, action_masks=masks)[0]
 
     def act_on_boards(self, rules: Rules, boards: np.ndarray) -> np.ndarray:

@@ -1,16 +1,19 @@
 """Players and solvers, against brute force and one another."""
 
 from functools import partial
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import TinyEnv, tiny_model
+from gymnasium import spaces
 
 from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games.adapters import from_open_spiel
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve
-from sb3_muzero.games.match import Score, elo_ratings, play_games, play_match, random_openings
+from sb3_muzero.games.match import Opening, Score, elo_ratings, play_games, play_match, random_openings
 from sb3_muzero.games.minimax import LOWEST, WIN, evaluate, minimax_scores, move_order
 from sb3_muzero.games.players import MCTSPlayer, MinimaxPlayer, ModelPlayer, PerfectPlayer, RandomPlayer
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play
@@ -161,18 +164,131 @@ def test_players_move_in_their_seats_after_any_opening() -> None:
             self.seen |= {env.to_play for env in envs}
             return np.array([env.action_masks().argmax() for env in envs])
 
-    for opening in ([], [0], [0, 1], [3, 3, 3]):
+    for opening in ((), (0,), (0, 1), (3, 3, 3)):
         first, second = Watcher(), Watcher()
-        play_games((first, second), [ConnectFourEnv()], [opening])
+        play_games((first, second), [ConnectFourEnv()], [Opening(0, opening)])
         assert (first.seen, second.seen) == ({0}, {1})
 
 
 def test_openings_differ_as_long_as_there_are_others() -> None:
-    assert len({tuple(opening) for opening in random_openings(ConnectFourEnv, 49, 2, 0)}) == 49  # which is all
+    assert len({opening.moves for opening in random_openings(ConnectFourEnv, 49, 2, 0)}) == 49  # which is all
     more = random_openings(ConnectFourEnv, 60, 2, 0)
-    assert len(more) == 60 and len({tuple(opening) for opening in more}) == 49
-    assert random_openings(TicTacToeEnv, 3, 0, 0) == [[], [], []]
+    assert len(more) == 60 and len({opening.moves for opening in more}) == 49
+    assert [opening.moves for opening in random_openings(TicTacToeEnv, 3, 0, 0)] == [(), (), ()]
     assert random_openings(ConnectFourEnv, 5, 2, 1) != random_openings(ConnectFourEnv, 5, 2, 0)
+
+
+class Always:
+    """Chooses one action, or the first legal one where it is none."""
+
+    def __init__(self, action: int) -> None:
+        self.action = action
+        self.started: list[int] = []
+
+    def act(self, envs: list) -> np.ndarray:
+        self.started += [env.unwrapped.start for env in envs if env.unwrapped.ply < 4]
+        masks = [env.unwrapped.action_masks() for env in envs]
+        return np.array([self.action if mask[self.action] else mask.argmax() for mask in masks])
+
+
+class Heap(gym.Env):
+    """Take one to three from a heap of random size; who takes the last one wins."""
+
+    two_player = True
+    observation_space = spaces.Discrete(40)
+    action_space = spaces.Discrete(3)
+
+    def observation(self) -> Any:
+        return self.left
+
+    def action_masks(self) -> np.ndarray:
+        return np.arange(1, 4) <= self.left
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.start = self.left = int(self.np_random.integers(8, 40))
+        self.ply = 0
+        return self.observation(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        assert self.action_masks()[action], f"only {self.left} are left"
+        self.left -= int(action) + 1
+        self.ply += 1
+        return self.observation(), float(self.left == 0), self.left == 0, False, {}
+
+
+class Paid(Heap):
+    """
+    So many plies, each of which pays what its action does.
+
+    :param rewards: Of each ply, by action
+    """
+
+    def __init__(self, rewards: list[list[float]]) -> None:
+        self.rewards = rewards
+
+    def action_masks(self) -> np.ndarray:
+        return np.array([True, True, False])
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        self.ply += 1
+        return self.observation(), self.rewards[self.ply - 1][action], self.ply == len(self.rewards), False, {}
+
+
+def test_who_has_the_larger_sum_of_rewards_wins() -> None:
+    """Not who moves last."""
+    make = partial(Paid, [[0.0, 5.0]] * 5 + [[1.0, 6.0]])
+    assert play_match(Always(1), Always(0), make, 4, opening_plies=0) == (Score(2, 0, 0), Score(2, 0, 0))
+    assert play_games((Always(0), Always(0)), [make()], [Opening(0, (1, 0))]) == [1], "paid in the opening"
+    assert play_games((Always(0), Always(0)), [make()], [Opening(0, (0, 0))]) == [-1]
+    tenths = Paid([[0.1], [0.3], [0.2], [0.0]])  # the sum is 0 but for rounding
+    assert play_games((Always(0), Always(0)), [tenths], [Opening(0, ())]) == [0]
+
+
+def test_games_that_begin_at_random_begin_alike_in_both_seats() -> None:
+    player, opponent = Always(2), Always(1)
+    scores = [play_match(player, opponent, Heap, 20, opening_plies=plies, seed=5) for plies in (2, 2, 0, 0)]
+    assert scores[0] == scores[1] and scores[2] == scores[3]
+    assert len(set(player.started)) > 5, "all the same game"
+    openings = random_openings(Heap, 10, 0, 5)
+    assert len({opening.seed for opening in openings}) == 10
+    games = [Heap(), Heap()]
+    for seat in range(2):
+        play_games((player, opponent), games, openings[:2])
+        assert [game.start for game in games] == [Heap().reset(seed=opening.seed)[0] for opening in openings[:2]], seat
+
+
+def test_chance_that_no_seed_decides_is_an_error() -> None:
+    class Other(Heap):
+        starts = iter([9, 9, 9, 9, 2, 2, 2, 2])
+
+        def reset(self, **kwargs: Any) -> tuple[Any, dict]:
+            super().reset(**kwargs)
+            self.start = self.left = next(self.starts)
+            return self.left, {}
+
+    with pytest.raises(ValueError, match=r"`reset\(seed=\.\.\.\)` must decide all chance"):
+        play_games((Always(0), Always(0)), [Other()] * 5, [Opening(0, (0, 0))] * 5)
+
+
+def test_openings_do_not_go_beyond_a_truncation() -> None:
+    make = partial(gym.wrappers.TimeLimit, TicTacToeEnv(), 3)
+    with pytest.raises(ValueError, match="`opening_plies` must leave something to play, got 3"):
+        play_match(RandomPlayer(), RandomPlayer(), make, 2, opening_plies=3)
+    assert sum(play_match(RandomPlayer(0), RandomPlayer(0), make, 2, opening_plies=2)[0]) == 1
+
+
+def test_models_play_on_dictionaries() -> None:
+    class Named(Heap):
+        observation_space = spaces.Dict(left=spaces.Discrete(40), ply=spaces.Box(0, 1, (1,)))  # type: ignore[assignment]
+
+        def observation(self) -> Any:
+            return {"left": self.left, "ply": np.array([self.ply / 40], np.float32)}
+
+    model = tiny_model(Named(), "MultiInputPolicy")
+    callback = SelfPlayEvalCallback(Named, {"random": RandomPlayer(0)}, n_eval_games=4, eval_freq=40, verbose=0)
+    model.learn(60, callback=callback)
+    assert len(callback.results) > 0
 
 
 def test_matches_begin_on_the_empty_board_also_where_training_does_not() -> None:
