@@ -93,7 +93,7 @@ def check_observation_space(space: spaces.Space) -> None:
     """
     if not isinstance(space, OBSERVATION_SPACES):
         supported = ", ".join(supported.__name__ for supported in OBSERVATION_SPACES)
-        raise ValueError(f"MuZero supports the observation spaces {supported}, got {space}")
+        raise ValueError(f"MuZero supports the observation spaces {supported}, got {space}: try FlattenObservation")
     if isinstance(space, spaces.Dict):
         for key, part in space.items():
             if isinstance(part, spaces.Dict):

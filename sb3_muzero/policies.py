@@ -500,7 +500,8 @@ class MuZeroPolicy(BasePolicy):
             array = np.asarray(parts[key])
             fits = usable(array, space)
             if not fits.all():
-                allowed = f"finite, none beyond {LARGEST:g}, and of {space}"
+                is_class = isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+                allowed = f"of {space}" if is_class else f"finite and none beyond {LARGEST:g}"
                 raise ValueError(f"Observations must be {allowed}, got {array[~fits][0]} in {array.shape}")
         return result
 

@@ -18,7 +18,7 @@ def usable(numbers: np.ndarray, space: spaces.Space | None = None) -> np.ndarray
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         num_classes = space.n if isinstance(space, spaces.Discrete) else space.nvec
         start = np.asarray(space.start, np.int64)  # dtypes may be too small for what comes behind the last class
-        return (start <= numbers) & (numbers < start + num_classes)
+        return (start <= numbers) & (numbers < start + num_classes) & (numbers == np.floor(numbers))
     return np.abs(numbers, dtype=np.float64) <= LARGEST if numbers.dtype.kind == "f" else np.True_
 
 

@@ -201,6 +201,7 @@ def test_replay_buffers_that_fuzzing_found(trained, path):
 )
 def test_classes_are_those_of_the_space(space, allowed, others):
     assert usable(np.array(allowed, space.dtype), space).all()
+    assert not usable(np.array(allowed[0]) + 0.5, space).any()
     for other in others:
         found = usable(np.array([allowed[0], other], space.dtype), space)
         assert found[0].all() and not found[1].all()
