@@ -40,9 +40,10 @@ from sb3_muzero.loss import LossTerms
         ({"tau": 0.0}, "`tau` must be above 0 and at most 1, got 0.0"),
         ({"ent_coef": -0.1}, "`ent_coef` must be at least 0 and finite, got -0.1"),
         ({"exploration": -1.0}, "`exploration` must be at least 0 and finite, got -1.0"),
-        (
+        pytest.param(
             {"exploration": lambda progress: progress - 0.5},
             "`exploration` must be at least 0 and finite, got -0.01.* 49% remain",
+            id="exploration below 0 later on",
         ),
         ({"novelty_coef": "lin_5.0"}, "`novelty_coef` must be a float or a function.*'lin_5.0'"),
         ({"search_kwargs": "dict(max_depth=1)"}, "`search_kwargs` must be a dictionary, got 'dict"),
