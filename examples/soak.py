@@ -89,7 +89,7 @@ def main() -> None:
         watch = Watch(max(int(steps * args.scale) // 20, 1))
         MuZero("MlpPolicy", make(), seed=0, device="cpu", **settings).learn(int(steps * args.scale), callback=watch)
         # Of the first two all is still being allocated. A single figure is the machine's as much as ours: other guests of its
-        # processor made one of twenty 15 % lower
+        # processor made the last of twenty a sixth lower
         for name in ("resident_MB", "open_files", "threads", "steps_per_cpu_second"):
             first, last = (np.median([figures[name] for figures in part]) for part in (watch.figures[2:7], watch.figures[-5:]))
             print(f"  {name}, medians of five: {first} -> {last} ({last / first - 1:+.1%})")

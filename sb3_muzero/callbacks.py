@@ -35,6 +35,19 @@ from sb3_muzero.plotting import (
 from sb3_muzero.recording import film, plays_with_masks, save_gif
 
 
+def check_place(callback: BaseCallback, frequency: str) -> None:
+    """
+    :param callback: A callback that needs MuZero's rollouts
+    :param frequency: Its argument that says how often
+    :raises ValueError: for another algorithm, and in a callback that hands on some steps, and no rollouts
+    """
+    name = type(callback).__name__
+    if not isinstance(callback.model, MuZero):
+        raise ValueError(f"{name} is made for MuZero, got {type(callback.model).__name__}")
+    if isinstance(callback.parent, EventCallback):
+        raise ValueError(f"{name} can't be in {type(callback.parent).__name__}: give it its own `{frequency}`")
+
+
 class ResumableCheckpointCallback(BaseCallback):
     """
     Callback for saving, before training and every ``save_freq`` calls to ``env.step()``, when the rollout that is then under
@@ -67,12 +80,7 @@ class ResumableCheckpointCallback(BaseCallback):
         self._process = os.getpid()
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, MuZero):
-            raise ValueError(f"ResumableCheckpointCallback is made for MuZero, got {type(self.model).__name__}")
-        if isinstance(self.parent, EventCallback):  # which hands on steps, and no rollouts
-            raise ValueError(
-                f"ResumableCheckpointCallback can't be in {type(self.parent).__name__}: give it its own `save_freq`"
-            )
+        check_place(self, "save_freq")
 
     def _on_training_start(self) -> None:
         self._saved_at, self._seconds, self._started = self.n_calls, 0.0, time.perf_counter()
@@ -187,10 +195,7 @@ class DiagnosticsCallback(BaseCallback):
         self._measured: MuZero | None = None
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, MuZero):
-            raise ValueError(f"DiagnosticsCallback is made for MuZero, got {type(self.model).__name__}")
-        if isinstance(self.parent, EventCallback):  # which hands on some steps, and no rollouts
-            raise ValueError(f"DiagnosticsCallback can't be in {type(self.parent).__name__}: give it its own `log_freq`")
+        check_place(self, "log_freq")
 
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0 or self.model is not self._measured:  # a run of its own

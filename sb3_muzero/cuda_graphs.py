@@ -18,7 +18,7 @@ MAX_GRAPHS = 8
 ONE_AT_A_TIME = threading.RLock()
 """
 PyTorch records one graph at a time, and replays none meanwhile: all share the generator of random numbers. What another thread
-launches on its own while one is recorded must not draw from it.
+launches on its own while one is recorded must not draw from it. A signal's handler may plan amid either, hence the R.
 """
 
 

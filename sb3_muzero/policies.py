@@ -28,7 +28,7 @@ from sb3_muzero.search import (
     gumbel_muzero_search,
     muzero_search,
 )
-from sb3_muzero.usable import LARGEST, usable
+from sb3_muzero.usable import CLASSES, LARGEST, usable
 from sb3_muzero.value_support import CategoricalSupport
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
@@ -297,7 +297,7 @@ class MuZeroPolicy(BasePolicy):
         return self._preprocess_part(obs, self.observation_space)  # type: ignore[arg-type]
 
     def _preprocess_part(self, obs: th.Tensor, space: spaces.Space) -> th.Tensor:
-        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        if isinstance(space, CLASSES):
             if np.any(space.start):  # number by number, since nothing can be copied to a GPU in a recorded function
                 starts = [th.full((), int(start), device=obs.device) for start in np.ravel(space.start)]
                 obs = obs - th.stack(starts).view(np.shape(space.start))
@@ -500,8 +500,7 @@ class MuZeroPolicy(BasePolicy):
             array = np.asarray(parts[key])
             fits = usable(array, space)
             if not fits.all():
-                is_class = isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
-                allowed = f"of {space}" if is_class else f"finite and none beyond {LARGEST:g}"
+                allowed = f"of {space}" if isinstance(space, CLASSES) else f"finite and none beyond {LARGEST:g}"
                 raise ValueError(f"Observations must be {allowed}, got {array[~fits][0]} in {array.shape}")
         return result
 

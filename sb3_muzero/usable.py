@@ -8,6 +8,9 @@ from gymnasium import spaces
 LARGEST = 1e18
 """The model computes in float32, and variances are squares."""
 
+CLASSES = (spaces.Discrete, spaces.MultiDiscrete)
+"""Spaces whose numbers are indices."""
+
 
 def usable(numbers: np.ndarray, space: spaces.Space | None = None) -> np.ndarray | np.bool_:
     """
@@ -15,7 +18,7 @@ def usable(numbers: np.ndarray, space: spaces.Space | None = None) -> np.ndarray
     :param space: What observations are to be of
     :return: Which numbers can be learned from, those that are finite and of reasonable size, and classes that there are
     """
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+    if isinstance(space, CLASSES):
         num_classes = space.n if isinstance(space, spaces.Discrete) else space.nvec
         start = np.asarray(space.start, np.int64)  # dtypes may be too small for what comes behind the last class
         return (start <= numbers) & (numbers < start + num_classes) & (numbers == np.floor(numbers))
@@ -28,12 +31,12 @@ def check_usable(what: str, numbers: Any, step: int, env: int | None = None, spa
     :param numbers: Of all environments, shape ``[n_envs, ...]``, a dictionary of such, or of the one environment ``env``
     :param step: Environment steps so far
     :param env: The environment
-    :param space: What observations are to be of
+    :param space: What observations are to be of, not given for rewards
     :raises ValueError: naming environment and step, before anything that can't be learned from is stored
     """
     if isinstance(numbers, dict):
         for key, part in numbers.items():
-            check_usable(f"{what} {key!r}", part, step, env, space[key] if isinstance(space, spaces.Dict) else None)
+            check_usable(f"{what} {key!r}", part, step, env, space[key])  # type: ignore[index]
         return
     numbers = np.asarray(numbers)
     are_usable = usable(numbers, space)
@@ -41,6 +44,6 @@ def check_usable(what: str, numbers: Any, step: int, env: int | None = None, spa
         if env is None:
             env = int(np.flatnonzero(~are_usable.reshape(len(numbers), -1).all(axis=1))[0])
             numbers = numbers[env]
-        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        if isinstance(space, CLASSES):
             raise ValueError(f"Environment {env} gave {numbers} as {what} at step {step}, which is not of {space}")
         raise ValueError(f"Environment {env} gave a non-finite {what} (or beyond 1e18) at step {step}: {numbers}")

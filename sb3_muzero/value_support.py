@@ -133,7 +133,7 @@ class CategoricalSupport(nn.Module):
             new_bins = bounds[0] + (bounds[1] - bounds[0]) * self.grid
             old_width = max(old_high - old_low, th.finfo(th.float32).tiny)
             position = ((new_bins - old_low) / old_width).clamp(0.0, 1.0) * (self.num_bins - 1)
-            lower = position.long().clamp(0, self.num_bins - 2)
+            lower = position.long().clamp(max=self.num_bins - 2)
             share = position - lower
             head.weight.copy_(th.lerp(head.weight[lower], head.weight[lower + 1], share.unsqueeze(-1)))
             head.bias.copy_(th.lerp(head.bias[lower], head.bias[lower + 1], share))

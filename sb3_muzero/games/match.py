@@ -114,7 +114,7 @@ def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Seq
     :param envs: A game for each opening
     :param openings: How each game begins, with as many moves in each
     :return: Results for the first player: 1, 0 or -1, as the sum of the game's rewards has it, shape ``[len(envs)]``
-    :raises ValueError: if a game is over before its opening is, which was played to its end before
+    :raises ValueError: for a game that is over after its opening, though it was not when that was drawn
     """
     gains = np.zeros(len(envs))
 
