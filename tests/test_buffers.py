@@ -234,6 +234,31 @@ def test_a_file_with_actions_that_there_are_not_is_refused(tmp_path):
             make_buffer(60, 1).load_state(state)
 
 
+def test_a_file_whose_free_slots_are_not_all_numbers_is_refused(tmp_path):
+    state = saved(filled(make_buffer(60, 1), list(history(10, 1, np.random.default_rng(3)))), tmp_path)
+    state["observations"]["free_slots"][0] = float(state["observations"]["free_slots"][0])
+    with pytest.raises(ValueError, match=r"`observations\.free_slots` must be those"):
+        make_buffer(60, 1).load_state(state)
+
+
+def test_a_file_whose_only_priority_is_zero_is_refused(tmp_path):
+    state = saved(filled(make_buffer(60, 1, priority_exponent=0.6), list(history(1, 1, np.random.default_rng(3)))), tmp_path)
+    state["priorities"][0] = 0
+    with pytest.raises(ValueError, match="`priorities` must have a sum above 0"):
+        make_buffer(60, 1, priority_exponent=0.6).load_state(state)
+
+
+def test_steps_without_search_store_zeros():
+    buffer = make_buffer(60, 1)
+    for searched in (True, False):
+        if searched:
+            buffer.store_search(np.full((1, NUM_ACTIONS), 1 / NUM_ACTIONS), np.ones(1), 7)
+        buffer.add(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), np.zeros(1, bool), [{}])
+    sequence = buffer.sequences(np.array([0, 1]), np.array([0, 0]), 1, 1)
+    assert sequence.policy_stamps.tolist() == [7, 0]
+    assert sequence.policies[0].sum(dim=-1).tolist() == pytest.approx([1, 0])
+
+
 def test_room_for_final_observations_is_used_again(tmp_path):
     """However many episodes have come and gone."""
     buffer = make_buffer(20, 1)
@@ -305,6 +330,7 @@ def test_new_data_have_the_highest_priority_and_overwrite_the_old():
     np.random.seed(0)
     past = list(history(30, 1, np.random.default_rng(1)))
     buffer = filled(make_buffer(20, 1, priority_exponent=1.0), past[:20])
+    assert buffer.priorities.total == 20, "1 each, as long as no error is known"
     buffer.update_priorities(np.stack([np.arange(20), np.zeros(20, int)]), np.full(20, 7.0))
     buffer.update_priorities(np.stack([np.arange(20), np.zeros(20, int)]), np.zeros(20))
     filled(buffer, past[20:25])
