@@ -188,6 +188,7 @@ UNCOMPILED = {
     "own forward": lambda p: setattr(p.latent_model.dynamics, "forward", lambda latent, action: latent),
     "subclassed layer": replace("latent_model.prediction.policy_head", Doubled(24, 3)),
     "unknown layer": replace("latent_model.prediction.trunk", nn.Sequential(nn.Linear(16, 24), nn.Softplus())),
+    "approximate GELU": replace("latent_model.prediction.trunk", nn.Sequential(nn.Linear(16, 24), nn.GELU("tanh"))),
     "weight norm": lambda p: nn.utils.parametrizations.weight_norm(p.latent_model.dynamics[0]),
     "double precision": lambda p: p.latent_model.dynamics.double(),
     "not contiguous": lambda p: setattr(p.latent_model.dynamics[0].weight, "data", th.zeros(19, 24).t()),
