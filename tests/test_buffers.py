@@ -294,6 +294,14 @@ def test_large_errors_come_back(tmp_path):
     assert loaded._largest_error == 1e30 and loaded.priorities.total == buffer.priorities.total
 
 
+def test_small_errors_come_back(tmp_path):
+    buffer, loaded = (make_buffer(20, 1, priority_exponent=1.0) for _ in range(2))
+    filled(buffer, list(history(20, 1, np.random.default_rng(1))))
+    buffer.update_priorities(np.stack([np.arange(20), np.zeros(20, int)]), np.full(20, 1e-6))
+    loaded.load_state(saved(buffer, tmp_path))
+    assert 0 < loaded.priorities.total == buffer.priorities.total < 1e-4
+
+
 def test_priorities_decide_and_importance_weights_correct():
     np.random.seed(0)
     past = list(history(30, 2, np.random.default_rng(1)))
