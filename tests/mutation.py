@@ -6,8 +6,9 @@ Mutation testing: change one thing in the source at a time, and see whether a te
 prints each mutant that survived and the share of those that were killed. The source that is changed is a copy.
 
 What survives and may: other zeros in rows that are always written before they are read, trees larger than they need be,
-copies in place of views, bounds of files a little further out, checks that a later one repeats, what only a GPU runs, and
-another number than the largest that a softmax of standardised numbers subtracts.
+copies in place of views, bounds of files a little further out, checks that a later one repeats, what only a GPU runs, lanes
+that nobody reads, defaults that every caller gives, the start of a mean, which the first number replaces, -2 where anything
+below 0 will do, and another number than the largest that a softmax of standardised numbers subtracts.
 """
 
 import argparse
