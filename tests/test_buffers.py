@@ -272,9 +272,10 @@ def test_room_for_final_observations_is_used_again(tmp_path):
 
 def test_novelty_counts_where_it_is_asked_for_as_soon_as_there_is_enough():
     buffer = filled(make_buffer(60, 1), list(history(40, 1, np.random.default_rng(3))))
-    for least, novelty_coef, counts in ((40, 0.0, False), (41, 1.0, False), (40, 1.0, True)):
+    asked = {"novelty_coef": 1.0}
+    for least, novelty, counts in ((40, {}, False), (41, asked, False), (40, asked, True)):
         buffer.LEAST_FOR_NOVELTY = least
-        buffer.sample(8, unroll_steps=2, n_steps=3, novelty_coef=novelty_coef)
+        buffer.sample(8, unroll_steps=2, n_steps=3, **novelty)
         assert (buffer._visits is not None) == counts
 
 
