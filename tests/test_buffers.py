@@ -355,6 +355,12 @@ def test_a_priority_that_is_none_is_refused(error):
         buffer.update_priorities(np.zeros((2, 1), int), np.array([error]))
 
 
+def test_actions_beyond_the_end_are_any():
+    buffer = filled(make_buffer(20, 1), list(history(5, 1, np.random.default_rng(1))))
+    actions = buffer.sequences(np.full(200, buffer.size() - 1), np.zeros(200, int), 5, 1).actions
+    assert actions[1:].unique().tolist() == list(range(NUM_ACTIONS))
+
+
 def test_old_sequences_bootstrap_sooner():
     np.random.seed(0)
     buffer = filled(make_buffer(100, 2), list(history(50, 2, np.random.default_rng(1))))
