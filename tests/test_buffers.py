@@ -348,6 +348,15 @@ def test_new_data_have_the_highest_priority_and_overwrite_the_old():
     assert np.isin(sampled, newest).mean() > 0.99
 
 
+def test_of_stacks_of_two_frames_the_oldest_is_not_drawn_by_priority():
+    space, discrete = spaces.Box(-np.inf, np.inf, (2,)), spaces.Discrete(NUM_ACTIONS)
+    buffer = SequenceReplayBuffer(20, space, discrete, "cpu", frame_stack=2, priority_exponent=1.0)
+    for frame in range(30):
+        stacks = np.array([[[frame, frame + 1]], [[frame + 1, frame + 2]]])
+        buffer.add(*stacks, np.zeros(1), np.zeros(1), np.zeros(1, bool), [{}])
+    assert np.flatnonzero(buffer.priorities[np.arange(20)] == 0).tolist() == [buffer.pos]
+
+
 @pytest.mark.parametrize("error", [np.nan, np.inf, -1.0])
 def test_a_priority_that_is_none_is_refused(error):
     buffer = filled(make_buffer(20, 1, priority_exponent=1.0), list(history(5, 1, np.random.default_rng(1))))
