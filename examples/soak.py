@@ -88,8 +88,8 @@ def main() -> None:
         print(case)
         watch = Watch(max(int(steps * args.scale) // 20, 1))
         MuZero("MlpPolicy", make(), seed=0, device="cpu", **settings).learn(int(steps * args.scale), callback=watch)
-        # Of the first two all is still being allocated. A single figure is the machine's as much as ours: other guests of its
-        # processor made the last of twenty a sixth lower
+        # Of the first two all is still being allocated. A single figure is the machine's as much as ours: with other guests on
+        # its processor, those of one run lay between 240 and 344
         for name in ("resident_MB", "open_files", "threads", "steps_per_cpu_second"):
             first, last = (np.median([figures[name] for figures in part]) for part in (watch.figures[2:7], watch.figures[-5:]))
             print(f"  {name}, medians of five: {first} -> {last} ({last / first - 1:+.1%})")

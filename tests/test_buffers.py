@@ -250,9 +250,8 @@ def test_a_file_whose_only_priority_is_zero_is_refused(tmp_path):
 
 def test_steps_without_search_store_zeros():
     buffer = make_buffer(60, 1)
-    for searched in (True, False):
-        if searched:
-            buffer.store_search(np.full((1, NUM_ACTIONS), 1 / NUM_ACTIONS), np.ones(1), 7)
+    buffer.store_search(np.full((1, NUM_ACTIONS), 1 / NUM_ACTIONS), np.ones(1), 7)
+    for _ in range(2):
         buffer.add(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), np.zeros(1, bool), [{}])
     sequence = buffer.sequences(np.array([0, 1]), np.array([0, 0]), 1, 1)
     assert sequence.policy_stamps.tolist() == [7, 0]
