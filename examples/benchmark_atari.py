@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sb3_muzero import MuZero, muzero
-from sb3_muzero.buffers import SequenceReplayBuffer
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
 gym.register_envs(ale_py)
 FRAME_STACK = 4

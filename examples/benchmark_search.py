@@ -48,11 +48,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
 from sb3_muzero import MuZero
-from sb3_muzero.networks import Prediction
+from sb3_muzero.common.jit import OPTIONS
+from sb3_muzero.models.mlp import Prediction
 from sb3_muzero.policies import SEARCHES, MuZeroPolicy
-from sb3_muzero.search.compiling import OPTIONS
-from sb3_muzero.search.layers import BLOCK
-from sb3_muzero.search.simulations import DYNAMICS, REPRESENTATION, evaluate
+from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate
+from sb3_muzero.search.backends.numba.program import BLOCK
 from sb3_muzero.search.state import instantiate_leaves
 
 ROUNDS = 7

@@ -37,9 +37,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
 
 from sb3_muzero import MuZero
-from sb3_muzero.conv_networks import GridCNN  # noqa: F401  # settings name it
-from sb3_muzero.plotting import plot_learning_curves
-from sb3_muzero.report import setting
+from sb3_muzero.analysis.plotting import plot_learning_curves
+from sb3_muzero.analysis.report import setting
+from sb3_muzero.models.resnet import GridCNN  # noqa: F401  # settings name it
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE_EPISODES, CURVE_SEED = 20, 10_000
@@ -56,7 +56,7 @@ _DQN_SMALL = dict(_DQN_256, n_timesteps=1e5, learning_rate=6.3e-4, batch_size=12
                   gamma=0.99, target_update_interval=250, train_freq=4, gradient_steps=-1, exploration_fraction=0.12,
                   exploration_final_eps=0.1)  # fmt: skip
 _MINATAR: dict[str, Any] = dict(
-    env_wrapper="sb3_muzero.minatar.ImageObservation",
+    env_wrapper="sb3_muzero.envs.minatar.ImageObservation",
     policy="CnnPolicy",
     policy_kwargs="dict(features_extractor_class=GridCNN, net_arch=[128])",
 )
@@ -230,7 +230,7 @@ def run(algo: str, seed: int, settings: dict[str, Any], args: argparse.Namespace
         import wandb
         from wandb.integration.sb3 import WandbCallback
 
-        from sb3_muzero.callbacks import MuZeroWandbCallback
+        from sb3_muzero.analysis.callbacks import MuZeroWandbCallback
 
         config = {"algo": algo, "env": args.env, "seed": seed, "steps": args.steps, **settings}
         tracker = wandb.init(

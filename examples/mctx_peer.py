@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from sb3_muzero.networks import RunningNorm, SimNorm
+from sb3_muzero.models.categorical import CategoricalSupport
+from sb3_muzero.models.mlp import RunningNorm, SimNorm
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.value_support import CategoricalSupport
 
 MCTX_QVALUES: dict[str, Any] = {"qvalue_scope": "node", "min_qvalue_range": 1e-8}  # how mctx normalises Q values
 CONSIDERED_ACTIONS, VALUE_SCALE, MAXVISIT_INIT = 16, 0.1, 50.0  # Gumbel: both libraries' defaults, given to both

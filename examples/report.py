@@ -15,7 +15,7 @@ import compare_baselines
 import gymnasium as gym
 import numpy as np
 
-from sb3_muzero.plotting import COLOURS, new_figure
+from sb3_muzero.analysis.plotting import COLOURS, new_figure
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Record = dict[str, Any]

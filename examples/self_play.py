@@ -25,8 +25,9 @@ from compare_baselines import ROOT, resolve, versions
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_muzero import MuZero
-from sb3_muzero.callbacks import ResumableCheckpointCallback
-from sb3_muzero.checkpoints import checkpoints_in
+from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
+from sb3_muzero.analysis.report import setting
+from sb3_muzero.checkpointing.run_state import checkpoints_in
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, share_of_errors, solve
@@ -34,7 +35,6 @@ from sb3_muzero.games.match import Score, play_match, random_openings
 from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, Player, RandomPlayer
 from sb3_muzero.games.self_play import MatchResult, SelfPlayEvalCallback
 from sb3_muzero.games.simulator import SimulatorCnnPolicy, SimulatorPolicy, SimulatorResNetPolicy, with_rules
-from sb3_muzero.report import setting
 
 WITHOUT_DYNAMICS: dict[str, Any] = dict(unroll_steps=1, consistency_coef=0.0, reward_coef=0.0)
 SECTIONS = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())

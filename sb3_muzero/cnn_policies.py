@@ -9,8 +9,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_muzero.augmentation import ImageAugmentation
-from sb3_muzero.conv_networks import ConvDynamics, ConvPrediction, ConvRepresentation, MultiInputExtractor, cnn_for
+from sb3_muzero.models.augmentation import ImageAugmentation
+from sb3_muzero.models.resnet import ConvDynamics, ConvPrediction, ConvRepresentation, MultiInputExtractor, cnn_for
 from sb3_muzero.policies import MuZeroPolicy
 
 

@@ -23,17 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_muzero.action_masks import env_action_masks, has_action_masks
-from sb3_muzero.arguments import (
-    ALLOWED,
-    check_number,
-    check_observation_space,
-    check_schedule,
-    check_train_freq,
-    settings_on_the_way,
-)
-from sb3_muzero.buffers import SequenceReplayBuffer, SequenceSamples
-from sb3_muzero.checkpoints import (
+from sb3_muzero.checkpointing.run_state import (
     FORMAT,
     checkpoints_in,
     decode,
@@ -45,18 +35,28 @@ from sb3_muzero.checkpoints import (
     save_checkpoint,
 )
 from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
-from sb3_muzero.image_axes import check_axes, frames_in_observation
-from sb3_muzero.loss import LossTerms, muzero_loss
-from sb3_muzero.observation_ring import map_observations
+from sb3_muzero.common.action_masks import env_action_masks, has_action_masks
+from sb3_muzero.common.arguments import (
+    ALLOWED,
+    check_number,
+    check_observation_space,
+    check_schedule,
+    check_train_freq,
+    settings_on_the_way,
+)
+from sb3_muzero.common.progress_bar import MuZeroProgressBar
+from sb3_muzero.common.serialization import load_tree, replaced, save_tree
+from sb3_muzero.common.time_split import TimeSplit
+from sb3_muzero.common.validation import check_usable
+from sb3_muzero.common.vec_env_checks import check_axes, frames_in_observation
+from sb3_muzero.exploration.warmup import persistent_random_actions
+from sb3_muzero.learning.losses import LossTerms, muzero_loss
+from sb3_muzero.learning.symmetries import Symmetries, is_two_player, symmetries_of, turned
+from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
-from sb3_muzero.progress_bar import MuZeroProgressBar
-from sb3_muzero.random_actions import persistent_random_actions
+from sb3_muzero.replay.observation_store import map_observations
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.search import SearchOutput, is_cached
-from sb3_muzero.storage import load_tree, replaced, save_tree
-from sb3_muzero.targets import UnrollTargets, needs_bootstrap, unroll_targets
-from sb3_muzero.time_split import TimeSplit
-from sb3_muzero.two_player import Symmetries, is_two_player, symmetries_of, turned
-from sb3_muzero.usable import check_usable
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
@@ -77,7 +77,7 @@ class MuZero(OffPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ResNetPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str). With ``two_player = True`` of it each step is
         one ply of a zero-sum game against itself, and observation and reward are those of the player who moves; its attribute
-        ``symmetries`` (see ``sb3_muzero.two_player``) says how a board may be turned, which the loss then sees, too
+        ``symmetries`` (see ``sb3_muzero.learning.symmetries``) says how a board may be turned, which the loss then sees, too
     :param learning_rate: The learning rate, it can be a function
         of the current progress remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
@@ -390,7 +390,7 @@ class MuZero(OffPolicyAlgorithm):
         if progress_bar:
             callbacks = callback if isinstance(callback, list) else [callback]
             converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
-            callback = CallbackList([*converted, MuZeroProgressBar()])
+            callback = CallbackList([*converted, MuZeroProgressBar(compiles=not is_cached())])
         return super()._init_callback(callback)
 
     def _set_up_masking(self) -> None:
@@ -805,7 +805,7 @@ class MuZero(OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
-        Save the replay buffer, in a format that runs no code when it is loaded (``sb3_muzero.storage``).
+        Save the replay buffer, in a format that runs no code when it is loaded (``sb3_muzero.common.serialization``).
 
         :param path: Path to the file where the replay buffer should be saved; folders are created, and ``.pkl`` is added to a
             name without suffix, as SB3 does, though it is no pickle

@@ -14,10 +14,11 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_muzero.action_masks import check_action_masks
-from sb3_muzero.arguments import check_number
-from sb3_muzero.cuda_graphs import RecordedFunctions
-from sb3_muzero.networks import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
+from sb3_muzero.common.action_masks import check_action_masks
+from sb3_muzero.common.arguments import check_number
+from sb3_muzero.common.validation import CLASSES, LARGEST, usable
+from sb3_muzero.models.categorical import CategoricalSupport
+from sb3_muzero.models.mlp import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
 from sb3_muzero.search import (
     CompiledModel,
     NotCompilable,
@@ -28,8 +29,7 @@ from sb3_muzero.search import (
     gumbel_muzero_search,
     muzero_search,
 )
-from sb3_muzero.usable import CLASSES, LARGEST, usable
-from sb3_muzero.value_support import CategoricalSupport
+from sb3_muzero.search.backends.cuda_graphs import RecordedFunctions
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
 # The noise with which either search explores

@@ -67,7 +67,7 @@ def cart_poles(n_envs: int, **kwargs: Any) -> VecEnv:
 
 
 def minatar_breakout(policy: str, **changes: Any) -> tuple[MuZero, list[float]]:
-    from sb3_muzero.minatar import ImageObservation  # registers the games
+    from sb3_muzero.envs.minatar import ImageObservation  # registers the games
 
     env = make_vec_env("MinAtar/Breakout-v1", 4, seed=7, wrapper_class=ImageObservation)
     return run(policy, env, 240, **section("MinAtar/Breakout-v1", batch_size=32, **changes))

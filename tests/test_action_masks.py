@@ -15,10 +15,10 @@ from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
-from sb3_muzero.action_masks import has_action_masks
-from sb3_muzero.loss import muzero_loss
-from sb3_muzero.random_actions import persistent_random_actions
-from sb3_muzero.targets import unroll_targets
+from sb3_muzero.common.action_masks import has_action_masks
+from sb3_muzero.exploration.warmup import persistent_random_actions
+from sb3_muzero.learning.losses import muzero_loss
+from sb3_muzero.learning.targets import unroll_targets
 
 NUM_ACTIONS = 5
 

@@ -12,8 +12,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero import MuZero, muzero
-from sb3_muzero.arguments import ALLOWED
-from sb3_muzero.loss import LossTerms
+from sb3_muzero.common.arguments import ALLOWED
+from sb3_muzero.learning.losses import LossTerms
 
 
 @pytest.mark.parametrize(

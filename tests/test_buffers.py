@@ -11,9 +11,9 @@ from conftest import TinyEnv, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_muzero import buffers
-from sb3_muzero.buffers import SequenceReplayBuffer
-from sb3_muzero.storage import load_tree, save_tree
+from sb3_muzero.common.serialization import load_tree, save_tree
+from sb3_muzero.replay import replay_buffer
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
 NUM_ACTIONS = 3
 
@@ -452,6 +452,6 @@ def test_returns_of_more_steps_than_are_stored_take_no_more_memory_than_those():
 
 def test_more_than_fits_into_memory_is_said(monkeypatch):
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(buffers, "psutil", memory)
+    monkeypatch.setattr(replay_buffer, "psutil", memory)
     with pytest.warns(UserWarning, match="A full replay buffer takes 0.00GB.*`buffer_size`"):
         tiny_model(TinyEnv()).learn(10)

@@ -11,7 +11,7 @@ from conftest import tiny_model
 from gymnasium import spaces
 from torch import nn
 
-from sb3_muzero.networks import Dynamics, MinMaxNorm, Prediction, SimNorm
+from sb3_muzero.models.mlp import Dynamics, MinMaxNorm, Prediction, SimNorm
 from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.search import CompiledModel, NotCompilable, gumbel_muzero_search
 

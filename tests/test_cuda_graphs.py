@@ -8,11 +8,12 @@ from gymnasium import spaces
 from test_concurrency import in_threads
 from torch import nn
 
-from sb3_muzero import MuZero, cuda_graphs
+from sb3_muzero import MuZero
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
-from sb3_muzero.cuda_graphs import CudaGraphs
 from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.search import NotCompilable
+from sb3_muzero.search.backends import cuda_graphs
+from sb3_muzero.search.backends.cuda_graphs import CudaGraphs
 
 
 class Recording:

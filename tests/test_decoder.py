@@ -6,7 +6,7 @@ import torch as th
 from conftest import differences, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 
-from sb3_muzero.decoder import DecoderProbe, to_rgb
+from sb3_muzero.models.decoder import DecoderProbe, to_rgb
 
 BITS = spaces.Box(0, 255, (3, 6, 6), np.uint8)
 

@@ -15,8 +15,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from sb3_muzero.callbacks import DiagnosticsCallback
-from sb3_muzero.diagnostics import (
+from sb3_muzero.analysis.callbacks import DiagnosticsCallback
+from sb3_muzero.analysis.diagnostics import (
     discounted_returns,
     dormant_share,
     effective_rank,
@@ -25,7 +25,7 @@ from sb3_muzero.diagnostics import (
     policy_improvement,
     value_figures,
 )
-from sb3_muzero.loss import muzero_loss, unroll
+from sb3_muzero.learning.losses import muzero_loss, unroll
 
 
 class CountingEnv(gym.Env):

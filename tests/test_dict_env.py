@@ -11,8 +11,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_muzero import MuZero
-from sb3_muzero.novelty import VisitCounts
-from sb3_muzero.observation_ring import stored_dtype
+from sb3_muzero.exploration.count_bonus import VisitCounts
+from sb3_muzero.replay.observation_store import stored_dtype
 
 PARTS = spaces.Dict(
     {

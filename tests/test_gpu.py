@@ -11,9 +11,9 @@ from stable_baselines3.common.vec_env import VecFrameStack
 from test_concurrency import in_threads
 
 from sb3_muzero import MuZero
-from sb3_muzero.callbacks import ResumableCheckpointCallback
-from sb3_muzero.checkpoints import checkpoints_in
-from sb3_muzero.cuda_graphs import CudaGraph
+from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpointing.run_state import checkpoints_in
+from sb3_muzero.search.backends.cuda_graphs import CudaGraph
 
 pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sb3_muzero import MuZero
-from sb3_muzero.checkpoints import load_checkpoint
-from sb3_muzero.storage import load_tree, save_tree
-from sb3_muzero.usable import usable
+from sb3_muzero.checkpointing.run_state import load_checkpoint
+from sb3_muzero.common.serialization import load_tree, save_tree
+from sb3_muzero.common.validation import usable
 
 DICT = spaces.Dict({"vector": spaces.Box(-1, 1, (3,), np.float32), "number": spaces.Discrete(4)})
 KWARGS: dict[str, Any] = {"replay_buffer_kwargs": {"priority_exponent": 0.6}, "novelty_coef": 0.1}

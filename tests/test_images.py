@@ -11,10 +11,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
-from sb3_muzero.augmentation import ImageAugmentation
-from sb3_muzero.conv_networks import ConvDynamics, ImageNorm, action_planes
+from sb3_muzero.common.serialization import load_tree, save_tree
+from sb3_muzero.models.augmentation import ImageAugmentation
+from sb3_muzero.models.resnet import ConvDynamics, ImageNorm, action_planes
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.storage import load_tree, save_tree
 
 POLICIES: dict[str, type[MuZeroPolicy]] = {"CnnPolicy": CnnPolicy, "ResNetPolicy": ResNetPolicy}
 SMALL = spaces.Box(0, 255, (2, 10, 10), np.uint8)
@@ -294,7 +294,7 @@ def test_settings_of_no_use_to_residual_networks_are_refused(kwargs):
 
 
 def test_games_of_minatar():
-    minatar = pytest.importorskip("sb3_muzero.minatar", reason="minatar is not installed")
+    minatar = pytest.importorskip("sb3_muzero.envs.minatar", reason="minatar is not installed")
     env = minatar.ImageObservation(gym.make("MinAtar/SpaceInvaders-v1"))
     check_env(env)
     seen, _ = env.reset(seed=3)

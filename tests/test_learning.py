@@ -10,8 +10,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_muzero import MuZero
-from sb3_muzero.loss import muzero_loss
-from sb3_muzero.targets import unroll_targets
+from sb3_muzero.learning.losses import muzero_loss
+from sb3_muzero.learning.targets import unroll_targets
 
 QUICK = {"learning_starts": 100, "batch_size": 32, "train_freq": 2, "num_simulations": 8, "seed": 0, "device": "cpu"}
 

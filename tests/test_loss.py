@@ -6,9 +6,9 @@ import torch as th
 from conftest import scramble, tiny_envs, tiny_model
 from torch.nn import functional as F
 
-from sb3_muzero.loss import cosine_similarity, muzero_loss, scale_gradient
-from sb3_muzero.networks import Dynamics, RunningNorm, SimNorm
-from sb3_muzero.targets import unroll_targets
+from sb3_muzero.learning.losses import cosine_similarity, muzero_loss, scale_gradient
+from sb3_muzero.learning.targets import unroll_targets
+from sb3_muzero.models.mlp import Dynamics, RunningNorm, SimNorm
 
 
 def assert_same(ours, theirs, *inputs):

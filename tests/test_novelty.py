@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_muzero.novelty import VisitCounts
+from sb3_muzero.exploration.count_bonus import VisitCounts
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from conftest import tiny_envs, tiny_model
 from matplotlib.figure import Figure
 from scipy.stats import trim_mean
 
-from sb3_muzero.diagnostics import ModelErrors
-from sb3_muzero.plotting import (
+from sb3_muzero.analysis.diagnostics import ModelErrors
+from sb3_muzero.analysis.plotting import (
     interquartile_mean,
     plot_imagined_episode,
     plot_imagined_frames,

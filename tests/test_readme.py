@@ -43,12 +43,12 @@ def test_there_is_code():
 
 
 def test_report_command(tmp_path, monkeypatch):
-    (command,) = [line for line in COMMANDS if "sb3_muzero.report" in line]
+    (command,) = [line for line in COMMANDS if "sb3_muzero.analysis.report" in line]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report, "DECODER_UPDATES", 20)
     MuZero("MlpPolicy", "CartPole-v1", learning_starts=10).learn(100).save("muzero_cartpole")
     python, _, module, *arguments = shlex.split(command)
-    assert (python, module) == ("python", "sb3_muzero.report")
+    assert (python, module) == ("python", "sb3_muzero.analysis.report")
     monkeypatch.setattr(sys, "argv", ["report", *arguments, "--episodes", "8"])
     report.main()
     assert Path("report.html").exists()

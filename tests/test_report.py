@@ -1,4 +1,4 @@
-"""``python -m sb3_muzero.report`` writes one file that says it all, for every kind of environment."""
+"""``python -m sb3_muzero.analysis.report`` writes one file that says it all, for every kind of environment."""
 
 import shutil
 import struct
@@ -16,9 +16,9 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_muzero import report
+from sb3_muzero.analysis import report
+from sb3_muzero.analysis.recording import film, play
 from sb3_muzero.games import TicTacToeEnv
-from sb3_muzero.recording import film, play
 
 
 class Page(HTMLParser):

@@ -29,11 +29,11 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
-from sb3_muzero.buffers import SequenceReplayBuffer
-from sb3_muzero.callbacks import ResumableCheckpointCallback
-from sb3_muzero.checkpoints import checkpoints_in, decode, encode, is_missing, load_checkpoint, steps_of
+from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpointing.run_state import checkpoints_in, decode, encode, is_missing, load_checkpoint, steps_of
+from sb3_muzero.common.serialization import load_tree, save_tree
 from sb3_muzero.games import TicTacToeEnv
-from sb3_muzero.storage import load_tree, save_tree
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
 
 def stacked_images() -> Any:
@@ -405,7 +405,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_training_goes_on(tmp_path, mo
         args[0].write(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sb3_muzero.storage.np.savez", full)
+    monkeypatch.setattr("sb3_muzero.common.serialization.np.savez", full)
     with pytest.warns(UserWarning, match=r"No checkpoint was saved .* No space left"):
         model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path), reset_num_timesteps=False)
     assert model.num_timesteps == 120
@@ -582,8 +582,8 @@ import sys, torch, warnings
 torch.set_num_threads(1)
 warnings.filterwarnings("error", message=".*damaged")
 from sb3_muzero import MuZero
-from sb3_muzero.callbacks import ResumableCheckpointCallback
-from sb3_muzero.checkpoints import checkpoints_in
+from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpointing.run_state import checkpoints_in
 folder = sys.argv[1]
 if checkpoints_in(folder):
     model = MuZero.resume(folder, "CartPole-v1")

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from sb3_muzero import MuZero, policies
-from sb3_muzero.networks import Dynamics, Prediction, PredictionOutput, Representation
+from sb3_muzero.models.mlp import Dynamics, Prediction, PredictionOutput, Representation
 
 LOGGED = {
     "rollout/ep_rew_mean",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sb3_muzero.sum_tree import SumTree
+from sb3_muzero.replay.sum_tree import SumTree
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 8, 100, 1000])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_muzero.buffers import SequenceSamples
-from sb3_muzero.targets import n_step_returns, needs_bootstrap, unroll_targets
+from sb3_muzero.learning.targets import n_step_returns, needs_bootstrap, unroll_targets
+from sb3_muzero.replay.replay_buffer import SequenceSamples
 
 GAMMA = 0.9
 

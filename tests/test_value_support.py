@@ -3,7 +3,7 @@
 import pytest
 import torch as th
 
-from sb3_muzero.value_support import CategoricalSupport
+from sb3_muzero.models.categorical import CategoricalSupport
 
 
 def code(support: CategoricalSupport, scalar: float) -> th.Tensor:

@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from wandb.integration.sb3 import WandbCallback
 
 from sb3_muzero import MuZero
-from sb3_muzero.callbacks import MuZeroWandbCallback
-from sb3_muzero.recording import film, save_gif
+from sb3_muzero.analysis.callbacks import MuZeroWandbCallback
+from sb3_muzero.analysis.recording import film, save_gif
 
 
 class FilmedEnv(TinyEnv):
@@ -70,7 +70,7 @@ def test_a_film_is_normalised_as_training_is(monkeypatch):
     run = MagicMock(dir=".")
     monkeypatch.setattr(wandb, "run", run)
     monkeypatch.setattr(wandb, "Video", MagicMock())
-    monkeypatch.setattr("sb3_muzero.callbacks.save_gif", lambda frames, path: None)
+    monkeypatch.setattr("sb3_muzero.analysis.callbacks.save_gif", lambda frames, path: None)
     tiny_model(env).learn(80, callback=MuZeroWandbCallback(video_env, log_freq=30, batch_size=16))
     statistics = video_env.obs_rms.mean.copy()
     assert np.abs(statistics).max() > 1e-3 and run.log.call_count >= 2

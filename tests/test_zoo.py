@@ -33,7 +33,7 @@ def train(monkeypatch, folder: Path, *arguments: str) -> Path:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_trains(section, monkeypatch, tmp_path):
     env = ENVIRONMENTS.get(section, section)
-    packages = {"MiniGrid": ["minigrid"], "MinAtar": ["sb3_muzero.minatar"], "sb3_muzero": ["sb3_muzero.games"]}.get(
+    packages = {"MiniGrid": ["minigrid"], "MinAtar": ["sb3_muzero.envs.minatar"], "sb3_muzero": ["sb3_muzero.games"]}.get(
         env.split("-")[0].split("/")[0], []
     )
     overwritten = ["learning_starts:60", "buffer_size:2000", *(["batch_size:8"] if section == "atari" else [])]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_muzero.analysis.plotting import principal_variation
+from sb3_muzero.analysis.report import setting
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.muzero import MuZero
-from sb3_muzero.plotting import principal_variation
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.report import setting
 from sb3_muzero.search import SearchOutput
 
 NAMES = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): game for name, game in GAMES.items()}

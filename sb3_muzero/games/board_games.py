@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_muzero.arguments import is_integer
+from sb3_muzero.common.arguments import is_integer
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, landing, observe, play
-from sb3_muzero.two_player import Symmetries
+from sb3_muzero.learning.symmetries import Symmetries
 
 
 class Moves(spaces.Discrete):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_muzero.search.compiling import cached, hash_of
+from sb3_muzero.common.jit import cached, hash_of
 
 SOURCES = hash_of(*sorted(Path(__file__).parent.glob("*.py")))
 

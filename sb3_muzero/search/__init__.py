@@ -1,11 +1,11 @@
 """Batched planning over a learned model: MuZero and Gumbel MuZero search. Knows arrays and a model, nothing of SB3."""
 
-from sb3_muzero.search.base import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
-from sb3_muzero.search.mlp import CompiledModel
+from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
+from sb3_muzero.search.backends.numba.fused import is_cached
+from sb3_muzero.search.backends.numba.translate import NotCompilable
 from sb3_muzero.search.policies import gumbel_muzero_search, muzero_search
-from sb3_muzero.search.simulations import is_cached
-from sb3_muzero.search.translation import NotCompilable
 from sb3_muzero.search.tree import Tree
+from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
 
 __all__ = [
     "CompiledModel",

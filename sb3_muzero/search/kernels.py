@@ -8,8 +8,8 @@ through, so that one offset serves all arrays: a ``node`` is an index into ``[B 
 
 import numpy as np
 
-from sb3_muzero.search.compiling import kernel, part
-from sb3_muzero.search.lanes import (
+from sb3_muzero.common.jit import kernel, part
+from sb3_muzero.search.backends.numba.simd import (
     EXP_LOW,
     FLOAT_BYTES,
     LANES_BYTES,

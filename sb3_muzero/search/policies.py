@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sb3_muzero.search.base import Array, RecurrentFn, RootOutput, SearchOutput
+from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
+from sb3_muzero.search.backends.torch import check_answer, check_roots, make_latent_model
 from sb3_muzero.search.checks import (
     check_count,
     check_finite,
@@ -16,8 +17,6 @@ from sb3_muzero.search.checks import (
     to_float32,
 )
 from sb3_muzero.search.kernels import TINY, conclude, grow, plant, select_leaves
-from sb3_muzero.search.mlp import CompiledModel
-from sb3_muzero.search.models import check_answer, check_roots, make_latent_model
 from sb3_muzero.search.sequential_halving import considered_visits_table
 from sb3_muzero.search.state import (
     GUMBEL,
@@ -30,6 +29,7 @@ from sb3_muzero.search.state import (
     instantiate_roots,
 )
 from sb3_muzero.search.tree import ROOT_INDEX, Tree, flatten, instantiate_tree
+from sb3_muzero.search.types import Array, RecurrentFn, RootOutput, SearchOutput
 
 POSITIVE = (1e-30, 1e18)
 """What compiled code, which computes in float32, can divide by, and multiply with twice."""

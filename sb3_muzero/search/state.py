@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_muzero.search.lanes import LANES
+from sb3_muzero.search.backends.numba.simd import LANES
 
 GUMBEL, PUCT = 0, 1
 NODE_SCOPE, TREE_SCOPE = 0, 1

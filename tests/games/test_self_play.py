@@ -14,8 +14,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_muzero import MuZero
-from sb3_muzero.buffers import SequenceSamples
-from sb3_muzero.callbacks import DiagnosticsCallback
+from sb3_muzero.analysis.callbacks import DiagnosticsCallback
 from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve
@@ -24,8 +23,9 @@ from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, PerfectPlayer, 
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play
 from sb3_muzero.games.self_play import SelfPlayEvalCallback
 from sb3_muzero.games.simulator import SimulatorPolicy, positions_of, simulator, with_rules
+from sb3_muzero.learning.symmetries import Symmetries, turned
+from sb3_muzero.replay.replay_buffer import SequenceSamples
 from sb3_muzero.search import RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
-from sb3_muzero.two_player import Symmetries, turned
 from sb3_muzero.zoo import CONF_FILE
 
 

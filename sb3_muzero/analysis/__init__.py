@@ -1,0 +1,1 @@
+"""What a model learned: diagnostics, recordings, plots and reports."""

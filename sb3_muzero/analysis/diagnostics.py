@@ -1,0 +1,241 @@
+"""
+What a model says about itself: errors of the model, the search and the values, the state of the networks.
+
+``HEALTHY`` says what each figure is, what is healthy and what the alarm means. All are of sequences that are drawn as training
+draws them: by priorities, and with bonuses for novelty among the rewards, where there are any.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_muzero.learning.losses import LossTerms, cosine_similarity, muzero_loss, unroll
+from sb3_muzero.learning.targets import UnrollTargets
+from sb3_muzero.muzero import MuZero
+from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.replay.observation_store import map_observations
+from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.search import SearchOutput
+
+HEALTHY = {
+    "model_error/reward": "Mean absolute error of the reward after k imagined steps. Far below the size of a reward; if it "
+    "grows with k, the dynamics lose what rewards depend on.",
+    "model_error/value": "Mean absolute error of the value from its target. Falls with training and grows little with k. What "
+    "is high at k = 0 already is noise of the returns, or a value that is not learned.",
+    "model_error/policy": "KL divergence of the policy from the search's, in nats. Below 0.1 late in training; high at k = 0: "
+    "old search results contradict each other (`reanalyze_ratio`).",
+    "model_error/consistency": "One minus the cosine between imagined and observed latents. Below 0.1; near 1: the model sees "
+    "nothing of what follows.",
+    "policy_kl": "KL divergence of the search's policy from the network's, in nats. Falls as the policy learns; 0 from the "
+    "beginning: values are flat, planning finds nothing.",
+    "agreement": "Share of states whose likeliest action is the same before and after the search. Above 0.7 late in training; "
+    "near 1 / number of actions: the network does not follow.",
+    "prior_entropy": "Entropy of the network's policy, in nats. Near 0 while the return is low: collapsed (`ent_coef`).",
+    "search_entropy": "Entropy of the search's policy, in nats. That of the network: planning changes nothing.",
+    "value_bias": "Mean of root value minus the discounted return that followed. Small against their size; well above 0: "
+    "values promise what does not come (bonuses for novelty are part of values, and so is what priorities repeat).",
+    "value_correlation": "Correlation of root values with the returns that followed. Above 0.5; near 0: planning by noise.",
+    "effective_rank": "Directions that latents make use of (Roy and Vetterli, 2007). Falling to a few: states look alike.",
+    "dormant_units": "Share of hidden units that hardly ever act (https://arxiv.org/abs/2302.12902). Above 0.5: a layer has "
+    "died, observations may need scaling.",
+    "replay_coverage": "Share of the stored steps that priorities leave in effect, (sum p)^2 / (n sum p^2). Below 0.05: few "
+    "steps are replayed again and again.",
+    "grad_norm": "Gradient norm of each weighted loss, without reanalysis. One that is ten times the others decides alone "
+    "what latents hold.",
+}
+
+
+class ModelErrors(NamedTuple):
+    """
+    How far what the model imagines is from what happened, by unroll depth, up to the end of the episode; NaN where nothing
+    was known at that depth.
+
+    :param reward: Mean absolute error of the reward at depths 1..K, in reward units, shape ``[K]``
+    :param value: Of the value from its n-step target at depths 0..K, in reward units, shape ``[K + 1]``
+    :param policy: KL divergence of the policy from the search policy at depths 0..K, in nats, shape ``[K + 1]``
+    :param consistency: One minus the cosine between imagined and observed latents at depths 1..K, shape ``[K]``
+    """
+
+    reward: np.ndarray
+    value: np.ndarray
+    policy: np.ndarray
+    consistency: np.ndarray
+
+
+@th.no_grad()
+def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollTargets) -> ModelErrors:
+    """
+    :param policy: Its online model is looked at
+    :param samples: The sequences
+    :param targets: Their targets
+    :return: Errors by unroll depth
+    """
+    model = policy.latent_model
+    latents, predicted = unroll(policy, map_observations(lambda part: part[0], samples.observations), samples.actions)
+    observed = policy.represent(map_observations(lambda part: part[1:], samples.observations))
+    values = model.value_support.expectation(predicted.value_logits)
+    rewards = model.reward_support.expectation(predicted.reward_logits[1:])
+    log_targets = targets.policies.clamp(min=1e-30).log()
+    divergence = (targets.policies * (log_targets - F.log_softmax(predicted.policy_logits, dim=-1))).sum(-1)
+    inside = (th.arange(len(latents), device=samples.lengths.device).unsqueeze(-1) <= samples.lengths).float()
+    errors = (
+        ((rewards - targets.rewards).abs(), targets.reward_weights),
+        ((values - targets.values).abs(), targets.value_weights),
+        (divergence, (targets.policies.sum(-1) > 0).float()),
+        (1 - cosine_similarity(latents[1:], observed), targets.latent_weights),
+    )
+    known_errors = ((error, known * inside[-len(known) :]) for error, known in errors)
+    return ModelErrors(*(((error * known).sum(1) / known.sum(1)).numpy(force=True) for error, known in known_errors))
+
+
+class PolicyImprovement(NamedTuple):
+    """
+    Search against prior, means over decisions.
+
+    :param policy_kl: KL divergence of the improved policy from the prior, in nats
+    :param agreement: Share of decisions whose likeliest action is the same in both
+    :param prior_entropy: In nats
+    :param search_entropy: Of the improved policy, in nats
+    """
+
+    policy_kl: float
+    agreement: float
+    prior_entropy: float
+    search_entropy: float
+
+
+def policy_improvement(search: SearchOutput) -> PolicyImprovement:
+    """
+    :param search: Result of a search
+    :return: What it changed
+    """
+    prior, improved = search.tree.children_prior_probs[:, 0], search.action_weights
+    log_prior, log_improved = (np.log(np.maximum(policy, np.finfo(np.float32).tiny)) for policy in (prior, improved))
+    return PolicyImprovement(
+        policy_kl=float((improved * (log_improved - log_prior)).sum(-1).mean()),
+        agreement=float((prior.argmax(-1) == improved.argmax(-1)).mean()),
+        prior_entropy=float(-(prior * log_prior).sum(-1).mean()),
+        search_entropy=float(-(improved * log_improved).sum(-1).mean()),
+    )
+
+
+def effective_rank(latents: th.Tensor) -> float:
+    """
+    Exponential of the entropy of the singular values' shares (Roy and Vetterli, 2007, Definition 2), of latents around their
+    mean: how many directions they make use of.
+
+    :param latents: Shape ``[B, latent_dim]``
+    :return: From 1, or 0 where all are alike, to the smaller of both sizes
+    """
+    singular = th.linalg.svdvals((latents - latents.mean(0)).double())
+    if singular.sum() < 1e-12:
+        return 0.0
+    shares = singular / singular.sum()
+    return float(th.special.entr(shares).sum().exp())
+
+
+def dormant_share(model: nn.Module, activation: type[nn.Module], run: Callable[[], object], threshold: float = 0.025) -> float:
+    """
+    Share of a model's hidden units that hardly ever act: whose mean activation is at most ``threshold`` of their layer's
+    (Sokar et al., https://arxiv.org/abs/2302.12902, Definition 3.1).
+
+    :param model: Module whose activations are looked at
+    :param activation: What counts as one, besides ``nn.ReLU``
+    :param run: Runs the model
+    :param threshold: Share of the layer's mean
+    :return: From 0 to 1; NaN for a model without such activations
+    """
+    sums: dict[tuple[nn.Module, int], th.Tensor] = {}  # one module may serve layers of several widths
+
+    def add(module: nn.Module, _: object, output: th.Tensor) -> None:
+        units = output.abs().movedim(1 if output.dim() == 4 else -1, -1).flatten(0, -2).sum(0)  # a channel is one of images
+        layer = module, len(units)
+        sums[layer] = sums.get(layer, 0.0) + units
+
+    handles = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, (activation, nn.ReLU))]
+    try:
+        with th.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not sums:
+        return float("nan")
+    return float(th.cat([total <= threshold * total.mean() for total in sums.values()]).float().mean())
+
+
+def discounted_returns(rewards: np.ndarray, discount: float, last_value: float = 0.0) -> np.ndarray:
+    """
+    :param rewards: Of an episode, shape ``[T]``
+    :param discount: Factor from one step's return to that of the step before, negative where players move in turn
+    :param last_value: Value of the state after the last step, 0 where that is terminal
+    :return: What was earned from each step on, shape ``[T]``
+    """
+    returns = np.empty(len(rewards))
+    for step in range(len(rewards) - 1, -1, -1):
+        last_value = rewards[step] + discount * last_value
+        returns[step] = last_value
+    return returns
+
+
+def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErrors, dict[str, float]]:
+    """
+    All that can be told of a model and its replay buffer at one moment. Draws random numbers, but trains nothing.
+
+    :param model: Model with something in its buffer
+    :param batch_size: Sequences that it is taken from
+    :param unroll_steps: Depth of the errors
+    :return: The model's errors by unroll depth, and the other figures of ``HEALTHY`` but for those of episodes
+    """
+    policy = model.policy
+    policy.set_training_mode(False)
+    samples = model.sample(batch_size, unroll_steps)
+    targets = model.targets(samples)
+    roots = map_observations(lambda part: part[0], samples.observations)
+    masks = None if samples.action_masks is None else samples.action_masks[0].numpy(force=True)
+    figures = policy_improvement(policy.plan(roots, deterministic=True, action_masks=masks))._asdict()
+
+    with th.no_grad():
+        figures["effective_rank"] = effective_rank(policy.represent(roots))
+    imagine = partial(unroll, policy, roots, samples.actions)
+    figures["dormant_units"] = dormant_share(policy.latent_model, type(policy.activation_fn()), imagine)
+
+    priorities = model.replay_buffer.priorities
+    if priorities is not None:
+        shares = priorities[np.arange(model.replay_buffer.size() * model.replay_buffer.n_envs)]
+        figures["replay_coverage"] = float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
+
+    parameters = [parameter for parameter in policy.latent_model.parameters() if parameter.requires_grad]
+    trained = model.sample(batch_size, model.unroll_steps)
+    losses = model.weighted_losses(muzero_loss(policy, trained, model.targets(trained)))
+    for name, loss in zip(LossTerms._fields, losses, strict=False):  # value_errors is no loss
+        gradients = th.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norms = [gradient.norm() for gradient in gradients if gradient is not None]
+        figures[f"grad_norm_{name}"] = float(th.stack(norms).norm())
+    return model_errors(policy, samples, targets), figures
+
+
+def value_figures(values: np.ndarray, returns: np.ndarray) -> dict[str, float]:
+    """
+    :param values: Root values, shape ``[N]``
+    :param returns: Discounted returns that followed, shape ``[N]``
+    :return: ``value_bias``, and ``value_correlation`` where both vary
+    """
+    figures = {"value_bias": float((values - returns).mean())}
+    if values.std() > 0 and returns.std() > 0:
+        figures["value_correlation"] = float(np.corrcoef(values, returns)[0, 1])
+    return figures
+
+
+def settings_of(model: MuZero) -> dict[str, Any]:
+    """
+    :param model: The model
+    :return: Its arguments, by name, but for the environment and what is of this machine
+    """
+    others = {"policy", "tensorboard_log", "verbose", "device", "stats_window_size"}
+    return {name: value for name, value in model.settings().items() if name not in others}

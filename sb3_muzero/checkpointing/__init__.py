@@ -1,0 +1,1 @@
+"""Everything a run consists of, in files that a run resumes from."""

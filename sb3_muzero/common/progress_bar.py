@@ -1,0 +1,51 @@
+"""SB3's progress bar, that also tells how the agent does and what the time goes to."""
+
+import time
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import ProgressBarCallback
+from stable_baselines3.common.utils import safe_mean
+from tqdm.rich import tqdm
+
+
+class MuZeroProgressBar(ProgressBarCallback):
+    """
+    Steps, mean return of the latest episodes and the time split, which a ``MuZero`` model keeps.
+
+    :param compiles: Whether the first search has to be compiled
+    """
+
+    EVERY = 0.5  # seconds between new descriptions
+
+    def __init__(self, compiles: bool) -> None:
+        super().__init__()
+        self._compiles = compiles
+
+    def _on_training_start(self) -> None:
+        # Not tqdm's columns, which leave no room for a description in 80 characters
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), "<", TimeRemainingColumn(),
+                   "{task.description}")  # fmt: skip
+        self.pbar = tqdm(total=self.locals["total_timesteps"] - self.model.num_timesteps, progress=columns)
+        self._described_at = time.monotonic()
+
+    def _on_step(self) -> bool:
+        compiles = self._compiles and self._searches_next()
+        if compiles or time.monotonic() - self._described_at > self.EVERY:
+            self._described_at = time.monotonic()
+            self.pbar.set_description_str(self._describe(), refresh=False)
+        return super()._on_step()
+
+    def _searches_next(self) -> bool:
+        """Whether the warm-up is over and nothing was searched yet."""
+        model: Any = self.model
+        return self.num_timesteps >= model.learning_starts and model.time_split["search"] == 0
+
+    def _describe(self) -> str:
+        episodes = self.model.ep_info_buffer
+        mean_return = f"return {safe_mean([episode['r'] for episode in episodes]):.4g}, " if episodes else ""
+        shares: dict[str, float] = self.model.time_split.shares()  # type: ignore[attr-defined]
+        if self._compiles and self._searches_next():  # what is seen meanwhile, for some 20 seconds
+            return f"{mean_return}the first search compiles"
+        learning = shares["learning"] + shares["reanalysis"]
+        return f"{mean_return}env {shares['environment']:.0%} search {shares['search']:.0%} learn {learning:.0%}"

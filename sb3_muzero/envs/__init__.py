@@ -1,0 +1,1 @@
+"""Wrappers for environments that SB3 does not take as they are."""

@@ -1,0 +1,1 @@
+"""Exploration beside the search's own noise."""

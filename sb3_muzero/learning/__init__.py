@@ -1,0 +1,1 @@
+"""One update: targets, losses, reanalysis."""

@@ -1,0 +1,105 @@
+"""Two-player zero-sum games: whose value it is, and which positions are the same but for how the board is turned."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_muzero.replay.replay_buffer import SequenceSamples
+
+
+class Symmetries(NamedTuple):
+    """
+    Permutations under which an environment stays what it is, the identity among them: a board that is turned or mirrored.
+
+    :param observations: Entry ``i`` of the image of a flattened observation is its entry ``observations[s, i]``,
+        shape ``[S, observation size]``, int64
+    :param actions: Action ``a`` does to the image what ``actions[s, a]`` does to the original, shape ``[S, num_actions]``,
+        int64
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+
+
+def _ask(env: VecEnv, name: str) -> list[Any]:
+    """:return: an attribute of each environment, ``None`` if they do not all have it"""
+    try:
+        # A SubprocVecEnv whose environments are asked for what they do not have loses them
+        return env.get_attr(name) if env.has_attr(name) else [None] * env.num_envs
+    except (AttributeError, NotImplementedError):  # VecEnvs that can't be asked
+        return [None] * env.num_envs
+
+
+def is_two_player(env: VecEnv) -> bool:
+    """
+    :param env: Vectorised environment
+    :return: Whether each of its steps is one ply of a zero-sum game for two, who move in turn, and observation and reward are
+        those of the one who moves: ``two_player = True`` says so
+    :raises ValueError: if the attribute is no bool, or not the same for all
+    """
+    answers = [False if answer is None else answer for answer in _ask(env, "two_player")]
+    if any(answer is not answers[0] or not isinstance(answer, bool) for answer in answers):
+        raise ValueError(f"`two_player` must be True or False, and the same in all environments, got {answers}")
+    return answers[0]
+
+
+def symmetries_of(env: VecEnv) -> Symmetries | None:
+    """
+    :param env: Vectorised environment
+    :return: What its attribute ``symmetries`` says, ``None`` if there is nothing but the identity
+    :raises ValueError: if it is no ``Symmetries`` with permutations of observations and actions, the identity among them, or
+        the observations are not those of the environment itself
+    """
+    symmetries = _ask(env, "symmetries")[0]
+    if symmetries is None:
+        return None
+    (own_space,) = env.get_attr("observation_space", indices=0)
+    if own_space != env.observation_space or not isinstance(own_space, spaces.Box):
+        raise ValueError(
+            f"`symmetries` are of observations in one Box as the environment shows them, {own_space}, not stacked or "
+            f"transposed ones (images need their channels first), got {env.observation_space}"
+        )
+    sizes = int(np.prod(own_space.shape)), int(getattr(env.action_space, "n", 0))
+    for name, size in zip(Symmetries._fields, sizes, strict=True):
+        permutations = np.asarray(getattr(symmetries, name, None))
+        identity = np.arange(size)
+        is_permuted = permutations.ndim == 2 and permutations.shape[1] == size and (np.sort(permutations) == identity).all()
+        if not is_permuted or not (permutations == identity).all(1).any():
+            raise ValueError(
+                f"`symmetries` must hold permutations of {size} {name}, the identity among them, got {permutations}"
+            )
+    if len(symmetries.observations) != len(symmetries.actions):
+        raise ValueError(
+            f"`symmetries` must permute observations and actions alike, got {len(symmetries.observations)} and "
+            f"{len(symmetries.actions)} permutations"
+        )
+    return symmetries if len(symmetries.actions) > 1 else None
+
+
+def turned(samples: SequenceSamples, symmetries: Symmetries, chosen: np.ndarray) -> SequenceSamples:
+    """
+    The same sequences on boards that are turned.
+
+    :param samples: The sequences
+    :param symmetries: Permutations of observations and actions
+    :param chosen: Which of them for each sequence, shape ``[B]``
+    :return: Sequences that are as likely, with their policies and masks
+    """
+    device = samples.actions.device
+    cells = th.as_tensor(symmetries.observations[chosen], device=device)
+    images = th.as_tensor(symmetries.actions[chosen], device=device)
+
+    def permuted(array: Any, permutations: th.Tensor) -> th.Tensor:
+        flat = array.flatten(2)
+        return flat.gather(2, permutations.expand(len(flat), -1, -1)).reshape(array.shape)
+
+    return samples._replace(
+        observations=permuted(samples.observations, cells),
+        bootstrap_observations=permuted(samples.bootstrap_observations, cells),
+        actions=images.argsort(1).gather(1, samples.actions.T).T,
+        policies=permuted(samples.policies, images),
+        action_masks=None if samples.action_masks is None else permuted(samples.action_masks, images),
+    )

@@ -1,0 +1,1 @@
+"""The latent model: representation, dynamics and prediction networks."""

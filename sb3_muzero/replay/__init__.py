@@ -1,0 +1,1 @@
+"""What was experienced, read as sequences to unroll over."""

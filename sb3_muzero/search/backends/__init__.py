@@ -1,0 +1,1 @@
+"""Where the model is evaluated during a search."""

@@ -1,0 +1,1 @@
+"""The search and the model in one compiled function."""

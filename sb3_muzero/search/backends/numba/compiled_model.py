@@ -1,0 +1,208 @@
+"""A latent model of MLPs on the CPU as a ``recurrent_fn`` with which the whole search runs in compiled code."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate, run_simulations
+from sb3_muzero.search.backends.numba.program import BLOCK, Program
+from sb3_muzero.search.backends.numba.translate import (
+    NotCompilable,
+    Snapshot,
+    assemble,
+    check_fits,
+    kernel_of,
+    num_inputs,
+    rounded_up,
+    translate,
+)
+from sb3_muzero.search.backends.torch import check_answer, check_roots
+from sb3_muzero.search.checks import to_float32, to_numpy
+from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
+from sb3_muzero.search.tree import Tree
+from sb3_muzero.search.types import Array, RecurrentOutput, RootOutput
+
+
+class MLPModel(Protocol):
+    """
+    What can be compiled. Each part is an ``nn.Linear``, an ``nn.LayerNorm``, a common activation, a sequence of such, or a
+    module whose class says by an attribute ``kernel`` of its own which of these it is:
+
+    - ``"simnorm"``: layer normalisation without parameters, then a softmax over each ``group_size`` units;
+    - ``"minmax"``: each row scaled to [0, 1], where a range below ``epsilon`` counts as ``epsilon``;
+    - ``"expectation"``: the mean of a softmax over bins at ``bounds[0] + (bounds[1] - bounds[0]) * grid``;
+    - ``"standardize"``: ``(x - mean) / sqrt(var + 1e-8)``, clamped to ``clip`` and its negative;
+    - ``"sequential"``: its children one after the other, whatever their inputs are called.
+
+    ``dynamics`` takes the latent followed by the one-hot action. ``prediction`` declares ``"prediction"`` and has the parts
+    ``trunk``, ``policy_head``, ``value_head`` and ``reward_head``; the supports turn logits into scalars. The whole is an
+    ``nn.Module`` too.
+    """
+
+    input_norm: Any
+    representation: Any
+    dynamics: Any
+    prediction: Any
+    value_support: Any
+    reward_support: Any
+
+
+class Workspace(NamedTuple):
+    """
+    What a thread searches in.
+
+    :param program: the model, with rooms of its own.
+    :param latents: of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
+    :param parents: addresses of some of them. Shape ``[BLOCK]``.
+    :param leaves: one simulation of a block.
+    """
+
+    program: Program
+    latents: np.ndarray
+    parents: np.ndarray
+    leaves: Leaves
+
+
+def instantiate_workspace(program: Program, num_nodes: int, latent_dim: int, num_actions: int) -> Workspace:
+    """
+    :param program: the model.
+    :param num_nodes: nodes of a tree.
+    :param latent_dim: units of a latent.
+    :param num_actions: number of actions.
+    :return: room for a search.
+    """
+    return Workspace(
+        program._replace(rooms=np.zeros_like(program.rooms)),
+        np.zeros((num_nodes, BLOCK, rounded_up(latent_dim)), np.float32),
+        np.zeros(BLOCK, np.int64),
+        instantiate_leaves(BLOCK, num_actions),
+    )
+
+
+class CompiledModel:
+    """
+    A model that plans in compiled code, as a ``recurrent_fn``. It reads the parameters where PyTorch keeps them, so the model
+    may be trained on between searches; but ask ``is_current`` before each whether they are still there.
+
+    :param model: the model.
+    :param discount: factor from the value of the next state to the value of this one.
+    :raises NotCompilable: if some part of it has no equal in compiled code.
+    """
+
+    def __init__(self, model: MLPModel, discount: float) -> None:
+        prediction = model.prediction
+        if kernel_of(prediction) != "prediction":
+            raise NotCompilable(f"a {type(prediction).__qualname__} has no compiled equal")
+        visited = [model, prediction]
+        representation = translate(model.input_norm, None, visited)
+        representation += translate(model.representation, representation[-1].width if representation else None, visited)
+        dynamics = translate(model.dynamics, None, visited)
+        if not representation or not dynamics:
+            raise NotCompilable("a representation or dynamics without layers has no compiled equal")
+        self.latent_dim = representation[-1].width
+        trunk = translate(prediction.trunk, self.latent_dim, visited)
+        hidden = trunk[-1].width if trunk else self.latent_dim
+        policy = translate(prediction.policy_head, hidden, visited)
+        value = translate(prediction.value_head, hidden, visited)
+        reward = translate(prediction.reward_head, hidden, visited)
+        if not policy or not value or not reward:
+            raise NotCompilable("a head without layers has no compiled equal")
+        value += translate(model.value_support, value[-1].width, visited)
+        reward += translate(model.reward_support, reward[-1].width, visited)
+        self.num_features, self.num_actions = num_inputs(representation[0]), policy[-1].width
+        check_fits(dynamics[-1].width == self.latent_dim, model.dynamics, self.latent_dim)
+        check_fits(num_inputs(dynamics[0]) == self.latent_dim + self.num_actions, model.dynamics, self.latent_dim)
+        self.model = model
+        self.discount = discount
+        parts = (representation, dynamics, trunk, policy, value, reward)
+        tensors = [tensor for part in parts for layer in part for tensor in (layer.weight, layer.bias) if tensor is not None]
+        self._snapshot = Snapshot(visited, tensors)
+        self._program = assemble(parts, max(self.num_features, self.latent_dim + self.num_actions))
+        self._workspaces: list[Workspace] = []
+
+    def is_current(self) -> bool:
+        """
+        :return: whether the model still is what it was when this was made, but for the numbers in its tensors.
+        """
+        return self._snapshot.holds()
+
+    def __call__(self, latent: Array, action: Array) -> RecurrentOutput:
+        """
+        One step, without a search.
+
+        :param latent: latent states. Shape ``[B, latent_dim]``.
+        :param action: actions. Shape ``[B]``.
+        :return: the answer as NumPy arrays.
+        """
+        latent = to_float32("latent", latent, (len(latent), self.latent_dim))
+        one_hot = np.eye(self.num_actions, dtype=np.float32)[to_numpy(action)]
+        inputs = np.concatenate((latent, one_hot), axis=1)
+        latents, prior_logits, (value, reward) = self._evaluate(DYNAMICS, inputs)
+        return RecurrentOutput(reward, np.full_like(reward, self.discount), prior_logits, value, latents)
+
+    def initial_inference(self, features: Array) -> RootOutput:
+        """
+        :param features: inputs of the representation function. Shape ``[B, num_features]``.
+        :return: what the model says about the roots, as NumPy arrays.
+        """
+        inputs = to_float32("features", features, (len(features), self.num_features))
+        latents, prior_logits, (value, _) = self._evaluate(REPRESENTATION, inputs)
+        return RootOutput(prior_logits, value, latents)
+
+    def search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Array) -> None:
+        """
+        Grow the trees by all simulations and conclude, in as many threads as PyTorch uses. Each thread has blocks of roots of
+        its own, so that the result does not depend on their number.
+
+        :param tree: room for the trees.
+        :param roots: what is given at the roots, and room for what the search says.
+        :param settings: the sizes and constants of the search.
+        :param root_latent: latent states of the roots. Shape ``[B, latent_dim]``.
+        :raises ValueError: if the roots or an answer of the model are not finite.
+        """
+        batch_size = roots.value.size
+        if settings.num_actions != self.num_actions:
+            raise ValueError(f"root's prior_logits must be of {self.num_actions} actions, got {settings.num_actions}")
+        root_latents = to_float32("root's latent", root_latent, (batch_size, self.latent_dim))
+
+        def search(first_row: int, end_row: int) -> None:
+            workspace = self._take_workspace(settings.num_nodes)
+            workspace.leaves.discount[:] = self.discount
+            row = run_simulations(tree, roots, settings, root_latents, *workspace, first_row, end_row)
+            if row >= 0:
+                check_roots(roots, settings)
+                first = row - row % BLOCK
+                check_answer(Leaves(*(array[: batch_size - first] for array in workspace.leaves)), first)
+            self._workspaces.append(workspace)
+
+        num_blocks = -(-batch_size // BLOCK)
+        num_threads = min(torch.get_num_threads(), num_blocks)
+        if num_threads == 1:
+            search(0, batch_size)
+            return
+        ends = [min(num_blocks * (thread + 1) // num_threads * BLOCK, batch_size) for thread in range(num_threads)]
+        with ThreadPoolExecutor(num_threads) as threads:
+            list(threads.map(search, [0, *ends[:-1]], ends))
+
+    def _evaluate(self, section: int, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:return: latents ``[B, latent_dim]``, policy logits ``[B, A]``, values and rewards ``[2, B]``"""
+        batch_size = len(inputs)
+        latents = np.empty((batch_size, self.latent_dim), np.float32)
+        prior_logits = np.empty((batch_size, self.num_actions), np.float32)
+        values_and_rewards = np.empty((2, batch_size), np.float32)
+        workspace = self._take_workspace(0)
+        evaluate(workspace.program, workspace.leaves, section, inputs, latents, prior_logits, values_and_rewards)
+        self._workspaces.append(workspace)
+        return latents, prior_logits, values_and_rewards
+
+    def _take_workspace(self, num_nodes: int) -> Workspace:
+        """:return: what a search of so many nodes works in, and no other thread until it is put back"""
+        try:
+            workspace = self._workspaces.pop()
+        except IndexError:
+            return instantiate_workspace(self._program, num_nodes, self.latent_dim, self.num_actions)
+        if len(workspace.latents) < num_nodes:
+            return instantiate_workspace(self._program, num_nodes, self.latent_dim, self.num_actions)
+        return workspace
