@@ -175,10 +175,9 @@ def main() -> None:
     args = parser.parse_args()
     places, tests = ROOMS[args.room]
     package = ROOT / "sb3_muzero"
-    found = (
-        path for place in places for path in ([package / place] if place.endswith(".py") else (package / place).rglob("*.py"))
-    )
-    files = sorted(str(path.relative_to(package)) for path in found)
+    paths = [package / place for place in places]
+    found = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
+    files = sorted(str(file.relative_to(package)) for file in found)
     sources = {file: (ROOT / "sb3_muzero" / file).read_text() for file in files}
     todo = [(file, number, text) for file in files for number, text in enumerate(mutants(sources[file]))]
     random.Random(args.seed).shuffle(todo)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sb3_muzero import MuZero, report, zoo
+from sb3_muzero import MuZero, zoo
+from sb3_muzero.analysis import report
 from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.games import __main__ as games
 
