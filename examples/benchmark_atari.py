@@ -85,7 +85,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         "sample": [(buffer, "sample")],
         "reanalyze": [(model, "_reanalyze")],
         "bootstrap": [(model, "_bootstrap_values")],
-        "targets": [(policy, "observe"), (muzero, "unroll_targets"), (policy, "fit_supports")],
+        "targets": [(policy, "update_statistics"), (muzero, "unroll_targets"), (policy, "fit_supports")],
         "loss and gradients": [(model, "_backward")],
         "optimiser": [(torch.nn.utils, "clip_grad_norm_"), (policy.optimizer, "step")],
     }

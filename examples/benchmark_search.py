@@ -142,7 +142,7 @@ def make_policy(model: str, search: str, args: argparse.Namespace) -> MuZeroPoli
         latent_model.reward_support = ScalarSupport(BOUNDS["reward"])
     for head in ("policy_head", "value_head", "reward_head"):
         nn.init.normal_(getattr(latent_model.prediction, head).weight, std=2 * sizes.hidden**-0.5)
-    policy.observe(1 + 2 * torch.randn(100, sizes.num_features))
+    policy.update_statistics(1 + 2 * torch.randn(100, sizes.num_features))
     policy.set_training_mode(False)
     if policy.uncompiled_reason:
         sys.exit(f"This model does not plan in compiled code: {policy.uncompiled_reason}")

@@ -73,7 +73,12 @@ def phases(model: MuZero) -> dict[str, list[tuple[Any, str]]]:
     policy = model.policy
     return {
         "sample": [(model.replay_buffer, "sample")],
-        "targets": [(policy, "observe"), (policy, "predict_values"), (muzero, "unroll_targets"), (policy, "fit_supports")],
+        "targets": [
+            (policy, "update_statistics"),
+            (policy, "predict_values"),
+            (muzero, "unroll_targets"),
+            (policy, "fit_supports"),
+        ],
         "forward": [(muzero, "muzero_loss")],
         "backward": [(torch.Tensor, "backward")],
         "optimiser": [(policy.optimizer, "zero_grad"), (torch.nn.utils, "clip_grad_norm_"), (policy.optimizer, "step")],

@@ -36,25 +36,25 @@ from sb3_muzero.checkpointing.run_state import (
 )
 from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.common.action_masks import env_action_masks, has_action_masks
-from sb3_muzero.common.arguments import (
-    ALLOWED,
+from sb3_muzero.common.progress_bar import MuZeroProgressBar
+from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz
+from sb3_muzero.common.time_split import TimeSplit
+from sb3_muzero.common.validation import (
+    ARGUMENT_RANGES,
+    check_finite,
     check_number,
     check_observation_space,
     check_schedule,
     check_train_freq,
-    settings_on_the_way,
+    schedule_values,
 )
-from sb3_muzero.common.progress_bar import MuZeroProgressBar
-from sb3_muzero.common.serialization import load_tree, replaced, save_tree
-from sb3_muzero.common.time_split import TimeSplit
-from sb3_muzero.common.validation import check_usable
 from sb3_muzero.common.vec_env_checks import check_axes, frames_in_observation
-from sb3_muzero.exploration.warmup import persistent_random_actions
+from sb3_muzero.exploration.warmup import repeated_random_actions
 from sb3_muzero.learning.losses import LossTerms, muzero_loss
-from sb3_muzero.learning.symmetries import Symmetries, is_two_player, symmetries_of, turned
+from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, is_two_player, symmetries_of
 from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
-from sb3_muzero.replay.observation_store import map_observations
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.search import SearchOutput, is_cached
 
@@ -120,14 +120,14 @@ class MuZero(OffPolicyAlgorithm):
     :param max_grad_norm: The maximum value for the gradient clipping
     :param exploration: What the noise of acting (Gumbel noise; Dirichlet noise and temperature with PUCT) is multiplied by;
         it can be a function of the current progress remaining (from 1 to 0). The policy targets are free of it
-    :param opening_steps: Steps from an episode's start whose actions are drawn with that noise; later ones are the likeliest
-        of the search's policy. So MuZero plays its board games: 30 plies with noise (Appendix D), where all noise is a blunder
-        that spoils the outcome for every position before
+    :param exploration_steps_per_episode: Number of steps at the start of each episode whose actions are selected with that
+        noise; later actions are the most probable of the improved policy. MuZero plays its board games like this: 30 plies
+        with noise (MuZero, Appendix D)
     :param novelty_coef: Bonus for a first visit, as a multiple of the mean size of the rewards other than zero; the n-th
         visit of the same region adds that over the square root of n to the reward that is learned, less the mean bonus of all
         visits: without that, staying alive was worth more than the goal, and MiniGrid-DoorKey-5x5 stayed at a return of 0.05.
         It can be a function of the current progress remaining. Turn it on (0.1 to 1) where random actions do not find the goal
-    :param action_persistence: Steps between new random actions, on average, while there is nothing to plan for after the
+    :param random_action_repeat: Steps between new random actions, on average, while there is nothing to plan for after the
         warm-up. Repeated actions find in Acrobot or MountainCar what independent ones (1) hardly ever meet (temporally
         extended exploration, https://arxiv.org/abs/2006.01782): 41 goals in 40 000 steps of Acrobot-v1, against 1.
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -186,8 +186,8 @@ class MuZero(OffPolicyAlgorithm):
         max_grad_norm: float = 10,
         exploration: float | Schedule = 1.0,
         novelty_coef: float | Schedule = 0.0,
-        opening_steps: float = float("inf"),
-        action_persistence: float = 4.0,
+        exploration_steps_per_episode: float = float("inf"),
+        random_action_repeat: float = 4.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -237,8 +237,8 @@ class MuZero(OffPolicyAlgorithm):
         self.max_grad_norm = max_grad_norm
         self.exploration = exploration  # type: ignore[assignment]  # a FloatSchedule from _setup_model on
         self.novelty_coef = novelty_coef  # type: ignore[assignment]
-        self.action_persistence = action_persistence
-        self.opening_steps = opening_steps
+        self.random_action_repeat = random_action_repeat
+        self.exploration_steps_per_episode = exploration_steps_per_episode
         self._episode_steps = np.zeros(0, dtype=np.int64)
         # What the environment says of itself; `None` until it is asked
         self.two_player: bool | None = None
@@ -246,7 +246,7 @@ class MuZero(OffPolicyAlgorithm):
         self._random_actions: np.ndarray | None = None
         self._first_reward: float | None = None
         # Whether the environment has shown anything that one action could be preferred for
-        self._has_something_to_plan_for = False
+        self.reward_signal_seen = False
         # What the last decision's search found, None where the action was random
         self.last_search: SearchOutput | None = None
         # Which actions were legal then, None where the environment does not say
@@ -279,7 +279,7 @@ class MuZero(OffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, what was given and what is allowed"""
-        for _, _, names in ALLOWED:
+        for _, _, names in ARGUMENT_RANGES:
             for name in names:
                 check_number(name, getattr(self, name))
         for name in ("learning_rate", "exploration", "novelty_coef"):
@@ -383,7 +383,7 @@ class MuZero(OffPolicyAlgorithm):
         self._set_up_players()
         self.time_split = TimeSplit()
         seen = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-        check_usable("observation", seen, self.num_timesteps, space=self.observation_space)
+        check_finite("observation", seen, self.num_timesteps, space=self.observation_space)
         return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -416,7 +416,7 @@ class MuZero(OffPolicyAlgorithm):
                 "A two-player game must say which moves are legal: the environment needs a method `action_masks`, and "
                 "`use_masking` must not be False"
             )
-        if self.two_player and any(coef > 0 for _, coef in settings_on_the_way(self.novelty_coef)):
+        if self.two_player and any(coef > 0 for _, coef in schedule_values(self.novelty_coef)):
             raise ValueError("`novelty_coef` must be 0 in a two-player game, where what one player gets the other one pays")
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -457,11 +457,11 @@ class MuZero(OffPolicyAlgorithm):
         masks = env_action_masks(self.env, int(self.action_space.n)) if self.uses_action_masks else None
         self._last_action_masks = masks
         novelty = self.novelty_coef(self._current_progress_remaining)
-        if self.num_timesteps < learning_starts or not (self._has_something_to_plan_for or novelty > 0):
+        if self.num_timesteps < learning_starts or not (self.reward_signal_seen or novelty > 0):
             self.last_search = None
-            persistence = self.action_persistence if self.num_timesteps >= self.learning_starts else 1.0
+            repeat = self.random_action_repeat if self.num_timesteps >= self.learning_starts else 1.0
             num_actions = int(self.action_space.n)
-            actions = persistent_random_actions(self._random_actions, n_envs, num_actions, persistence, masks)
+            actions = repeated_random_actions(self._random_actions, n_envs, num_actions, repeat, masks)
             self._random_actions = actions
         else:
             assert self._last_obs is not None, "self._last_obs was not set"
@@ -472,7 +472,7 @@ class MuZero(OffPolicyAlgorithm):
             seconds = time.perf_counter() - start
             self.time_split["search"] += seconds
             self._log_search(self.last_search, seconds)
-            is_opening = self._episode_steps < self.opening_steps
+            is_opening = self._episode_steps < self.exploration_steps_per_episode
             actions = np.where(is_opening, self.last_search.action, self.last_search.action_weights.argmax(axis=1))
         self._acted_at = time.perf_counter()
         return actions + self.action_space.start, actions
@@ -499,12 +499,12 @@ class MuZero(OffPolicyAlgorithm):
         normalize = self._vec_normalize_env
         raw_reward = reward if normalize is None else normalize.get_original_reward()
         raw_obs, space = new_obs if normalize is None else normalize.get_original_obs(), self.observation_space
-        check_usable("observation", raw_obs, self.num_timesteps, space=space)
-        check_usable("reward", raw_reward, self.num_timesteps)
+        check_finite("observation", raw_obs, self.num_timesteps, space=space)
+        check_finite("reward", raw_reward, self.num_timesteps)
         for i in np.flatnonzero(dones):
             if infos[i].get("terminal_observation") is not None:
-                check_usable("terminal observation", infos[i]["terminal_observation"], self.num_timesteps, int(i), space)
-        self._look_for_something_to_plan_for(raw_reward, dones, infos)
+                check_finite("terminal observation", infos[i]["terminal_observation"], self.num_timesteps, int(i), space)
+        self._look_for_reward_signal(raw_reward, dones, infos)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         if self.last_search is not None:
             replay_buffer.store_search(self.last_search.action_weights, self.last_search.value, self._n_updates)
@@ -513,13 +513,13 @@ class MuZero(OffPolicyAlgorithm):
         self._episode_steps = np.where(dones, 0, self._episode_steps + 1)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
-    def _look_for_something_to_plan_for(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def _look_for_reward_signal(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         rewards = np.asarray(rewards, np.float32)  # as they are stored, and in files
         if self._first_reward is None:
             self._first_reward = float(rewards[0])
         terminated = any(done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True))
         if terminated or (rewards != self._first_reward).any():
-            self._has_something_to_plan_for = True
+            self.reward_signal_seen = True
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         if self.replay_buffer.size() == 0 or gradient_steps < 1:
@@ -535,18 +535,20 @@ class MuZero(OffPolicyAlgorithm):
         for _ in range(gradient_steps):
             samples = self.sample(batch_size, self.unroll_steps)
             reanalysis_start = time.perf_counter()
-            policy_age, fresh_values = self._reanalyze(samples)
+            policy_age, reanalyzed_values = self._reanalyze(samples)
             self.time_split["reanalysis"] += time.perf_counter() - reanalysis_start
             if self.symmetries is not None:
-                samples = turned(samples, self.symmetries, np.random.randint(len(self.symmetries.actions), size=batch_size))
-            self.policy.observe(map_observations(lambda part: part[0], samples.observations))
-            targets = self.targets(samples, fresh_values)
+                samples = apply_symmetries(
+                    samples, self.symmetries, np.random.randint(len(self.symmetries.actions), size=batch_size)
+                )
+            self.policy.update_statistics(tree_map(lambda part: part[0], samples.observations))
+            targets = self.targets(samples, reanalyzed_values)
             known_values = targets.values[targets.value_weights > 0]
             if not bool(known_values.isfinite().all() & targets.rewards.isfinite().all()):
                 self._skip_update("a target of values or rewards")
                 continue
             self.policy.fit_supports(known_values, targets.rewards)
-            clipped = self.policy.latent_model.value_support.outside(known_values).float().mean()
+            clipped = self.policy.latent_model.value_support.out_of_range(known_values).float().mean()
 
             # Optimize the policy
             terms, loss, gradients = self._backward(samples, targets, parameters)
@@ -626,15 +628,15 @@ class MuZero(OffPolicyAlgorithm):
             progress_remaining=self._current_progress_remaining,
         )
 
-    def targets(self, samples: SequenceSamples, fresh_values: th.Tensor | None = None) -> UnrollTargets:
+    def targets(self, samples: SequenceSamples, reanalyzed_values: th.Tensor | None = None) -> UnrollTargets:
         """
         :param samples: The sequences
-        :param fresh_values: See ``unroll_targets``; none by default
+        :param reanalyzed_values: See ``unroll_targets``; none by default
         :return: What the model should say of them
         """
-        if fresh_values is None:
-            fresh_values = th.full(samples.policies.shape[:2], th.nan, device=self.device)
-        return unroll_targets(samples, self._bootstrap_values(samples), fresh_values, self.discount)
+        if reanalyzed_values is None:
+            reanalyzed_values = th.full(samples.policies.shape[:2], th.nan, device=self.device)
+        return unroll_targets(samples, self._bootstrap_values(samples), reanalyzed_values, self.discount)
 
     def weighted_losses(self, terms: LossTerms) -> list[th.Tensor]:
         """
@@ -683,7 +685,7 @@ class MuZero(OffPolicyAlgorithm):
             return th.where(needed, values, 0.0)
         values = th.zeros(needed.shape, device=self.device)
         values[needed] = self.policy.predict_values(
-            map_observations(lambda part: part[needed], samples.bootstrap_observations), model
+            tree_map(lambda part: part[needed], samples.bootstrap_observations), model
         ).squeeze(-1)
         return values
 
@@ -698,28 +700,28 @@ class MuZero(OffPolicyAlgorithm):
             ``[K + 1, B]``
         """
         batch_size = samples.starts.shape[1]
-        fresh_values = th.full((len(samples.policies), batch_size), th.nan, device=self.device)
+        reanalyzed_values = th.full((len(samples.policies), batch_size), th.nan, device=self.device)
         count = round(self.reanalyze_ratio * batch_size)
         if count > 0:
             chosen = np.random.permutation(batch_size)[:count]
             model = self.policy.latent_model_target
-            observations = map_observations(lambda part: part[:, chosen], samples.observations)
-            roots = map_observations(lambda part: part[0], observations)
+            observations = tree_map(lambda part: part[:, chosen], samples.observations)
+            roots = tree_map(lambda part: part[0], observations)
             masks = None if samples.action_masks is None else samples.action_masks[0, chosen].numpy(force=True)
             search = self.policy.plan(roots, deterministic=True, model=model, action_masks=masks)
             samples.policies[0, chosen] = th.as_tensor(search.action_weights, device=self.device)
-            samples.policy_stamps[chosen] = self._n_updates
+            samples.model_versions[chosen] = self._n_updates
             self.replay_buffer.update_search(samples.starts[:, chosen], search.action_weights, search.value, self._n_updates)
 
             is_stale = (samples.horizons[chosen] == 1).numpy(force=True)
             stale = chosen[is_stale]
             if len(stale) > 0:
-                fresh_values[0, stale] = th.as_tensor(search.improved_value[is_stale], device=self.device)
-                successors = map_observations(lambda part: part[1:, is_stale], observations)
-                fresh_values[1:, stale] = self.policy.predict_values(successors, model).squeeze(-1)
+                reanalyzed_values[0, stale] = th.as_tensor(search.improved_value[is_stale], device=self.device)
+                successors = tree_map(lambda part: part[1:, is_stale], observations)
+                reanalyzed_values[1:, stale] = self.policy.predict_values(successors, model).squeeze(-1)
         searched = (samples.policies[0].sum(-1) > 0).numpy(force=True)
-        age = np.mean(self._n_updates - samples.policy_stamps[searched]) if searched.any() else 0.0
-        return th.tensor(age, dtype=th.float32, device=self.device), fresh_values
+        age = np.mean(self._n_updates - samples.model_versions[searched]) if searched.any() else 0.0
+        return th.tensor(age, dtype=th.float32, device=self.device), reanalyzed_values
 
     def learn(
         self: SelfMuZero,
@@ -798,7 +800,7 @@ class MuZero(OffPolicyAlgorithm):
                 warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2")
                 path = path.with_name(f"{path.name}_2")
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced(path) as file:
+            with atomic_write(path) as file:
                 super().save(file, exclude, include)
         else:
             super().save(path, exclude, include)
@@ -813,7 +815,7 @@ class MuZero(OffPolicyAlgorithm):
         if isinstance(path, (str, pathlib.Path)):
             path = with_suffix(path, ".pkl")
             path.parent.mkdir(parents=True, exist_ok=True)
-        save_tree(path, self.replay_buffer.state())
+        save_npz(path, self.replay_buffer.state())
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
@@ -825,13 +827,13 @@ class MuZero(OffPolicyAlgorithm):
             nothing is replaced then
         """
         buffer = copy.copy(self.replay_buffer)
-        buffer.load_state(load_tree(with_suffix(path, ".pkl") if isinstance(path, (str, pathlib.Path)) else path))
+        buffer.load_state(load_npz(with_suffix(path, ".pkl") if isinstance(path, (str, pathlib.Path)) else path))
         self.replay_buffer = buffer
         self._last_obs = None  # no step of the running episodes is in it
         if buffer.size() > 0:
             rewards, terminals = buffer.rewards[: buffer.size()], buffer.terminals[: buffer.size()]
             self._first_reward = float(rewards[0, 0])
-            self._has_something_to_plan_for = bool(terminals.any() or (rewards != rewards[0, 0]).any())
+            self.reward_signal_seen = bool(terminals.any() or (rewards != rewards[0, 0]).any())
 
     def settings(self) -> dict[str, Any]:
         """:return: Arguments of the constructor as they are now, without the environment"""

@@ -15,8 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_muzero.common.action_masks import check_action_masks
-from sb3_muzero.common.arguments import check_number
-from sb3_muzero.common.validation import CLASSES, LARGEST, usable
+from sb3_muzero.common.validation import CLASSES, MAX_MAGNITUDE, check_number, is_in_space
 from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.mlp import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
 from sb3_muzero.search import (
@@ -213,7 +212,7 @@ class MuZeroPolicy(BasePolicy):
         # An extractor that learns moves on and wakes silent units. Breakout of MinAtar reached 9.1 after 100 k frames
         # with these, 6.9 with those of observations (trial seed 100). The unit of what it takes as it is says nothing
         min_var = 1e-4 * th.as_tensor(getattr(features_extractor, "learned_features", is_learned), dtype=th.float32)
-        statistics: dict[str, Any] = {"clip": 10.0, "min_share": 0.05, "min_var": min_var} if is_learned else {}
+        statistics: dict[str, Any] = {"clip": 10.0, "min_momentum": 0.05, "min_var": min_var} if is_learned else {}
         normalized = self.norm_obs and (is_learned or has_quantities)
         return LatentModel(
             features_extractor,
@@ -258,19 +257,19 @@ class MuZeroPolicy(BasePolicy):
         :param rewards: Reward targets, any shape
         """
         everything = (-float("inf"), float("inf"))
-        reward_bounds = self.latent_model.reward_support.widened(rewards, everything, headroom=0.0)
+        reward_bounds = self.latent_model.reward_support.expanded_bounds(rewards, everything, headroom=0.0)
         self._move_support("reward", reward_bounds)
         low, high = self.latent_model.reward_support.bounds.tolist()
         if self.discount < 0:  # what one player gets the other one pays
             low, high = -max(-low, high), max(-low, high)
         horizon = 1 / (1 - abs(self.discount)) if abs(self.discount) < 1 else float("inf")
         limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
-        self._move_support("value", self.latent_model.value_support.widened(values, limits, headroom=1.0))
+        self._move_support("value", self.latent_model.value_support.expanded_bounds(values, limits, headroom=1.0))
 
     def _move_support(self, name: str, bounds: tuple[float, float] | None) -> None:
         if bounds is not None:
             for model in (self.latent_model, self.latent_model_target):
-                getattr(model, f"{name}_support").move(bounds, getattr(model.prediction, f"{name}_head"))
+                getattr(model, f"{name}_support").rescale_head(bounds, getattr(model.prediction, f"{name}_head"))
 
     def represent(self, obs: PyTorchObs, model: LatentModel | None = None, augment: bool = False) -> th.Tensor:
         """
@@ -306,14 +305,14 @@ class MuZeroPolicy(BasePolicy):
         return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]
 
     @th.no_grad()
-    def observe(self, obs: PyTorchObs) -> None:
+    def update_statistics(self, obs: PyTorchObs) -> None:
         """
         Let running statistics of the model's input see a batch of training data.
 
         :param obs: Observations, shape ``[..., *obs_shape]``
         """
         if isinstance(self.latent_model.input_norm, RunningNorm):
-            self.latent_model.input_norm.observe(self.latent_model.features_extractor(self._preprocess(obs)))
+            self.latent_model.input_norm.update_statistics(self.latent_model.features_extractor(self._preprocess(obs)))
 
     def predict_values(self, obs: PyTorchObs, model: LatentModel | None = None) -> th.Tensor:
         """
@@ -498,9 +497,9 @@ class MuZeroPolicy(BasePolicy):
         whole = self.observation_space
         for key, space in whole.items() if isinstance(whole, spaces.Dict) else [("", whole)]:
             array = np.asarray(parts[key])
-            fits = usable(array, space)
+            fits = is_in_space(array, space)
             if not fits.all():
-                allowed = f"of {space}" if isinstance(space, CLASSES) else f"finite and none beyond {LARGEST:g}"
+                allowed = f"of {space}" if isinstance(space, CLASSES) else f"finite and none beyond {MAX_MAGNITUDE:g}"
                 raise ValueError(f"Observations must be {allowed}, got {array[~fits][0]} in {array.shape}")
         return result
 

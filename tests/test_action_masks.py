@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_muzero import MuZero
 from sb3_muzero.common.action_masks import has_action_masks
-from sb3_muzero.exploration.warmup import persistent_random_actions
+from sb3_muzero.exploration.warmup import repeated_random_actions
 from sb3_muzero.learning.losses import muzero_loss
 from sb3_muzero.learning.targets import unroll_targets
 
@@ -67,7 +67,7 @@ class WithoutMasks(gym.Wrapper):
 @pytest.mark.parametrize("search", ["gumbel", "puct"])
 def test_no_illegal_action_is_taken_or_learned(search, start):
     env = DummyVecEnv([lambda: MaskedEnv(start)] * 2)
-    model = tiny_model(env, search=search, reanalyze_ratio=1.0, learning_starts=60, action_persistence=3.0)
+    model = tiny_model(env, search=search, reanalyze_ratio=1.0, learning_starts=60, random_action_repeat=3.0)
     model.learn(240)  # an illegal action ends it
     buffer = model.replay_buffer
     shown = buffer.observations.at(*np.meshgrid([0], np.arange(buffer.size()), indexing="ij"), np.zeros(buffer.size(), int))[0]
@@ -79,7 +79,7 @@ def test_no_illegal_action_is_taken_or_learned(search, start):
 
 def test_random_actions_are_uniform_over_legal_ones():
     legal = np.array([[True, False, True, True, False]] * 30_000)
-    counts = np.bincount(persistent_random_actions(None, len(legal), NUM_ACTIONS, 1.0, legal), minlength=NUM_ACTIONS)
+    counts = np.bincount(repeated_random_actions(None, len(legal), NUM_ACTIONS, 1.0, legal), minlength=NUM_ACTIONS)
     assert counts[1] == counts[4] == 0
     assert np.abs(counts[[0, 2, 3]] / len(legal) - 1 / 3).max() < 0.02
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero import MuZero, muzero
-from sb3_muzero.common.arguments import ALLOWED
+from sb3_muzero.common.validation import ARGUMENT_RANGES
 from sb3_muzero.learning.losses import LossTerms
 
 
@@ -66,7 +66,7 @@ def test_arguments_are_refused_by_name(arguments, message):
 
 
 NO_NUMBERS = [None, "text", [1], {"a": 1}, float("nan"), -7, True]
-NUMBERS = [name for _, _, names in ALLOWED for name in names]
+NUMBERS = [name for _, _, names in ARGUMENT_RANGES for name in names]
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
@@ -87,7 +87,7 @@ def test_numbers_that_are_none_are_refused_by_name(name, value):
         ("batch_size", 2.5, "must be an integer"),
         ("search_kwargs", {"qvalue_scope": "forest"}, "qvalue_scope"),
         ("search_kwargs", {"gumbel_scale": -1.0}, "gumbel_scale"),
-        ("replay_buffer_kwargs", {"recent_share": 0.0}, "recent_share"),
+        ("replay_buffer_kwargs", {"recent_fraction": 0.0}, "recent_fraction"),
         ("replay_buffer_kwargs", {"priority_exponent": -1.0}, "priority_exponent"),
         ("replay_buffer_kwargs", {"importance_exponent": 2.0}, "importance_exponent"),
     ],

@@ -11,7 +11,7 @@ from conftest import TinyEnv, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_muzero.common.serialization import load_tree, save_tree
+from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.replay import replay_buffer
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
@@ -88,11 +88,13 @@ def test_sequences_equal_brute_force(n_envs, size, steps):
             assert ((s.actions >= 0) & (s.actions < NUM_ACTIONS)).all()
 
 
-@pytest.mark.parametrize(("recent_share", "num_recent"), [(1.0, 20), (0.75, 15), (0.46, 10), (1e-9, 1)])
-def test_every_transition_is_sampled_recent_ones_more_and_the_newest_and_the_last_of_an_episode_too(recent_share, num_recent):
+@pytest.mark.parametrize(("recent_fraction", "num_recent"), [(1.0, 20), (0.75, 15), (0.46, 10), (1e-9, 1)])
+def test_every_transition_is_sampled_recent_ones_more_and_the_newest_and_the_last_of_an_episode_too(
+    recent_fraction, num_recent
+):
     np.random.seed(0)
     past = list(history(30, 2, np.random.default_rng(1)))
-    buffer = filled(make_buffer(20, 2, recent_share=recent_share), past)
+    buffer = filled(make_buffer(20, 2, recent_fraction=recent_fraction), past)
     sampled = buffer.sample(32_000, unroll_steps=2, n_steps=2).observations[0].flatten().tolist()
     stored = np.array([[float(step["obs"][env, 0]) for env in range(2)] for step in past[-20:]])
     counts = np.array([[sampled.count(obs) for obs in row] for row in stored])
@@ -101,10 +103,10 @@ def test_every_transition_is_sampled_recent_ones_more_and_the_newest_and_the_las
     np.testing.assert_allclose(counts[:-num_recent], 100, rtol=0.4)
 
 
-@pytest.mark.parametrize("recent_share", [0.0, 1.5, float("nan")])
-def test_a_share_outside_of_its_range_is_refused(recent_share):
-    with pytest.raises(ValueError, match="`recent_share` must be above 0 and at most 1"):
-        make_buffer(20, 2, recent_share=recent_share)
+@pytest.mark.parametrize("recent_fraction", [0.0, 1.5, float("nan")])
+def test_a_share_outside_of_its_range_is_refused(recent_fraction):
+    with pytest.raises(ValueError, match="`recent_fraction` must be above 0 and at most 1"):
+        make_buffer(20, 2, recent_fraction=recent_fraction)
 
 
 def test_saving_keeps_priorities_and_visits(tmp_path):
@@ -112,12 +114,12 @@ def test_saving_keeps_priorities_and_visits(tmp_path):
     whole = filled(make_buffer(30, 2, priority_exponent=0.6), past[:35])
     every = np.stack([np.repeat(np.arange(30), 2), np.tile(np.arange(2), 30)])
     whole.update_priorities(every, np.random.default_rng(0).random(60))
-    whole.LEAST_FOR_NOVELTY = 1
+    whole.MIN_TRANSITIONS_FOR_BONUS = 1
     whole.sample(8, unroll_steps=2, n_steps=3, novelty_coef=1.0)  # counting starts here
     sampled = []
     loaded = make_buffer(30, 2, priority_exponent=0.6)
     loaded.load_state(saved(whole, tmp_path))
-    loaded.LEAST_FOR_NOVELTY = 1
+    loaded.MIN_TRANSITIONS_FOR_BONUS = 1
     for buffer in (whole, loaded):
         filled(buffer, past[35:])
         np.random.seed(0)
@@ -154,15 +156,15 @@ def test_saving_keeps_sequences_and_goes_on(tmp_path):
 
 
 def saved(buffer, folder):
-    save_tree(folder / "buffer", buffer.state())
-    return load_tree(folder / "buffer")
+    save_npz(folder / "buffer", buffer.state())
+    return load_npz(folder / "buffer")
 
 
 def test_memory_is_allocated_lazily_and_observations_are_stored_once_in_their_dtype(tmp_path):
     space = spaces.Box(0, 255, (84, 84), dtype=np.uint8)
     buffer = SequenceReplayBuffer(10**6, space, spaces.Discrete(2), "cpu", 1)
     assert not any(isinstance(value, np.ndarray) for value in vars(buffer).values())
-    save_tree(tmp_path / "empty", buffer.state())
+    save_npz(tmp_path / "empty", buffer.state())
     assert (tmp_path / "empty").stat().st_size < 100_000
     small = SequenceReplayBuffer(100, space, spaces.Discrete(2), "cpu", 1)
     obs = np.zeros((1, 84, 84), dtype=np.uint8)
@@ -212,7 +214,7 @@ def test_priorities_come_back_with_another_exponent(tmp_path):
 @pytest.mark.parametrize("steps", [35, 80])
 def test_units_of_novelty_are_those_of_what_is_stored(steps):
     buffer = filled(make_buffer(60, 2), list(history(steps, 2, np.random.default_rng(3))))
-    buffer.LEAST_FOR_NOVELTY = 1
+    buffer.MIN_TRANSITIONS_FOR_BONUS = 1
     buffer.sample(8, unroll_steps=2, n_steps=3, novelty_coef=1.0)
     stored = buffer.observations.frames[: buffer.size()].reshape(buffer.size() * 2, -1)
     np.testing.assert_allclose(buffer._visits._mean, stored.mean(axis=0), rtol=1e-5)
@@ -254,7 +256,7 @@ def test_steps_without_search_store_zeros():
     for _ in range(2):
         buffer.add(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), np.zeros(1, bool), [{}])
     sequence = buffer.sequences(np.array([0, 1]), np.array([0, 0]), 1, 1)
-    assert sequence.policy_stamps.tolist() == [7, 0]
+    assert sequence.model_versions.tolist() == [7, 0]
     assert sequence.policies[0].sum(dim=-1).tolist() == pytest.approx([1, 0])
 
 
@@ -273,7 +275,7 @@ def test_novelty_counts_where_it_is_asked_for_as_soon_as_there_is_enough():
     buffer = filled(make_buffer(60, 1), list(history(40, 1, np.random.default_rng(3))))
     asked = {"novelty_coef": 1.0}
     for least, novelty, counts in ((40, {}, False), (41, asked, False), (40, asked, True)):
-        buffer.LEAST_FOR_NOVELTY = least
+        buffer.MIN_TRANSITIONS_FOR_BONUS = least
         buffer.sample(8, unroll_steps=2, n_steps=3, **novelty)
         assert (buffer._visits is not None) == counts
 
@@ -313,7 +315,7 @@ def test_priorities_decide_and_importance_weights_correct():
     samples = buffer.sample(64_000, unroll_steps=2, n_steps=2)
     sampled, weights = samples.observations[0].flatten().numpy(), samples.weights.numpy()
     shares = np.array([(sampled == obs).mean() for obs in stored.flatten()])
-    expected = np.sqrt(np.maximum(errors, buffer.LEAST_ERROR * errors.max()))
+    expected = np.sqrt(np.maximum(errors, buffer.MIN_PRIORITY_FRACTION * errors.max()))
     np.testing.assert_allclose(shares, expected / expected.sum(), atol=2e-4, rtol=0.05)
     assert (shares > 0).all() and weights.max() == 1
     corrected = np.array([weights[sampled == obs].sum() for obs in stored.flatten()])
@@ -410,7 +412,7 @@ def test_novelty_is_added_to_the_reward_and_fades():
     for age in range(6):
         buffer.add(**step(age % 2, 1 - age % 2))
     assert rewards(0, 1) == [0.0, 0.0], "six transitions do not tell how wide a region is"
-    buffer.LEAST_FOR_NOVELTY = 6
+    buffer.MIN_TRANSITIONS_FOR_BONUS = 6
     assert rewards(0, 1) == pytest.approx([0.0, 0.0]), "both states are as new as the average visit"
     buffer.add(**step(0, 1, 8.0))
     buffer.add(**step(1, 100, -2.0))  # the successors are now 1 four times, 0 three times and 100 once
@@ -431,7 +433,7 @@ def test_novelty_is_in_the_unit_of_normalised_rewards():
     read = []
     for env in (None, normalize):
         buffer = filled(make_buffer(50, 1), past)
-        buffer.LEAST_FOR_NOVELTY = 1
+        buffer.MIN_TRANSITIONS_FOR_BONUS = 1
         read.append(buffer.sequences(np.arange(30), np.zeros(30, int), 1, 1, env, novelty_coef=1.0).rewards)
     th.testing.assert_close(read[1], read[0] / 10)
 

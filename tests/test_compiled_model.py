@@ -138,7 +138,7 @@ def test_widths(latent_dim, num_bins, num_actions):
 
 def test_input_statistics():
     policy = make_policy(**BOUNDS)
-    policy.observe(5 * observations(50) + 2)
+    policy.update_statistics(5 * observations(50) + 2)
     assert_same_model(policy)
 
 
@@ -153,7 +153,7 @@ def test_new_weights_are_used():
     policy.load_state_dict(make_policy(seed=7, **BOUNDS).state_dict())
     assert_same_model(policy)
     assert_same_plan(policy)
-    policy.latent_model.value_support.move((-5.0, 80.0), policy.latent_model.prediction.value_head)
+    policy.latent_model.value_support.rescale_head((-5.0, 80.0), policy.latent_model.prediction.value_head)
     assert_same_model(policy)
     for parameter in policy.latent_model.parameters():
         parameter.data = parameter.data.clone() * 0.5

@@ -103,8 +103,8 @@ def test_quantities_among_the_parts_are_scaled_as_a_vector_is():
     obs, _ = policy.obs_to_tensor({"metres": np.full((1, 3), 5e3, np.float32), "code": np.zeros(1, np.int64)})
     model = policy.latent_model
     assert model.input_norm(model.features_extractor(policy._preprocess(obs))).abs().max() < 3
-    codes = spaces.Dict({"code": spaces.Discrete(2)})
-    assert isinstance(tiny_model(TinyEnv(codes), policy="MultiInputPolicy").policy.latent_model.input_norm, nn.Identity)
+    bucket_ids = spaces.Dict({"code": spaces.Discrete(2)})
+    assert isinstance(tiny_model(TinyEnv(bucket_ids), policy="MultiInputPolicy").policy.latent_model.input_norm, nn.Identity)
 
 
 def test_quantities_beside_an_image_are_scaled_whatever_their_unit():
@@ -141,8 +141,8 @@ def test_integer_parts_are_counted_as_they_are_beside_real_ones():
     visits.fit(rows)
     with_key = rows.copy()
     with_key["key"] = 1
-    assert (visits.codes(rows) != visits.codes(with_key)).all()
-    assert len(np.unique(visits.codes(rows))) < 400, "places fall into cells"
+    assert (visits.bucket_ids(rows) != visits.bucket_ids(with_key)).all()
+    assert len(np.unique(visits.bucket_ids(rows))) < 400, "places fall into cells"
 
 
 def test_vec_normalize_scales_its_parts_of_what_is_sampled():

@@ -17,8 +17,8 @@ from hypothesis.extra import numpy as arrays
 
 from sb3_muzero import MuZero
 from sb3_muzero.checkpointing.run_state import load_checkpoint
-from sb3_muzero.common.serialization import load_tree, save_tree
-from sb3_muzero.common.validation import usable
+from sb3_muzero.common.serialization import load_npz, save_npz
+from sb3_muzero.common.validation import is_in_space
 
 DICT = spaces.Dict({"vector": spaces.Box(-1, 1, (3,), np.float32), "number": spaces.Discrete(4)})
 KWARGS: dict[str, Any] = {"replay_buffer_kwargs": {"priority_exponent": 0.6}, "novelty_coef": 0.1}
@@ -91,7 +91,7 @@ def trained(request, tmp_path_factory) -> tuple[MuZero, Any, Any]:
     policy = "MultiInputPolicy" if request.param is DICT else "MlpPolicy"
     model = tiny_model(Masked(request.param, length=9), buffer_size=300, policy=policy, **KWARGS).learn(280)
     model.save_replay_buffer(folder / "buffer.npz")
-    return model, load_tree(folder / "buffer.npz"), folder
+    return model, load_npz(folder / "buffer.npz"), folder
 
 
 def arrays_of(buffer: Any) -> dict[str, np.ndarray]:
@@ -126,7 +126,7 @@ def test_replay_buffers(trained, change):
     refused = 0
     for path in leaves(state)[1:]:
         try:
-            save_tree(folder / "bad.npz", with_leaf(state, path, CHANGES[change]))
+            save_npz(folder / "bad.npz", with_leaf(state, path, CHANGES[change]))
         except (TypeError, ValueError, OverflowError):  # that no file of ours can hold
             continue
         refused += is_refused(model, folder / "bad.npz", [path])
@@ -186,7 +186,7 @@ FOUND_BY_FUZZING: dict[tuple, Any] = {
 @pytest.mark.parametrize("path", FOUND_BY_FUZZING, ids=str)
 def test_replay_buffers_that_fuzzing_found(trained, path):
     model, state, folder = trained
-    save_tree(folder / "bad.npz", with_leaf(state, path, FOUND_BY_FUZZING[path]))
+    save_npz(folder / "bad.npz", with_leaf(state, path, FOUND_BY_FUZZING[path]))
     assert is_refused(model, folder / "bad.npz", [path])
 
 
@@ -200,10 +200,10 @@ def test_replay_buffers_that_fuzzing_found(trained, path):
     ids=str,
 )
 def test_classes_are_those_of_the_space(space, allowed, others):
-    assert usable(np.array(allowed, space.dtype), space).all()
-    assert not usable(np.array(allowed[0]) + 0.5, space).any()
+    assert is_in_space(np.array(allowed, space.dtype), space).all()
+    assert not is_in_space(np.array(allowed[0]) + 0.5, space).any()
     for other in others:
-        found = usable(np.array([allowed[0], other], space.dtype), space)
+        found = is_in_space(np.array([allowed[0], other], space.dtype), space)
         assert found[0].all() and not found[1].all()
 
 
@@ -212,7 +212,7 @@ def test_replay_buffers_of_any_kind(trained, data):
     model, state, folder = trained
     bad, paths = with_any_leaves(data, state)
     try:
-        save_tree(folder / "bad.npz", bad)
+        save_npz(folder / "bad.npz", bad)
     except (TypeError, ValueError, OverflowError):
         return
     is_refused(model, folder / "bad.npz", paths)
@@ -229,7 +229,7 @@ def test_checkpoints(change, tmp_path, monkeypatch):
         if leaf[0] == "replay_buffer" and len(leaf) > 1:
             continue
         try:
-            save_tree(path, with_leaf(state, leaf, CHANGES[change]))
+            save_npz(path, with_leaf(state, leaf, CHANGES[change]))
         except (TypeError, ValueError, OverflowError):
             continue
         try:
@@ -251,7 +251,7 @@ def test_checkpoints(change, tmp_path, monkeypatch):
 def test_bytes_of_any_kind(tmp_path_factory, data):
     """Files that were cut, had bytes changed, or were never ours."""
     folder = tmp_path_factory.mktemp("bytes")
-    save_tree(
+    save_npz(
         folder / "tree", {"numbers": np.arange(50.0), "tensor": th.arange(3), "name": "x", "list": [1, None, {"a": True}]}
     )
     content = bytearray((folder / "tree").read_bytes())
@@ -263,7 +263,7 @@ def test_bytes_of_any_kind(tmp_path_factory, data):
     content += data.draw(st.binary(max_size=5))
     (folder / "tree").write_bytes(content)
     try:
-        tree = load_tree(folder / "tree")
+        tree = load_npz(folder / "tree")
     except ValueError as error:
         assert "damaged" in str(error)
     else:
@@ -275,7 +275,7 @@ def test_bytes_of_any_kind(tmp_path_factory, data):
 def test_members_of_any_kind(tmp_path_factory, data):
     """Files whose checksums are right, whatever is in them."""
     folder = tmp_path_factory.mktemp("members")
-    save_tree(folder / "tree", {"numbers": np.arange(5.0), "name": "x", "list": [1, {"a": th.arange(3)}]})
+    save_npz(folder / "tree", {"numbers": np.arange(5.0), "name": "x", "list": [1, {"a": th.arange(3)}]})
     with ZipFile(folder / "tree") as file:
         members = {name: bytearray(file.read(name)) for name in file.namelist()}
     for _ in range(data.draw(st.integers(1, 3))):
@@ -289,9 +289,9 @@ def test_members_of_any_kind(tmp_path_factory, data):
         for name, content in members.items():
             file.writestr(name, bytes(content))
     try:
-        tree = load_tree(folder / "tree")
+        tree = load_npz(folder / "tree")
     except ValueError as error:
         assert "damaged" in str(error)
     else:
         assert isinstance(tree, dict)
-        save_tree(folder / "tree", tree)
+        save_npz(folder / "tree", tree)

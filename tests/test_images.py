@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_muzero import CnnPolicy, MuZero, ResNetPolicy
-from sb3_muzero.common.serialization import load_tree, save_tree
+from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.models.augmentation import ImageAugmentation
 from sb3_muzero.models.resnet import ConvDynamics, ImageNorm, action_planes
 from sb3_muzero.policies import MuZeroPolicy
@@ -93,7 +93,7 @@ def test_heads_take_any_number_of_batch_axes():
 def test_a_silent_unit_that_wakes_is_not_thrown_to_the_clip():
     norm = tiny_model(TinyEnv(SMALL), policy="CnnPolicy").policy.latent_model.input_norm
     for _ in range(500):
-        norm.observe(th.zeros(64, len(norm.mean)))
+        norm.update_statistics(th.zeros(64, len(norm.mean)))
     assert norm(th.full((1, len(norm.mean)), 0.01)).abs().max() <= 1.01
 
 
@@ -343,8 +343,8 @@ def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, termin
     frame_bytes = int(np.prod(space.shape)) * space.dtype.itemsize
     assert buffer.observations.frames.nbytes == buffer_size * frame_bytes
 
-    save_tree(tmp_path / "buffer", buffer.state())
-    buffer.load_state(load_tree(tmp_path / "buffer"))
+    save_npz(tmp_path / "buffer", buffer.state())
+    buffer.load_state(load_npz(tmp_path / "buffer"))
     oldest = len(whole) - buffer.size()
     first = 3 if buffer.full else 0  # the frames before are gone
     for env in range(2):
@@ -408,8 +408,8 @@ def test_a_buffer_without_priorities_gets_none_for_the_oldest_frames(tmp_path):
     uniform = tiny_model(stacked(LARGE), buffer_size=60, learning_starts=1_000).learn(160).replay_buffer
     settings = dict(priority_exponent=0.6)
     buffer = tiny_model(stacked(LARGE), buffer_size=60, replay_buffer_kwargs=settings).replay_buffer
-    save_tree(tmp_path / "buffer", uniform.state())
-    buffer.load_state(load_tree(tmp_path / "buffer"))
+    save_npz(tmp_path / "buffer", uniform.state())
+    buffer.load_state(load_npz(tmp_path / "buffer"))
     lost = (buffer.pos + np.arange(3)) % buffer.buffer_size
     assert buffer.full and not np.isin(buffer.sample(500, unroll_steps=1, n_steps=1).starts[0], lost).any()
 

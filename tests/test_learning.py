@@ -245,9 +245,9 @@ def test_reanalysis_gives_the_steps_it_meets_the_present_models_policy():
     model.train(gradient_steps=1, batch_size=32)
     searched = buffer.policies[:300].sum(axis=-1) > 0
     assert 1 <= searched.sum() <= 16
-    np.testing.assert_array_equal(buffer.policy_stamps[:300].flatten(), 0)
+    np.testing.assert_array_equal(buffer.model_versions[:300].flatten(), 0)
     model.train(gradient_steps=60, batch_size=32)
-    assert buffer.policy_stamps[:300].max() == 60, "searched before the last of 61 updates"
+    assert buffer.model_versions[:300].max() == 60, "searched before the last of 61 updates"
     assert 0 <= model.logger.name_to_value["train/policy_age"] <= 60
     target = model.policy.latent_model_target
     present = model.policy.plan(th.zeros(1, 1), deterministic=True, model=target).action_weights[0]

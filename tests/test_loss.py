@@ -66,7 +66,7 @@ def test_running_norm_has_the_statistics_of_all_that_it_saw():
     th.manual_seed(0)
     norm, batches = RunningNorm(3), [th.randn(10 + i, 3) * (i + 1) + 5 * i for i in range(6)]
     for batch in batches:
-        norm.observe(batch)
+        norm.update_statistics(batch)
     seen = th.cat(batches)
     assert norm.count == len(seen)
     th.testing.assert_close(norm.mean, seen.mean(0), rtol=1e-5, atol=1e-5)

@@ -15,11 +15,11 @@ def test_integers_are_counted_as_they_are(space):
     observations = np.array([space.sample() for _ in range(300)])
     visits = VisitCounts(space)
     visits.fit(observations)
-    codes = visits.visit(observations)
+    bucket_ids = visits.update_counts(observations)
     _, inverse, counts = np.unique(observations.reshape(300, -1), axis=0, return_inverse=True, return_counts=True)
-    np.testing.assert_array_equal(visits.counts[codes], counts[inverse.flatten()])
+    np.testing.assert_array_equal(visits.counts[bucket_ids], counts[inverse.flatten()])
     bonuses = counts[inverse.flatten()] ** -0.5
-    np.testing.assert_allclose(visits.bonus(codes), bonuses - bonuses.mean(), atol=1e-12)
+    np.testing.assert_allclose(visits.bonus(bucket_ids), bonuses - bonuses.mean(), atol=1e-12)
 
 
 def test_cells_are_as_wide_as_a_standard_deviation():
@@ -29,9 +29,9 @@ def test_cells_are_as_wide_as_a_standard_deviation():
     visits.fit(rng.normal([5.0, -1.0], [1e-3, 10.0], size=(10_000, 2)))
     here = np.array([[5.0005, 4.0]])
     near, far = here + np.array([1e-4, 1.0]), here + np.array([1e-3, 0.0])
-    visits.visit(np.concatenate([here, near]))
-    assert visits.counts[visits.codes(here)] == 2
-    assert visits.counts[visits.codes(far)] == 0 and visits.bonus(visits.codes(far)) == pytest.approx(1 - 0.5**0.5)
+    visits.update_counts(np.concatenate([here, near]))
+    assert visits.counts[visits.bucket_ids(here)] == 2
+    assert visits.counts[visits.bucket_ids(far)] == 0 and visits.bonus(visits.bucket_ids(far)) == pytest.approx(1 - 0.5**0.5)
 
 
 def test_many_features_share_few_axes():
@@ -40,12 +40,12 @@ def test_many_features_share_few_axes():
     visits = VisitCounts(space)
     observations = rng.normal(size=(5000, 50))
     visits.fit(observations)
-    codes = visits.visit(observations)
-    assert 50 < len(np.unique(codes)) < 1500, "ordinary observations meet again"
-    assert (visits.counts[visits.codes(10 + observations)] == 0).mean() > 0.9, "extraordinary ones do not"
+    bucket_ids = visits.update_counts(observations)
+    assert 50 < len(np.unique(bucket_ids)) < 1500, "ordinary observations meet again"
+    assert (visits.counts[visits.bucket_ids(10 + observations)] == 0).mean() > 0.9, "extraordinary ones do not"
 
 
 def test_a_table_full_of_states_tells_them_apart():
     space = spaces.MultiDiscrete([50, 50])
     states = np.stack(np.meshgrid(np.arange(50), np.arange(50)), -1).reshape(-1, 2)
-    assert len(np.unique(VisitCounts(space).codes(states))) > 0.98 * len(states)
+    assert len(np.unique(VisitCounts(space).bucket_ids(states))) > 0.98 * len(states)

@@ -17,7 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero.analysis import report
-from sb3_muzero.analysis.recording import film, play
+from sb3_muzero.analysis.recording import play, record_frames
 from sb3_muzero.games import TicTacToeEnv
 
 
@@ -222,7 +222,7 @@ def test_illegal_actions_are_not_played():
 
 def test_a_model_plays_with_masks_if_it_was_trained_with_them():
     model = tiny_model(DummyVecEnv([MaskedEnv] * 2)).learn(60)
-    for look in (lambda env: play(model, env, 6, 100, deterministic=True), lambda env: film(model, env, 10)):
+    for look in (lambda env: play(model, env, 6, 100, deterministic=True), lambda env: record_frames(model, env, 10)):
         with pytest.raises(ValueError, match="trained with action masks, but the environment has no method `action_masks`"):
             look(tiny_envs(2))
     model.learn(60, use_masking=False)

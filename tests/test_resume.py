@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from sb3_muzero import MuZero
 from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing.run_state import checkpoints_in, decode, encode, is_missing, load_checkpoint, steps_of
-from sb3_muzero.common.serialization import load_tree, save_tree
+from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
@@ -60,7 +60,7 @@ ENVS: dict[str, tuple[Any, dict[str, Any]]] = {
     "VecNormalize": (lambda: VecNormalize(make_vec_env("CartPole-v1", 2, seed=3)), {}),
     "frame stack": (stacked_images, {"policy": "CnnPolicy"}),
     "channels last": (stacked_images, {"policy": "ResNetPolicy", "policy_kwargs": {"num_channels": 4, "bf16": True}}),
-    "TicTacToe": (lambda: make_vec_env(TicTacToeEnv, 2, seed=3), {"reanalyze_ratio": 0.5, "opening_steps": 3}),
+    "TicTacToe": (lambda: make_vec_env(TicTacToeEnv, 2, seed=3), {"reanalyze_ratio": 0.5, "exploration_steps_per_episode": 3}),
 }
 
 
@@ -312,10 +312,10 @@ def test_a_full_buffer_is_not_held_twice(tmp_path):
     frame = np.full((1, 100, 1000), 7, np.uint8)
     for _ in range(160):
         buffer.add(frame, frame, np.zeros(1), np.ones(1), np.zeros(1, bool), [{}])
-    save_tree(tmp_path / "buffer", buffer.state())
+    save_npz(tmp_path / "buffer", buffer.state())
     tracemalloc.start()
     try:
-        state = load_tree(tmp_path / "buffer")
+        state = load_npz(tmp_path / "buffer")
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -341,7 +341,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path):
 
 
 def test_a_flipped_byte_is_noticed(tmp_path):
-    save_tree(tmp_path / "tree", {"numbers": np.arange(10_000), "name": "x"})
+    save_npz(tmp_path / "tree", {"numbers": np.arange(10_000), "name": "x"})
     content = bytearray((tmp_path / "tree").read_bytes())
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -349,7 +349,7 @@ def test_a_flipped_byte_is_noticed(tmp_path):
         content[position] ^= 0xFF
         (tmp_path / "tree").write_bytes(content)
         try:
-            tree = load_tree(tmp_path / "tree")
+            tree = load_npz(tmp_path / "tree")
         except ValueError as error:
             assert "damaged" in str(error)
         else:  # bytes that mean nothing, as a time of day
@@ -359,7 +359,7 @@ def test_a_flipped_byte_is_noticed(tmp_path):
 
 def test_flipped_bits_of_large_arrays_are_noticed(tmp_path):
     """Also in their headers, which say how much of them is to be read."""
-    save_tree(tmp_path / "tree", {"numbers": np.arange(24_000.0).reshape(12_000, 2), "others": np.arange(5000)})
+    save_npz(tmp_path / "tree", {"numbers": np.arange(24_000.0).reshape(12_000, 2), "others": np.arange(5000)})
     whole = (tmp_path / "tree").read_bytes()
     rng = np.random.default_rng(0)
     arrays = [match.start() for match in re.finditer(b"\x93NUMPY", whole)]
@@ -369,7 +369,7 @@ def test_flipped_bits_of_large_arrays_are_noticed(tmp_path):
         content[position] ^= 1 << int(rng.integers(8))
         (tmp_path / "tree").write_bytes(content)
         try:
-            tree = load_tree(tmp_path / "tree")
+            tree = load_npz(tmp_path / "tree")
         except ValueError as error:
             assert "damaged" in str(error)
         else:
@@ -383,16 +383,16 @@ def test_an_array_is_one_thing_only(tmp_path):
         tmp_path / "tree.npz", **{"0": np.arange(3), "structure": np.frombuffer(json.dumps(structure).encode(), np.uint8)}
     )
     with pytest.raises(ValueError, match="damaged"):
-        load_tree(tmp_path / "tree.npz")
+        load_npz(tmp_path / "tree.npz")
 
 
 def test_names_that_no_file_can_hold_are_refused(tmp_path):
     tree = {"a/b": np.array(1), "a": {"b": np.array(2)}}
-    save_tree(tmp_path / "tree", tree)
-    assert int(load_tree(tmp_path / "tree")["a/b"]) == 1
+    save_npz(tmp_path / "tree", tree)
+    assert int(load_npz(tmp_path / "tree")["a/b"]) == 1
     for bad in ({1: 2}, {"array of the file": "x"}, {"x": np.array([object()])}, {"x": {1, 2}}):
         with pytest.raises(TypeError):
-            save_tree(tmp_path / "bad", bad)  # type: ignore[arg-type]
+            save_npz(tmp_path / "bad", bad)  # type: ignore[arg-type]
     assert not (tmp_path / "bad").exists()
 
 
@@ -644,15 +644,15 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path):
             model.load_replay_buffer(tmp_path / "bomb.pkl")
     np.savez(tmp_path / "bomb.npz", structure=np.array([Bomb(exploded)], dtype=object))
     with pytest.raises(ValueError, match="none of sb3_muzero's files"):
-        load_tree(tmp_path / "bomb.npz")
+        load_npz(tmp_path / "bomb.npz")
     # In a checkpoint: among the environments, which nobody asks for, and among the settings
     path = checkpoints_in(tmp_path)[-1]
     state = load_checkpoint(tmp_path)
     state["environments"]["pickle"] = np.frombuffer(pickle.dumps(Bomb(exploded)), np.uint8)
-    save_tree(path, state)
+    save_npz(path, state)
     MuZero.resume(tmp_path, TinyEnv())
     state["settings"]["policy_kwargs"] = {"dict": {"activation_fn": {"class": ["os", "system"]}}}
-    save_tree(path, state)
+    save_npz(path, state)
     with pytest.raises(ValueError, match=r"`policy_kwargs` was os.system, which is not there"):
         MuZero.resume(tmp_path, TinyEnv())
     assert not exploded.exists()

@@ -343,7 +343,7 @@ def test_one_reward_for_everything_is_nothing_to_plan_for_after_loading_either(t
     model.load_replay_buffer(tmp_path / "buffer")
     model.learn(20, reset_num_timesteps=False)
     env.close()
-    assert not model._has_something_to_plan_for
+    assert not model.reward_signal_seen
 
 
 def test_an_old_file_stays_whole_where_saving_fails(tmp_path, monkeypatch):

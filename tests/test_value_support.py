@@ -25,8 +25,8 @@ def test_code_has_mass_one_and_the_scalars_mean(scalar):
 def test_scalars_outside_count_as_the_nearest_bound_and_are_reported():
     support = CategoricalSupport(5, (0.0, 4.0))
     assert th.allclose(code(support, 9.0), th.tensor([0.0, 0, 0, 0, 1]), atol=1e-6)
-    assert support.outside(th.tensor([-1.0, 0.0, 4.0, 4.1])).tolist() == [True, False, False, True]
-    assert support.widened(th.tensor([9.0]), (0.0, 100.0), 0.5) is None, "fixed bounds never move"
+    assert support.out_of_range(th.tensor([-1.0, 0.0, 4.0, 4.1])).tolist() == [True, False, False, True]
+    assert support.expanded_bounds(th.tensor([9.0]), (0.0, 100.0), 0.5) is None, "fixed bounds never move"
 
 
 def test_of_nan_the_cross_entropy_is_nan():
@@ -46,11 +46,11 @@ def test_uniform_head_predicts_the_middle():
 
 def test_headroom_is_on_the_growing_side_and_within_the_limits():
     support = CategoricalSupport(11)
-    assert support.widened(th.tensor([0.0]), (0.0, 0.0), 0.5) is None
-    assert support.widened(th.tensor([4.0, 2.0]), (-100.0, 100.0), 0.5) == (0.0, 6.0)
-    assert support.widened(th.tensor([4.0]), (0.0, 5.0), 0.5) == (0.0, 5.0)
+    assert support.expanded_bounds(th.tensor([0.0]), (0.0, 0.0), 0.5) is None
+    assert support.expanded_bounds(th.tensor([4.0, 2.0]), (-100.0, 100.0), 0.5) == (0.0, 6.0)
+    assert support.expanded_bounds(th.tensor([4.0]), (0.0, 5.0), 0.5) == (0.0, 5.0)
     support.bounds.copy_(th.tensor([0.0, 6.0]))
-    assert support.widened(th.tensor([-2.0]), (-100.0, 100.0), 0.5) == (-6.0, 6.0)
+    assert support.expanded_bounds(th.tensor([-2.0]), (-100.0, 100.0), 0.5) == (-6.0, 6.0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
@@ -65,7 +65,7 @@ def test_moving_the_bounds_keeps_what_the_head_predicts(scale):
         support.cross_entropy(head(inputs), targets).mean().backward()
         optimizer.step()
     before = support.expectation(head(inputs))
-    support.move((-5.0 * scale, 15.0 * scale), head)
+    support.rescale_head((-5.0 * scale, 15.0 * scale), head)
     after = support.expectation(head(inputs))
     assert (after - before).abs().mean() < 0.3 * scale
 
@@ -73,7 +73,7 @@ def test_moving_the_bounds_keeps_what_the_head_predicts(scale):
 def test_first_bounds_start_at_the_only_scalar_so_far():
     support, head = CategoricalSupport(101), th.nn.Linear(4, 101)
     assert support.expectation(head(th.randn(3, 4))).tolist() == [0.0] * 3
-    support.move((-10.0, 10.0), head)
+    support.rescale_head((-10.0, 10.0), head)
     assert support.expectation(head(th.randn(3, 4))).abs().max() < 0.5
 
 

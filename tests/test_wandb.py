@@ -14,7 +14,7 @@ from wandb.integration.sb3 import WandbCallback
 
 from sb3_muzero import MuZero
 from sb3_muzero.analysis.callbacks import MuZeroWandbCallback
-from sb3_muzero.analysis.recording import film, save_gif
+from sb3_muzero.analysis.recording import record_frames, save_gif
 
 
 class FilmedEnv(TinyEnv):
@@ -61,7 +61,7 @@ def test_a_film_is_played_with_masks(monkeypatch):
             return np.array([False, self.steps % 2 == 0, True])
 
     env = DummyVecEnv([MaskedEnv])
-    film(tiny_model(env), env, 10)
+    record_frames(tiny_model(env), env, 10)
     assert 0 not in env.envs[0].taken[0] and env.envs[0].taken[0][1::2] == [2] * 5
 
 
@@ -74,7 +74,7 @@ def test_a_film_is_normalised_as_training_is(monkeypatch):
     tiny_model(env).learn(80, callback=MuZeroWandbCallback(video_env, log_freq=30, batch_size=16))
     statistics = video_env.obs_rms.mean.copy()
     assert np.abs(statistics).max() > 1e-3 and run.log.call_count >= 2
-    film(tiny_model(env), video_env, 5)
+    record_frames(tiny_model(env), video_env, 5)
     np.testing.assert_array_equal(video_env.obs_rms.mean, statistics)
     for training, filmed, word in ((env, DummyVecEnv([FilmedEnv]), ""), (tiny_envs(1), video_env, "not ")):
         with pytest.raises(ValueError, match=f"`video_env` must {word}be normalised, like the training environment"):
@@ -84,11 +84,11 @@ def test_a_film_is_normalised_as_training_is(monkeypatch):
 def test_a_film_is_one_episode(tmp_path):
     env = DummyVecEnv([lambda: FilmedEnv(length=7)])
     model = tiny_model(env)
-    frames = film(model, env, 50)
+    frames = record_frames(model, env, 50)
     assert [int(frame[0, 0, 0]) for frame in frames] == list(range(7))  # not the reset that follows
-    assert len(film(model, env, 3)) == 4
-    save_gif(frames, tmp_path / "film.gif")
-    assert Image.open(tmp_path / "film.gif").n_frames == 7
+    assert len(record_frames(model, env, 3)) == 4
+    save_gif(frames, tmp_path / "episode.gif")
+    assert Image.open(tmp_path / "episode.gif").n_frames == 7
 
 
 def test_what_can_not_be_filmed_is_said_before_training(monkeypatch):

@@ -28,11 +28,11 @@ from sb3_muzero.analysis.plotting import (
     plot_value_calibration,
     to_png,
 )
-from sb3_muzero.analysis.recording import film, plays_with_masks, save_gif
+from sb3_muzero.analysis.recording import plays_with_masks, record_frames, save_gif
 from sb3_muzero.checkpointing.run_state import checkpoints_in, random_state_kept
-from sb3_muzero.common.arguments import is_integer
+from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.common.validation import is_integer
 from sb3_muzero.muzero import MuZero
-from sb3_muzero.replay.observation_store import map_observations
 
 
 def check_place(callback: BaseCallback, frequency: str) -> None:
@@ -164,7 +164,7 @@ class ResumableCheckpointCallback(BaseCallback):
 class DiagnosticsCallback(BaseCallback):
     """
     Log from time to time whether the model predicts, the search improves and the values come true. What each figure means,
-    what is healthy and what the alarm says stands in ``sb3_muzero.analysis.diagnostics.HEALTHY``. It changes nothing: with it
+    what is healthy and what the alarm says stands in ``sb3_muzero.analysis.diagnostics.METRICS``. It changes nothing: with it
     and without, the same seed gives the same parameters. ``model_error/*`` is not printed, but goes to every file;
     ``time/diagnostics_share`` is the share of the time that all this takes.
 
@@ -316,7 +316,7 @@ class MuZeroWandbCallback(DiagnosticsCallback):
                 sync_envs_normalization(self.training_env, self.video_env)
                 statistics.training = False
             path = Path(wandb.run.dir) / "episode.gif"
-            save_gif(film(self.model, self.video_env, self.video_length), path)
+            save_gif(record_frames(self.model, self.video_env, self.video_length), path)
             shown["pictures/episode"] = wandb.Video(str(path), format="gif")
         wandb.run.log({**shown, "global_step": self.num_timesteps})
 
@@ -325,7 +325,7 @@ class MuZeroWandbCallback(DiagnosticsCallback):
         figures = {"model_errors": plot_model_errors(self.timesteps, self.errors)}
         if self.episodes:
             figures["value_calibration"] = plot_value_calibration(*map(np.concatenate, zip(*self.episodes, strict=True)))
-        roots = map_observations(lambda part: part[0], self.model.sample(1_000, 1).observations)
+        roots = tree_map(lambda part: part[0], self.model.sample(1_000, 1).observations)
         with th.no_grad():
             latents, values = policy.represent(roots), policy.predict_values(roots).squeeze(-1)
         figures["latents"] = plot_latent_map(latents.numpy(force=True), values.numpy(force=True))

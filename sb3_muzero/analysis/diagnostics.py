@@ -1,7 +1,7 @@
 """
 What a model says about itself: errors of the model, the search and the values, the state of the networks.
 
-``HEALTHY`` says what each figure is, what is healthy and what the alarm means. All are of sequences that are drawn as training
+``METRICS`` says what each figure is, what is healthy and what the alarm means. All are of sequences that are drawn as training
 draws them: by priorities, and with bonuses for novelty among the rewards, where there are any.
 """
 
@@ -14,15 +14,15 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.learning.losses import LossTerms, cosine_similarity, muzero_loss, unroll
 from sb3_muzero.learning.targets import UnrollTargets
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.replay.observation_store import map_observations
 from sb3_muzero.replay.replay_buffer import SequenceSamples
 from sb3_muzero.search import SearchOutput
 
-HEALTHY = {
+METRICS = {
     "model_error/reward": "Mean absolute error of the reward after k imagined steps. Far below the size of a reward; if it "
     "grows with k, the dynamics lose what rewards depend on.",
     "model_error/value": "Mean absolute error of the value from its target. Falls with training and grows little with k. What "
@@ -76,8 +76,8 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
     :return: Errors by unroll depth
     """
     model = policy.latent_model
-    latents, predicted = unroll(policy, map_observations(lambda part: part[0], samples.observations), samples.actions)
-    observed = policy.represent(map_observations(lambda part: part[1:], samples.observations))
+    latents, predicted = unroll(policy, tree_map(lambda part: part[0], samples.observations), samples.actions)
+    observed = policy.represent(tree_map(lambda part: part[1:], samples.observations))
     values = model.value_support.expectation(predicted.value_logits)
     rewards = model.reward_support.expectation(predicted.reward_logits[1:])
     log_targets = targets.policies.clamp(min=1e-30).log()
@@ -190,13 +190,13 @@ def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErr
     :param model: Model with something in its buffer
     :param batch_size: Sequences that it is taken from
     :param unroll_steps: Depth of the errors
-    :return: The model's errors by unroll depth, and the other figures of ``HEALTHY`` but for those of episodes
+    :return: The model's errors by unroll depth, and the other figures of ``METRICS`` but for those of episodes
     """
     policy = model.policy
     policy.set_training_mode(False)
     samples = model.sample(batch_size, unroll_steps)
     targets = model.targets(samples)
-    roots = map_observations(lambda part: part[0], samples.observations)
+    roots = tree_map(lambda part: part[0], samples.observations)
     masks = None if samples.action_masks is None else samples.action_masks[0].numpy(force=True)
     figures = policy_improvement(policy.plan(roots, deterministic=True, action_masks=masks))._asdict()
 

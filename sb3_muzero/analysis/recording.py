@@ -10,8 +10,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
 from sb3_muzero.common.action_masks import env_action_masks, has_action_masks
+from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.muzero import MuZero
-from sb3_muzero.replay.observation_store import map_observations
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
 
@@ -53,7 +53,7 @@ class _Running:
 
 def one_of(observations: Any, env: int) -> Any:
     """:return: A copy of one environment's"""
-    return map_observations(lambda part: np.array(part[env]), observations)
+    return tree_map(lambda part: np.array(part[env]), observations)
 
 
 def successors(next_observations: Any, endings: dict[int, Any]) -> Any:
@@ -62,7 +62,7 @@ def successors(next_observations: Any, endings: dict[int, Any]) -> Any:
     :param endings: What episodes ended with, by environment
     :return: What followed, the ends of episodes for the resets in their place
     """
-    result = map_observations(np.copy, next_observations)
+    result = tree_map(np.copy, next_observations)
     for env, ending in endings.items():
         if isinstance(result, dict):
             for key in result:
@@ -189,7 +189,7 @@ def stacked(observations: list[Any], device: th.device) -> Any:
     return th.as_tensor(np.stack(observations), device=device)
 
 
-def film(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray]:
+def record_frames(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray]:
     """
     Let a model play an episode and watch.
 

@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import __version__
-from sb3_muzero.analysis.diagnostics import HEALTHY, ModelErrors, discounted_returns, measure, settings_of, value_figures
+from sb3_muzero.analysis.diagnostics import METRICS, ModelErrors, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.analysis.plotting import (
     plot_imagined_episode,
     plot_imagined_frames,
@@ -34,11 +34,11 @@ from sb3_muzero.analysis.plotting import (
     to_png,
 )
 from sb3_muzero.analysis.recording import Episode, Recording, play, stacked
+from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.vec_env_checks import frames_in_observation
 from sb3_muzero.learning.losses import unroll
 from sb3_muzero.models.decoder import DecoderProbe, to_rgb
 from sb3_muzero.muzero import MuZero
-from sb3_muzero.replay.observation_store import map_observations
 
 DEPTH = 15  # steps that the model imagines on its own
 NUM_ENVS = 8
@@ -80,7 +80,7 @@ def table(rows: list[tuple[str, Any, str]]) -> str:
     return f"<table>{''.join(cells)}</table>"
 
 
-class Imagination:
+class OpenLoopPrediction:
     """
     What the model makes of an episode, from some of its steps on, told the actions and nothing else.
 
@@ -97,7 +97,7 @@ class Imagination:
         seen = stacked(episode.observations, model.device)
         actions = th.as_tensor(episode.actions[self.starts + np.arange(self.depth)[:, None]], device=model.device)
         with th.no_grad():
-            latents, predicted = unroll(policy, map_observations(lambda part: part[self.starts], seen), actions)
+            latents, predicted = unroll(policy, tree_map(lambda part: part[self.starts], seen), actions)
             values = latent_model.value_support.expectation(predicted.value_logits).T.numpy(force=True)
             rewards = latent_model.reward_support.expectation(predicted.reward_logits).T.numpy(force=True)
             real_values = policy.predict_values(seen).squeeze(-1).numpy(force=True)
@@ -193,7 +193,7 @@ def write_report(
         _decisions(model, longest),
         _imagination(model, env, episodes, longest),
         f"<h2>Can it be trusted?</h2><div>{picture(plot_value_calibration(*calibration), 'values against returns')}</div>",
-        _trust(errors, figures),
+        _calibration_section(errors, figures),
         f"<h2>What it sees</h2>{picture(plot_latent_map(latents, latent_values), 'map of latents')}",
         f"<h2>Settings</h2>{table(settings)}",
     ]
@@ -263,20 +263,20 @@ def _imagination(model: MuZero, env: VecEnv, episodes: list[Episode], longest: E
             f"{max(share, 0.0):.0%} of the variance in every fourth episode, to which it was not fitted. What it cannot tell, "
             "latents have not kept: the model keeps what rewards and values depend on. "
         )
-    pictures = "".join(f"<div>{shown}</div>" for shown in Imagination(model, longest, decoder).pictures())
+    pictures = "".join(f"<div>{shown}</div>" for shown in OpenLoopPrediction(model, longest, decoder).pictures())
     return (
         f"<h2>What it imagines</h2><p>From five steps of an episode on the model goes on by itself for up to {DEPTH} steps, "
         f"told the actions that were taken and nothing else. {html.escape(note)}</p>{pictures}"
     )
 
 
-def _trust(errors: ModelErrors, figures: dict[str, float]) -> str:
+def _calibration_section(errors: ModelErrors, figures: dict[str, float]) -> str:
     rows: list[tuple[str, Any, str]] = []
     for kind, by_depth in errors._asdict().items():
         shown = ", ".join(f"{error:.3g}" for error in by_depth)
-        rows.append((f"model_error/{kind}", shown, HEALTHY[f"model_error/{kind}"]))
+        rows.append((f"model_error/{kind}", shown, METRICS[f"model_error/{kind}"]))
     for name, figure in figures.items():
-        rows.append((name, figure, HEALTHY["grad_norm" if name.startswith("grad_norm") else name]))
+        rows.append((name, figure, METRICS["grad_norm" if name.startswith("grad_norm") else name]))
     return table(rows)
 
 

@@ -27,7 +27,7 @@ from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
-from sb3_muzero.common.serialization import checked, checked_number, load_tree, save_tree
+from sb3_muzero.common.serialization import load_npz, save_npz, validate_array, validate_number
 
 FORMAT = 1
 # What settings may consist of besides plain values: reading a file makes none but these
@@ -128,8 +128,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     """
     mersenne_twister = np.empty(624, np.uint32)
     keys, rest, python = state["numpy"]["keys"], state["numpy"]["rest"], state["python"]
-    checked("numpy's random state", keys, mersenne_twister)
-    checked_number("numpy's place in its random state", rest[0], int, 0, len(mersenne_twister))
+    validate_array("numpy's random state", keys, mersenne_twister)
+    validate_number("numpy's place in its random state", rest[0], int, 0, len(mersenne_twister))
     if not (keys[1:].any() and python["internal"][1:-1].any() and state["torch"].any()):
         raise ValueError("random states must not be zero")
     np.random.set_state((state["numpy"]["kind"], keys, *rest))
@@ -182,7 +182,7 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
         for name, value in values.items():
             if isinstance(like[name], th.Tensor):
                 as_array = value.numpy(force=True) if isinstance(value, th.Tensor) else value
-                checked(f"the optimizer's {name}", as_array, like[name].numpy(force=True))
+                validate_array(f"the optimizer's {name}", as_array, like[name].numpy(force=True))
             elif type(value) is not type(like[name]):
                 raise ValueError(f"the optimizer's {name} must be like {like[name]!r}, got {value!r}")
     new = optimizer.state_dict()["param_groups"]
@@ -279,15 +279,17 @@ def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
         return
     if normalize.norm_obs != bool(statistics["obs_rms"]):
         raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}` as it was")
-    returns = checked("VecNormalize.returns", statistics["returns"], normalize.returns)
+    returns = validate_array("VecNormalize.returns", statistics["returns"], normalize.returns)
     means: Any = {"ret_rms": (normalize.ret_rms, statistics["ret_rms"])}
     for key, values in statistics["obs_rms"].items():
         means[f"obs_rms {key}"] = normalize.obs_rms[key] if key else normalize.obs_rms, values  # type: ignore[index]
     for what, (rms, values) in means.items():
-        rms.count = checked_number(f"VecNormalize's {what}.count", values["count"], float, 0)
+        rms.count = validate_number(f"VecNormalize's {what}.count", values["count"], float, 0)
         for name in ("mean", "var"):
             given = np.asarray(values[name], np.float64)  # one of a scalar was written as a number
-            setattr(rms, name, checked(f"VecNormalize's {what}.{name}", given, np.asarray(getattr(rms, name), np.float64)))
+            setattr(
+                rms, name, validate_array(f"VecNormalize's {what}.{name}", given, np.asarray(getattr(rms, name), np.float64))
+            )
     normalize.returns = returns
 
 
@@ -319,7 +321,7 @@ def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
 COUNTERS = {
     int: ("num_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "_skipped_updates", "_skipped_in_a_row"),
     float: ("_total_timesteps", "_current_progress_remaining", "_first_reward"),
-    bool: ("_has_something_to_plan_for", "uses_action_masks", "two_player"),
+    bool: ("reward_signal_seen", "uses_action_masks", "two_player"),
 }  # fmt: skip
 # Where environments are, which is read only to go on amid their episodes
 AMID_EPISODES = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_random_actions", "_episode_steps")
@@ -377,7 +379,7 @@ def load_run_state(model: Any, state: dict[str, Any], restore_environments: bool
         for name in names:
             given = state["counters"][name]
             nothing_yet = name == "_first_reward" and given is None
-            setattr(model, name, None if nothing_yet else checked_number(name, given, kind, low))
+            setattr(model, name, None if nothing_yet else validate_number(name, given, kind, low))
     for name in EPISODES:
         setattr(model, name, deque(map(_numbers, state["episodes"][name]), maxlen=model._stats_window_size))
     model.action_space.np_random.bit_generator.state = state["action_space"]["generator"]
@@ -426,7 +428,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
     path = folder / f"checkpoint_{state['counters']['num_timesteps']}_steps.npz"
     for unfinished in folder.glob("checkpoint_*_steps.npz.*.unfinished"):  # of a run that was killed
         unfinished.unlink()
-    save_tree(path, state)
+    save_npz(path, state)
     for old in checkpoints_in(folder)[:-keep]:
         if old != path:  # one of more steps is damaged
             old.unlink()
@@ -446,7 +448,7 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     errors = []
     for path in reversed(paths):
         try:
-            return load_tree(path)
+            return load_npz(path)
         except (ValueError, OSError) as error:
             errors.append(str(error))
             warnings.warn(f"{error}; trying the checkpoint before")

@@ -50,9 +50,9 @@ def _restore(tree: Any, arrays: Any) -> Any:
     return {key: _restore(part, arrays) for key, part in tree.items()}
 
 
-def save_tree(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> None:
+def save_npz(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> None:
     """
-    :param path: File to write, which is ``replaced``, or an open one
+    :param path: File to write, which is ``atomic_write``, or an open one
     :param tree: What is in it
     :raises OSError: if it can't be written, after which no part of it is left
     :raises TypeError: for a leaf that is none of those in a tree
@@ -60,13 +60,13 @@ def save_tree(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> Non
     arrays: dict[str, np.ndarray] = {}
     structure = json.dumps(_flatten(tree, arrays))
     arrays[STRUCTURE] = np.frombuffer(structure.encode(), np.uint8)
-    opened: Any = replaced(Path(path)) if isinstance(path, str | Path) else contextlib.nullcontext(path)
+    opened: Any = atomic_write(Path(path)) if isinstance(path, str | Path) else contextlib.nullcontext(path)
     with opened as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[io.BufferedIOBase]:
+def atomic_write(path: Path) -> Iterator[io.BufferedIOBase]:
     """
     Write a file under another name, make sure that it is on disk, and only then give it its name: whatever happens meanwhile,
     the file that was there before stays whole.
@@ -95,9 +95,9 @@ def replaced(path: Path) -> Iterator[io.BufferedIOBase]:
                 os.close(folder)
 
 
-def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     """
-    :param path: File that ``save_tree`` wrote
+    :param path: File that ``save_npz`` wrote
     :return: What is in it
     :raises FileNotFoundError: if there is none
     :raises ValueError: if it is none of those, or damaged
@@ -114,7 +114,7 @@ def load_tree(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged, or none of sb3_muzero's files: {error!r}") from error
 
 
-def filled(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def copy_into(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """
     :param ring: A new array
     :param rows: Of a file, no more than it has
@@ -126,7 +126,7 @@ def filled(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return ring
 
 
-def checked(name: str, given: Any, like: np.ndarray, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
+def validate_array(name: str, given: Any, like: np.ndarray, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
     """
     An array of a file, whoever wrote it.
 
@@ -149,7 +149,7 @@ def checked(name: str, given: Any, like: np.ndarray, low: float = -np.inf, high:
     return given
 
 
-def checked_number(name: str, given: Any, kind: type, low: float = -np.inf, high: float = np.inf) -> Any:
+def validate_number(name: str, given: Any, kind: type, low: float = -np.inf, high: float = np.inf) -> Any:
     """
     A number of a file, whoever wrote it.
 

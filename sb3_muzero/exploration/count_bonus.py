@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_muzero.common.serialization import checked, checked_number
+from sb3_muzero.common.serialization import validate_array, validate_number
 
 
 def as_features(observations: np.ndarray) -> np.ndarray:
@@ -73,13 +73,13 @@ class VisitCounts:
         :raises ValueError: if it is anything else
         """
         for name in ("_mean", "_scale"):
-            setattr(self, name, checked(f"visits.{name}", state[name], getattr(self, name)))
-        self.counts = checked("visits.counts", state["counts"], self.counts, low=0, high=2**53)
-        self._num_visits = visits = checked_number("visits._num_visits", state["_num_visits"], int, 0, 2**53)
+            setattr(self, name, validate_array(f"visits.{name}", state[name], getattr(self, name)))
+        self.counts = validate_array("visits.counts", state["counts"], self.counts, low=0, high=2**53)
+        self._num_visits = visits = validate_number("visits._num_visits", state["_num_visits"], int, 0, 2**53)
         bonuses = state["_sum_of_bonuses"]  # each is 1 at most; some may have been lost to rounding
-        self._sum_of_bonuses = checked_number("visits._sum_of_bonuses", bonuses, float, -1, visits + 1)
+        self._sum_of_bonuses = validate_number("visits._sum_of_bonuses", bonuses, float, -1, visits + 1)
 
-    def codes(self, observations: np.ndarray) -> np.ndarray:
+    def bucket_ids(self, observations: np.ndarray) -> np.ndarray:
         """
         :param observations: Shape ``[N, *obs_shape]``
         :return: Their places in the table, shape ``[N]``
@@ -95,27 +95,27 @@ class VisitCounts:
             hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
         return (hashes >> np.uint64(32)).astype(np.int64) % self.TABLE_SIZE
 
-    def visit(self, observations: np.ndarray) -> np.ndarray:
+    def update_counts(self, observations: np.ndarray) -> np.ndarray:
         """
         Count observations.
 
         :param observations: Shape ``[N, *obs_shape]``
-        :return: Their codes, shape ``[N]``
+        :return: Their bucket_ids, shape ``[N]``
         """
-        codes = self.codes(observations)
-        visited = np.unique(codes)
+        bucket_ids = self.bucket_ids(observations)
+        visited = np.unique(bucket_ids)
         self._sum_of_bonuses -= np.sqrt(self.counts[visited]).sum()
-        np.add.at(self.counts, codes, 1)
+        np.add.at(self.counts, bucket_ids, 1)
         self._sum_of_bonuses += np.sqrt(self.counts[visited]).sum()
-        self._num_visits += len(codes)
-        return codes
+        self._num_visits += len(bucket_ids)
+        return bucket_ids
 
-    def bonus(self, codes: np.ndarray) -> np.ndarray:
+    def bonus(self, bucket_ids: np.ndarray) -> np.ndarray:
         """
         How much newer observations are than the average visit. Going on is worth nothing in itself then: were every bonus
         positive, a goal that ends the episode would cost all bonuses to come, and the agent would stay away from it.
 
-        :param codes: Of visited observations, any shape
+        :param bucket_ids: Of visited observations, any shape
         :return: One over the square root of the visits, less its mean over all visits so far, same shape
         """
-        return 1 / np.sqrt(np.maximum(self.counts[codes], 1)) - self._sum_of_bonuses / max(self._num_visits, 1)
+        return 1 / np.sqrt(np.maximum(self.counts[bucket_ids], 1)) - self._sum_of_bonuses / max(self._num_visits, 1)

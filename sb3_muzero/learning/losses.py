@@ -6,10 +6,10 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
 
+from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.learning.targets import UnrollTargets
 from sb3_muzero.models.mlp import PredictionOutput
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.replay.observation_store import map_observations
 from sb3_muzero.replay.replay_buffer import SequenceSamples
 
 
@@ -86,7 +86,7 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     :return: The terms, with gradients
     """
     model = policy.latent_model
-    roots = map_observations(lambda part: part[0], samples.observations)
+    roots = tree_map(lambda part: part[0], samples.observations)
     latents, predicted = unroll(policy, roots, samples.actions, augment=True)
 
     weights = (samples.weights / latents.shape[1]).repeat(len(latents), 1)
@@ -100,7 +100,7 @@ def muzero_loss(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollT
     value_loss = model.value_support.cross_entropy(predicted.value_logits, targets.values)
     reward_loss = model.reward_support.cross_entropy(predicted.reward_logits[1:], targets.rewards)
     with th.no_grad():
-        observed = policy.represent(map_observations(lambda part: part[1:], samples.observations), augment=True)
+        observed = policy.represent(tree_map(lambda part: part[1:], samples.observations), augment=True)
         value_errors = (model.value_support.expectation(predicted.value_logits[0]) - targets.values[0]).abs()
     consistency_loss = 1 - cosine_similarity(latents[1:], observed)
 

@@ -79,7 +79,7 @@ def symmetries_of(env: VecEnv) -> Symmetries | None:
     return symmetries if len(symmetries.actions) > 1 else None
 
 
-def turned(samples: SequenceSamples, symmetries: Symmetries, chosen: np.ndarray) -> SequenceSamples:
+def apply_symmetries(samples: SequenceSamples, symmetries: Symmetries, chosen: np.ndarray) -> SequenceSamples:
     """
     The same sequences on boards that are turned.
 

@@ -62,7 +62,7 @@ def n_step_returns(
 
 
 def unroll_targets(
-    samples: SequenceSamples, bootstrap_values: th.Tensor, fresh_values: th.Tensor, discount: float
+    samples: SequenceSamples, bootstrap_values: th.Tensor, reanalyzed_values: th.Tensor, discount: float
 ) -> UnrollTargets:
     """
     All targets of an unroll. A terminal state is absorbing: beyond it value and reward are 0, and that is trained.
@@ -71,7 +71,7 @@ def unroll_targets(
     :param samples: The sequences
     :param bootstrap_values: Target network's values of ``samples.bootstrap_observations``, 0 where they are not needed
         (``needs_bootstrap``), shape ``[K + 1, B]``
-    :param fresh_values: What takes the place of the n-step return at positions before the end, NaN where nothing does,
+    :param reanalyzed_values: What takes the place of the n-step return at positions before the end, NaN where nothing does,
         shape ``[K + 1, B]``
     :param discount: Discount factor, negative where each reward is that of the player who moves
     :return: Targets with their weights
@@ -79,7 +79,7 @@ def unroll_targets(
     unroll_steps = len(samples.actions)
     values = n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.horizons, discount)
     positions = th.arange(unroll_steps + 1, device=values.device).unsqueeze(-1)
-    values = th.where(fresh_values.isnan() | (positions >= samples.lengths), values, fresh_values)
+    values = th.where(reanalyzed_values.isnan() | (positions >= samples.lengths), values, reanalyzed_values)
     known = (positions < samples.lengths) | samples.terminated
     stepped = positions[1:] <= samples.lengths
     return UnrollTargets(

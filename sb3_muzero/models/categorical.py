@@ -29,7 +29,7 @@ class CategoricalSupport(nn.Module):
     The paper (MuZero, https://arxiv.org/abs/1911.08265, Appendix F) uses unit-width bins over a transformed range;
     fine linear bins over the true range learn CartPole and LunarLander several times faster,
     because the Q differences that matter are small against a unit bin. With ``bounds=None`` nobody needs to know that range:
-    the bounds start at zero and follow the targets (``widened``, ``move``).
+    the bounds start at zero and follow the targets (``expanded_bounds``, ``rescale_head``).
 
     :param num_bins: Number of bins, at least 2
     :param bounds: Lowest and highest representable scalar, or ``None`` to fit them to the targets
@@ -48,7 +48,7 @@ class CategoricalSupport(nn.Module):
         if num_bins < 2:
             raise ValueError(f"`num_bins` must be at least 2, got {num_bins}")
         self.num_bins = num_bins
-        self.fits_itself = bounds is None
+        self.auto_range = bounds is None
         low, high = (0.0, 0.0) if bounds is None else bounds
         if bounds is not None and not (-float("inf") < low < high < float("inf")):
             raise ValueError(f"A support needs two finite bounds, the lower one first, got {bounds}")
@@ -88,7 +88,7 @@ class CategoricalSupport(nn.Module):
             logits, th.stack([lower, lower + 1], dim=-1), th.cat([1 - upper_share, upper_share], dim=-1)
         )
 
-    def outside(self, scalars: th.Tensor) -> th.Tensor:
+    def out_of_range(self, scalars: th.Tensor) -> th.Tensor:
         """
         Which scalars the bins cannot represent (by more than rounding).
 
@@ -99,7 +99,7 @@ class CategoricalSupport(nn.Module):
         tolerance = self.TOLERANCE * (high - low)
         return (scalars < low - tolerance) | (scalars > high + tolerance)
 
-    def widened(self, scalars: th.Tensor, limits: tuple[float, float], headroom: float) -> tuple[float, float] | None:
+    def expanded_bounds(self, scalars: th.Tensor, limits: tuple[float, float], headroom: float) -> tuple[float, float] | None:
         """
         Bounds that cover new targets, with headroom on the side that grows so that growing stays rare.
 
@@ -108,7 +108,7 @@ class CategoricalSupport(nn.Module):
         :param headroom: Extra room as a fraction of the new width
         :return: New bounds, or ``None`` where the present ones (or fixed ones) serve
         """
-        if not self.fits_itself:
+        if not self.auto_range:
             return None
         low, high, smallest, largest = th.cat([self.bounds, th.stack(scalars.aminmax())]).tolist()
         tolerance = self.TOLERANCE * (high - low)
@@ -121,7 +121,7 @@ class CategoricalSupport(nn.Module):
         return new_low, new_high
 
     @th.no_grad()
-    def move(self, bounds: tuple[float, float], head: nn.Linear) -> None:
+    def rescale_head(self, bounds: tuple[float, float], head: nn.Linear) -> None:
         """
         Take new bounds and re-read the head's logits at the new bins, so that what it predicts stays (about) what it was.
 

@@ -50,13 +50,13 @@ LATENT_NORMS: dict[str, type[nn.Module]] = {"simnorm": SimNorm, "minmax": MinMax
 class RunningNorm(nn.Module):
     """
     Scale each feature by the mean and variance of those observed in training, so that units do not matter.
-    Planning and training normalise alike: the statistics change in ``observe`` only. They never stop following the data,
-    since an agent that learns sees ever more of its world, and the clip is far out for the same reason:
+    Planning and training normalise alike: the statistics change in ``update_statistics`` only. They never stop following the
+    data, since an agent that learns sees ever more of its world, and the clip is far out for the same reason:
     what is ten deviations away today is where the agent goes tomorrow.
 
     :param num_features: Size of the features
     :param clip: Largest absolute value after scaling
-    :param min_share: Weight of a new batch against all those before, at least
+    :param min_momentum: Weight of a new batch against all those before, at least
     :param min_var: Variance that a feature counts as having at least, once something was observed; one for all, or a tensor
         with each feature's own, shape ``[num_features]``
     """
@@ -69,25 +69,25 @@ class RunningNorm(nn.Module):
     min_var: th.Tensor
 
     def __init__(
-        self, num_features: int, clip: float = 100.0, min_share: float = 0.01, min_var: float | th.Tensor = 0.0
+        self, num_features: int, clip: float = 100.0, min_momentum: float = 0.01, min_var: float | th.Tensor = 0.0
     ) -> None:
         super().__init__()
         self.register_buffer("min_var", th.as_tensor(min_var), persistent=False)
         self.clip = clip
-        self.min_share = min_share
+        self.min_momentum = min_momentum
         self.register_buffer("mean", th.zeros(num_features))
         self.register_buffer("var", th.ones(num_features))
         self.register_buffer("count", th.zeros(()))
 
     @th.no_grad()
-    def observe(self, features: th.Tensor) -> None:
+    def update_statistics(self, features: th.Tensor) -> None:
         """
         Merge a batch into the statistics (Chan et al., parallel variance).
 
         :param features: Shape ``[B, num_features]``
         """
         self.count.add_(len(features))
-        share = (len(features) / self.count).clamp(min=self.min_share)
+        share = (len(features) / self.count).clamp(min=self.min_momentum)
         var, mean = th.var_mean(features, dim=0, correction=0)
         delta = mean - self.mean
         self.mean.lerp_(mean, share)
@@ -244,7 +244,7 @@ class LatentModel(nn.Module):
         self.value_support = value_support
         self.reward_support = reward_support
         for support, head in ((value_support, "value_head"), (reward_support, "reward_head")):
-            if support.fits_itself and not isinstance(getattr(prediction, head, None), nn.Linear):
+            if support.auto_range and not isinstance(getattr(prediction, head, None), nn.Linear):
                 raise ValueError(f"A support that fits itself needs `{head}`, a torch.nn.Linear, on the prediction module")
 
     def represent(self, preprocessed_obs: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:

@@ -170,7 +170,7 @@ class ConvRepresentation(nn.Sequential):
     :param bf16: Whether to compute in bfloat16, on images whose channels come last
     """
 
-    LARGEST = 10
+    MAX_LATENT_SIDE = 10
 
     def __init__(
         self,
@@ -184,9 +184,9 @@ class ConvRepresentation(nn.Sequential):
         channels, height, width = image_shape
         layers: list[nn.Module] = [nn.Unflatten(-1, image_shape)]
         while True:
-            stride = 2 if max(height, width) > self.LARGEST else 1
+            stride = 2 if max(height, width) > self.MAX_LATENT_SIDE else 1
             height, width = math.ceil(height / stride), math.ceil(width / stride)
-            is_first, is_last = len(layers) == 1, max(height, width) <= self.LARGEST
+            is_first, is_last = len(layers) == 1, max(height, width) <= self.MAX_LATENT_SIDE
             out_channels = max(num_channels // 2, 1) if is_first and not is_last else num_channels
             convolution, norm = normed_conv(channels, out_channels, stride)
             # Normalised at once, images would all be equally bright

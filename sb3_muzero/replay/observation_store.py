@@ -1,29 +1,17 @@
 """Observations of a [time, env] ring, each stored once: of Dict observations a record, of stacked frames the newest."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from sb3_muzero.common.serialization import checked, checked_number, filled
-from sb3_muzero.common.validation import LARGEST, usable
+from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
+from sb3_muzero.common.validation import MAX_MAGNITUDE, is_in_space
 
 UNSEEN_FRAMES = "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
 
 ArrayOrDict = np.ndarray | dict[str, np.ndarray]
-
-
-def map_observations(function: Callable[..., Any], observations: Any) -> Any:
-    """
-    :param function: Of one array or tensor
-    :param observations: One, or a dictionary of several (of a Dict space)
-    :return: What it makes of each
-    """
-    if isinstance(observations, dict):
-        return {key: function(part) for key, part in observations.items()}
-    return function(observations)
 
 
 def stored_dtype(space: spaces.Space) -> np.dtype:
@@ -196,26 +184,26 @@ class ObservationRing:
         finals = state["finals"]
         num_finals = len(finals) if isinstance(finals, np.ndarray) else 0
         like = np.empty((num_finals, *self.finals.shape[1:]), self.finals.dtype)
-        self.finals = checked("observations.finals", finals, like).copy()
+        self.finals = validate_array("observations.finals", finals, like).copy()
         for name, bounds in {"frames": (), "ends": (), "slots": (-1, num_finals - 1)}.items():
             ring = getattr(self, name)
-            setattr(self, name, filled(ring, checked(f"observations.{name}", state[name], ring[:size], *bounds)))
-        self.newest[:] = checked("observations.newest", state["newest"], self.newest)
+            setattr(self, name, copy_into(ring, validate_array(f"observations.{name}", state[name], ring[:size], *bounds)))
+        self.newest[:] = validate_array("observations.newest", state["newest"], self.newest)
         used = self.slots[self.slots >= 0].tolist()
         for frames in (self.frames[:size], self.finals[used], self.newest):
             parts = self.space.items() if isinstance(self.space, spaces.Dict) else [((), self.space)]
             for key, space in parts:
                 if frames[key].dtype.kind == "f":  # of which there may be much: no copies
-                    checked("observations", frames[key], frames[key], -LARGEST, LARGEST)
-                elif not usable(frames[key], space).all():
+                    validate_array("observations", frames[key], frames[key], -MAX_MAGNITUDE, MAX_MAGNITUDE)
+                elif not is_in_space(frames[key], space).all():
                     raise ValueError(f"`observations` must be of {space}")
         free = state["free_slots"]
         are_numbers = isinstance(free, list) and all(type(slot) is int for slot in free)
         if not are_numbers or sorted([*free, *used]) != list(range(num_finals)):
             raise ValueError(f"`observations.free_slots` must be those of {num_finals} that no episode's end has")
         self._free_slots = free
-        self.next_row = checked_number("observations.next_row", state["next_row"], int, 0, len(self.frames) - 1)
-        self.full = checked_number("observations.full", state["full"], bool)
+        self.next_row = validate_number("observations.next_row", state["next_row"], int, 0, len(self.frames) - 1)
+        self.full = validate_number("observations.full", state["full"], bool)
 
     def at(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """

@@ -12,10 +12,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_muzero.common.serialization import checked, checked_number, filled
-from sb3_muzero.common.validation import LARGEST
+from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
+from sb3_muzero.common.validation import MAX_MAGNITUDE
 from sb3_muzero.exploration.count_bonus import VisitCounts
-from sb3_muzero.replay.observation_store import ArrayOrDict, ObservationRing, map_observations, parts_of, read_ring
+from sb3_muzero.replay.observation_store import ArrayOrDict, ObservationRing, parts_of, read_ring
 from sb3_muzero.replay.sum_tree import SumTree
 
 
@@ -37,7 +38,7 @@ class SequenceSamples(NamedTuple):
     :param horizons: Steps of the value targets before they bootstrap, from 1 to n, shape ``[B]``
     :param weights: Importance weights of prioritised sampling, at most 1, shape ``[B]``
     :param starts: Ring row and environment of the first step, shape ``[2, B]``
-    :param policy_stamps: What ``store_search`` was told with the policy at position 0, shape ``[B]``
+    :param model_versions: What ``store_search`` was told with the policy at position 0, shape ``[B]``
     """
 
     observations: PyTorchObs
@@ -51,7 +52,7 @@ class SequenceSamples(NamedTuple):
     horizons: th.Tensor
     weights: th.Tensor
     starts: np.ndarray
-    policy_stamps: np.ndarray
+    model_versions: np.ndarray
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -67,12 +68,12 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param device: PyTorch device of the samples
     :param n_envs: Number of parallel environments
     :param optimize_memory_usage: Accepted for SB3's calling convention; observations are always stored once
-    :param recent_share: Share of the stored transitions, the newest ones, from which seven of eight sequences start; the
+    :param recent_fraction: Share of the stored transitions, the newest ones, from which seven of eight sequences start; the
         eighth may start anywhere, so that a rare success is not forgotten. What a beginner did makes good states look bad for
         as long as it is sampled much: of 6 trial seeds of CartPole-v1 one was not solved in 9000 steps with a share of 1, all
         within 7000 with 0.75. Without the eighth one of 5 seeds of Acrobot-v1 ended at the worst return
     :param priority_exponent: Sequences start in proportion to their first transition's priority to this power
-        (https://arxiv.org/abs/1511.05952); 0 for uniform sampling. With priorities ``recent_share`` is of no effect
+        (https://arxiv.org/abs/1511.05952); 0 for uniform sampling. With priorities ``recent_fraction`` is of no effect
     :param importance_exponent: Of the importance weights that correct for priorities, from 0 to 1; a float or a function of
         the progress remaining (from 1 to 0)
     :param frame_stack: How many frames an observation of ``VecFrameStack`` consists of; each is stored once
@@ -82,12 +83,12 @@ class SequenceReplayBuffer(ReplayBuffer):
     action_space: spaces.Discrete
     observations: ObservationRing  # type: ignore[assignment]
 
-    LEAST_ERROR = 1e-3  # that counts for a priority, as a share of the largest one so far
+    MIN_PRIORITY_FRACTION = 1e-3  # that counts for a priority, as a share of the largest one so far
 
-    LEAST_FOR_NOVELTY = 256  # transitions that tell how wide a region is
-    MOST_FOR_UNITS = 10_000  # transitions that it is told from
+    MIN_TRANSITIONS_FOR_BONUS = 256  # transitions that tell how wide a region is
+    MAX_TRANSITIONS_FOR_CELLS = 10_000  # transitions that it is told from
 
-    _RINGS = ("actions", "rewards", "policies", "root_values", "policy_stamps", "codes", "terminals")
+    _RINGS = ("actions", "rewards", "policies", "root_values", "model_versions", "bucket_ids", "terminals")
 
     def __init__(
         self,
@@ -97,18 +98,18 @@ class SequenceReplayBuffer(ReplayBuffer):
         device: th.device | str = "auto",
         n_envs: int = 1,
         optimize_memory_usage: bool = False,
-        recent_share: float = 0.75,
+        recent_fraction: float = 0.75,
         priority_exponent: float = 0.0,
         importance_exponent: float | Schedule = 0.4,
         frame_stack: int = 1,
     ) -> None:
-        if not 0 < recent_share <= 1:
-            raise ValueError(f"`recent_share` must be above 0 and at most 1, got {recent_share}")
+        if not 0 < recent_fraction <= 1:
+            raise ValueError(f"`recent_fraction` must be above 0 and at most 1, got {recent_fraction}")
         if not 0 <= priority_exponent < float("inf"):
             raise ValueError(f"`priority_exponent` must be at least 0 and finite, got {priority_exponent}")
         if not 0 <= FloatSchedule(importance_exponent)(1.0) <= 1:
             raise ValueError(f"`importance_exponent` must be between 0 and 1, got {importance_exponent}")
-        self.recent_share = recent_share
+        self.recent_fraction = recent_fraction
         self.priority_exponent = priority_exponent
         self.importance_exponent = FloatSchedule(importance_exponent)
         rows = max(buffer_size // n_envs, 1)
@@ -154,8 +155,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.rewards = np.zeros(shape, dtype=np.float32)
         self.policies = np.zeros((*shape, int(self.action_space.n)), dtype=np.float32)
         self.root_values = np.zeros(shape, dtype=np.float32)
-        self.policy_stamps = np.zeros(shape, dtype=np.int64)
-        self.codes = np.zeros(shape, dtype=np.int64)
+        self.model_versions = np.zeros(shape, dtype=np.int64)
+        self.bucket_ids = np.zeros(shape, dtype=np.int64)
         self.priorities = SumTree(self.buffer_size * self.n_envs) if self.priority_exponent > 0 else None
         self.terminals = np.zeros(shape, dtype=np.bool_)
         self._allocated = True
@@ -166,15 +167,15 @@ class SequenceReplayBuffer(ReplayBuffer):
                 f"available: `buffer_size` may have to be smaller"
             )
 
-    def store_search(self, policies: np.ndarray, root_values: np.ndarray, stamp: int) -> None:
+    def store_search(self, policies: np.ndarray, root_values: np.ndarray, model_version: int) -> None:
         """
         Keep the search results that belong to the transitions of the next ``add``. Steps without search store zeros.
 
         :param policies: Improved policies, shape ``[n_envs, num_actions]``
         :param root_values: Search values of the roots, shape ``[n_envs]``
-        :param stamp: Age of the model that searched, in gradient updates
+        :param model_version: Age of the model that searched, in gradient updates
         """
-        self._search = policies, root_values, stamp
+        self._search = policies, root_values, model_version
 
     def store_action_masks(self, action_masks: np.ndarray) -> None:
         """
@@ -184,17 +185,18 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         self._new_masks = action_masks
 
-    def update_search(self, starts: np.ndarray, policies: np.ndarray, root_values: np.ndarray, stamp: int) -> None:
+    def update_search(self, starts: np.ndarray, policies: np.ndarray, root_values: np.ndarray, model_version: int) -> None:
         """
         Replace search results by newer ones.
 
         :param starts: Ring row and environment of each step, as in ``SequenceSamples``, shape ``[2, B]``
         :param policies: Improved policies, shape ``[B, num_actions]``
         :param root_values: Search values of the roots, shape ``[B]``
-        :param stamp: Age of the model that searched, in gradient updates
+        :param model_version: Age of the model that searched, in gradient updates
         """
         rows, envs = starts
-        self.policies[rows, envs], self.root_values[rows, envs], self.policy_stamps[rows, envs] = policies, root_values, stamp
+        self.policies[rows, envs], self.root_values[rows, envs] = policies, root_values
+        self.model_versions[rows, envs] = model_version
 
     def update_priorities(self, starts: np.ndarray, errors: np.ndarray) -> None:
         """
@@ -209,7 +211,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if not (np.isfinite(errors) & (errors >= 0)).all():
             raise ValueError(f"Priorities need errors that are finite and at least 0, got {errors}")
         self._largest_error = max(self._largest_error, float(errors.max()))
-        errors = np.maximum(errors, self.LEAST_ERROR * (self._largest_error or 1.0))
+        errors = np.maximum(errors, self.MIN_PRIORITY_FRACTION * (self._largest_error or 1.0))
         self.priorities.update(starts[0] * self.n_envs + starts[1], errors**self.priority_exponent)
 
     def add(
@@ -246,7 +248,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._num_rewards += len(sizes)
         self._reward_size += (sizes - self._reward_size).sum() / max(self._num_rewards, 1)
         search = (0.0, 0.0, 0) if self._search is None else self._search
-        self.policies[row], self.root_values[row], self.policy_stamps[row] = search
+        self.policies[row], self.root_values[row], self.model_versions[row] = search
         self._search = None
         if self._new_masks is not None and self.action_masks is None:
             self.action_masks = np.ones(self.policies.shape, dtype=np.bool_)
@@ -254,7 +256,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             self.action_masks[row] = True if self._new_masks is None else self._new_masks
         self._new_masks = None
         if self._visits is not None:
-            self.codes[row] = self._visits.visit(successors)
+            self.bucket_ids[row] = self._visits.update_counts(successors)
         if self.priorities is not None:
             leaves = row * self.n_envs + np.arange(self.n_envs)
             self.priorities.update(leaves, np.full(self.n_envs, (self._largest_error or 1.0) ** self.priority_exponent))
@@ -305,7 +307,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         size, weights = self.size(), None
         if self.priorities is None:
             oldest = self.frame_stack - 1 if self.full else 0  # the frames before the oldest ones are gone
-            num_recent = int(np.ceil(self.recent_share * (size - oldest)))
+            num_recent = int(np.ceil(self.recent_fraction * (size - oldest)))
             ages = np.random.randint(size - num_recent, size, size=batch_size)  # 0: the oldest
             num_anywhere = batch_size // 8
             ages[:num_anywhere] = np.random.randint(oldest, size, size=num_anywhere)
@@ -354,7 +356,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param novelty_coef: What the first visit of a region adds to the reward, as a multiple of the mean size of the rewards
             other than zero (of 1 as long as there are none); the n-th adds ``novelty_coef / sqrt(n)``, and the mean of that
             over all visits is subtracted. The counts are those of now, so that old data do not promise novelty.
-            There is none before ``LEAST_FOR_NOVELTY`` transitions are stored
+            There is none before ``MIN_TRANSITIONS_FOR_BONUS`` transitions are stored
         :return: The sequences
         """
         starts = self.observations.oldest_row + ages
@@ -383,7 +385,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             np.random.randint(0, int(self.action_space.n), size=(unroll_steps, len(ages))),
         )
         rewards = self._normalize_reward(read_ring(self.rewards, starts + steps, envs), env)
-        if novelty_coef > 0 and self.size() * self.n_envs >= self.LEAST_FOR_NOVELTY:
+        if novelty_coef > 0 and self.size() * self.n_envs >= self.MIN_TRANSITIONS_FOR_BONUS:
             unit = self._normalize_reward(np.array(self._reward_size), env) if self._num_rewards > 0 else 1.0
             rewards = rewards + novelty_coef * unit * self._novelty(starts + steps, envs)
         policies = read_ring(self.policies, starts + positions, envs)
@@ -394,8 +396,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         terminals = read_ring(self.terminals, starts + lengths - 1, envs)
         # None of these arrays shares memory with the ring
         return SequenceSamples(
-            observations=map_observations(lambda part: part[: unroll_steps + 1], both_observations),
-            bootstrap_observations=map_observations(lambda part: part[unroll_steps + 1 :], both_observations),
+            observations=tree_map(lambda part: part[: unroll_steps + 1], both_observations),
+            bootstrap_observations=tree_map(lambda part: part[unroll_steps + 1 :], both_observations),
             actions=self.to_torch(actions, copy=False),
             rewards=self.to_torch((rewards * inside).astype(np.float32), copy=False),
             policies=self.to_torch(policies * before_end, copy=False),
@@ -405,7 +407,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             horizons=self.to_torch(horizons, copy=False),
             weights=self.to_torch(weights.astype(np.float32), copy=False),
             starts=np.stack([starts % self.buffer_size, envs]),
-            policy_stamps=read_ring(self.policy_stamps, starts, envs),
+            model_versions=read_ring(self.model_versions, starts, envs),
         )
 
     def _observations(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray, env: VecNormalize | None) -> Any:
@@ -413,7 +415,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self.device.type == "cuda" and self.frame_stack > 1 and (env is None or not env.norm_obs):
             return self._stacked_on_device(positions, starts, envs)
         parts = self._normalize_obs(parts_of(self.observations.at(positions, starts, envs)), env)
-        return map_observations(lambda part: self.to_torch(part, copy=False), parts)
+        return tree_map(lambda part: self.to_torch(part, copy=False), parts)
 
     def _stacked_on_device(self, positions: np.ndarray, starts: np.ndarray, envs: np.ndarray) -> th.Tensor:
         """
@@ -430,14 +432,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self._visits is None:  # the cells are made for what there is, which mostly is the warm-up
             self._visits = VisitCounts(self.observation_space)
             oldest, stored = self.observations.oldest_row, self.size() * self.n_envs
-            some = np.linspace(0, stored - 1, min(stored, self.MOST_FOR_UNITS)).astype(np.int64)
+            some = np.linspace(0, stored - 1, min(stored, self.MAX_TRANSITIONS_FOR_CELLS)).astype(np.int64)
             some_rows, some_envs = np.divmod(some, self.n_envs)
             self._visits.fit(self.observations.at(np.zeros_like(some), oldest + some_rows, some_envs))
             every_env = np.arange(self.n_envs)
             for row in range(oldest, oldest + self.size()):
                 successors = self.observations.at(np.ones_like(every_env), np.full_like(every_env, row), every_env)
-                self.codes[row % self.buffer_size] = self._visits.visit(successors)
-        return self._visits.bonus(read_ring(self.codes, rows, envs))
+                self.bucket_ids[row % self.buffer_size] = self._visits.update_counts(successors)
+        return self._visits.bonus(read_ring(self.bucket_ids, rows, envs))
 
     def to_torch(self, array: np.ndarray, copy: bool = True) -> th.Tensor:
         """
@@ -475,13 +477,13 @@ class SequenceReplayBuffer(ReplayBuffer):
                 raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]!r:.200}")
         try:
             # What no array can be is not left to NumPy, which would not say what is wrong
-            self.buffer_size = checked_number("buffer_size", theirs["buffer_size"], int, low=1, high=2**40)
+            self.buffer_size = validate_number("buffer_size", theirs["buffer_size"], int, low=1, high=2**40)
             self.reset()
             if "observations" in state:
                 self._allocate()
                 self._load_rings(state)
             for name, (kind, low, high) in self._counters().items():
-                setattr(self, name, checked_number(name, state[name], kind, low, high))
+                setattr(self, name, validate_number(name, state[name], kind, low, high))
             if self._allocated and (self.pos, self.full) != (self.observations.next_row, self.observations.full):
                 raise ValueError(f"`pos` and `full` must be those of the observations, got {self.pos} and {self.full}")
         except (LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
@@ -491,35 +493,37 @@ class SequenceReplayBuffer(ReplayBuffer):
         """:return: Kinds of the counters, and their bounds"""
         last = self.buffer_size - 1 if self._allocated else 0
         sizes = {
-            "_largest_error": (float, 0, LARGEST**2),
-            "_reward_size": (float, 0, LARGEST),
+            "_largest_error": (float, 0, MAX_MAGNITUDE**2),
+            "_reward_size": (float, 0, MAX_MAGNITUDE),
             "_num_rewards": (int, 0, 2**53),
         }
         return {"pos": (int, 0, last), "full": (bool, 0, int(self._allocated)), **sizes}
 
     def _load_rings(self, state: dict[str, Any]) -> None:
         num_actions = int(self.action_space.n)
-        size = self.buffer_size if state["full"] is True else checked_number("pos", state["pos"], int, 0, self.buffer_size - 1)
+        size = (
+            self.buffer_size if state["full"] is True else validate_number("pos", state["pos"], int, 0, self.buffer_size - 1)
+        )
         bounds: dict[str, tuple[float, float]] = {
             "actions": (0, num_actions - 1),
             "policies": (0, 1.001),
-            "policy_stamps": (0, 2**53),
+            "model_versions": (0, 2**53),
         }
-        bounds |= {"rewards": (-LARGEST, LARGEST), "root_values": (-(LARGEST**2), LARGEST**2)}
-        bounds["codes"] = (0, VisitCounts.TABLE_SIZE - 1)
+        bounds |= {"rewards": (-MAX_MAGNITUDE, MAX_MAGNITUDE), "root_values": (-(MAX_MAGNITUDE**2), MAX_MAGNITUDE**2)}
+        bounds["bucket_ids"] = (0, VisitCounts.TABLE_SIZE - 1)
         for name in self._RINGS:
             ring = getattr(self, name)
-            setattr(self, name, filled(ring, checked(name, state[name], ring[:size], *bounds.get(name, ()))))
+            setattr(self, name, copy_into(ring, validate_array(name, state[name], ring[:size], *bounds.get(name, ()))))
         self.observations.load_state(state["observations"], size)
         if state["action_masks"] is not None:
             masks = np.ones(self.policies.shape, dtype=np.bool_)
-            self.action_masks = filled(masks, checked("action_masks", state["action_masks"], masks[:size]))
+            self.action_masks = copy_into(masks, validate_array("action_masks", state["action_masks"], masks[:size]))
         if self.priorities is not None:
             stored, known = np.arange(size * self.n_envs), state["priorities"]
             powers = np.ones(len(stored))
             if known is not None:
-                powers = checked("priorities", known, powers, low=0)
-                exponent = checked_number("priority_exponent", state["priority_exponent"], float, np.finfo(float).tiny)
+                powers = validate_array("priorities", known, powers, low=0)
+                exponent = validate_number("priority_exponent", state["priority_exponent"], float, np.finfo(float).tiny)
                 if exponent != self.priority_exponent:
                     powers = powers ** (self.priority_exponent / exponent)
             self.priorities.update(stored, powers)

@@ -23,7 +23,7 @@ from sb3_muzero.games.players import MinimaxPlayer, ModelPlayer, PerfectPlayer, 
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play
 from sb3_muzero.games.self_play import SelfPlayEvalCallback
 from sb3_muzero.games.simulator import SimulatorPolicy, positions_of, simulator, with_rules
-from sb3_muzero.learning.symmetries import Symmetries, turned
+from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries
 from sb3_muzero.replay.replay_buffer import SequenceSamples
 from sb3_muzero.search import RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
 from sb3_muzero.zoo import CONF_FILE
@@ -230,12 +230,12 @@ def test_turned_sequences_are_those_of_the_turned_game() -> None:
         np.random.seed(0)
         return buffer.sequences(np.arange(20), np.full(20, in_env), 3, 4)
 
-    first = turned(sequences(0), mirror, np.ones(20, int))
+    first = apply_symmetries(sequences(0), mirror, np.ones(20, int))
     inside = th.arange(3)[:, None] < first.lengths
     for name in ("observations", "bootstrap_observations", "rewards", "policies", "action_masks", "lengths", "terminated"):
         assert th.equal(getattr(first, name), getattr(sequences(1), name)), name
     assert th.equal(first.actions[inside], sequences(1).actions[inside])
-    again = turned(first, mirror, np.ones(20, int))
+    again = apply_symmetries(first, mirror, np.ones(20, int))
     assert all(th.equal(getattr(again, name), getattr(sequences(0), name)) for name in ("observations", "policies", "actions"))
 
 
@@ -319,12 +319,20 @@ def test_moves_after_the_opening_are_the_likeliest() -> None:
                 played.append((steps, bool(indices[0] == self.last_search.action_weights[0].argmax())))
             return actions, indices
 
-    Spy("MlpPolicy", TicTacToeEnv(), opening_steps=2, num_simulations=4, learning_starts=20, batch_size=8, seed=0).learn(400)
+    Spy(
+        "MlpPolicy",
+        TicTacToeEnv(),
+        exploration_steps_per_episode=2,
+        num_simulations=4,
+        learning_starts=20,
+        batch_size=8,
+        seed=0,
+    ).learn(400)
     assert all(likeliest for steps, likeliest in played if steps >= 2)
     assert not all(likeliest for steps, likeliest in played if steps < 2)
     assert max(steps for steps, _ in played) <= 8
-    with pytest.raises(ValueError, match="`opening_steps`"):
-        tiny_model(opening_steps=-1)
+    with pytest.raises(ValueError, match="`exploration_steps_per_episode`"):
+        tiny_model(exploration_steps_per_episode=-1)
 
 
 def test_subprocesses_say_that_they_are_two_player() -> None:
