@@ -23,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
+from sb3_muzero.actions import make_actions
 from sb3_muzero.checkpointing.run_state import (
     FORMAT,
     checkpoints_in,
@@ -460,8 +461,7 @@ class MuZero(OffPolicyAlgorithm):
         if self.num_timesteps < learning_starts or not (self.reward_signal_seen or novelty > 0):
             self.last_search = None
             repeat = self.random_action_repeat if self.num_timesteps >= self.learning_starts else 1.0
-            num_actions = int(self.action_space.n)
-            actions = repeated_random_actions(self._random_actions, n_envs, num_actions, repeat, masks)
+            actions = repeated_random_actions(make_actions(self.action_space), self._random_actions, n_envs, repeat, masks)
             self._random_actions = actions
         else:
             assert self._last_obs is not None, "self._last_obs was not set"

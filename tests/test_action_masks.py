@@ -15,6 +15,7 @@ from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
+from sb3_muzero.actions import make_actions
 from sb3_muzero.common.action_masks import has_action_masks
 from sb3_muzero.exploration.warmup import repeated_random_actions
 from sb3_muzero.learning.losses import muzero_loss
@@ -79,7 +80,10 @@ def test_no_illegal_action_is_taken_or_learned(search, start):
 
 def test_random_actions_are_uniform_over_legal_ones():
     legal = np.array([[True, False, True, True, False]] * 30_000)
-    counts = np.bincount(repeated_random_actions(None, len(legal), NUM_ACTIONS, 1.0, legal), minlength=NUM_ACTIONS)
+    counts = np.bincount(
+        repeated_random_actions(make_actions(spaces.Discrete(NUM_ACTIONS)), None, len(legal), 1.0, legal),
+        minlength=NUM_ACTIONS,
+    )
     assert counts[1] == counts[4] == 0
     assert np.abs(counts[[0, 2, 3]] / len(legal) - 1 / 3).max() < 0.02
 
