@@ -9,8 +9,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_muzero.actions import ActionTable, make_actions
 from sb3_muzero.models.augmentation import ImageAugmentation
-from sb3_muzero.models.resnet import ConvDynamics, ConvPrediction, ConvRepresentation, MultiInputExtractor, cnn_for
+from sb3_muzero.models.encoders import MultiInputExtractor, cnn_for
+from sb3_muzero.models.resnet import ConvDynamics, ConvPrediction, ConvRepresentation, action_planes
 from sb3_muzero.policies import MuZeroPolicy
 
 
@@ -59,16 +61,16 @@ class ImagePolicy(MuZeroPolicy):
         **kwargs: Any,
     ) -> None:
         self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
-        # A pixel is much of a small image: on which half of 10x10 a spot is, both of two seeds had learned after 4000 steps,
-        # with shifts of one pixel one of them. MinAtar's games gain by those all the same, see zoo_configs/muzero.yml
         self.random_shift = min(self.image_shape[1:]) // 20 if random_shift is None else random_shift
         self.random_intensity = random_intensity
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
-        self.augmentation = ImageAugmentation(self.random_shift, random_intensity)
         if self.random_shift >= min(self.image_shape[1:]):
             raise ValueError(
                 f"`random_shift` must be below the images' shorter side, got {random_shift} for {self.image_shape}"
             )
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def make_augmentation(self) -> nn.Module:
+        return ImageAugmentation(self.random_shift, self.random_intensity)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -141,13 +143,15 @@ class ResNetPolicy(ImagePolicy):
             raise ValueError(f"`num_channels` must be at least 1 and `num_blocks` 0, got {num_channels} and {num_blocks}")
         self.num_channels = num_channels
         self.num_blocks = num_blocks
-        self.action_grid = None if action_grid is None else checked_grid(action_grid, int(action_space.n))
+        self.action_grid = (
+            None if action_grid is None else checked_grid(action_grid, make_actions(action_space).num_candidates)
+        )
         if action_grid is not None:
             kwargs.setdefault("random_shift", 0)  # places would not move along
         self.bf16 = bf16
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
 
-    def make_networks(self, features_dim: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    def make_networks(self, features_dim: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
         body: dict[str, Any] = {
             "num_blocks": self.num_blocks,
             "activation_fn": self.activation_fn,
@@ -155,11 +159,15 @@ class ResNetPolicy(ImagePolicy):
             "bf16": self.bf16,
         }
         representation = ConvRepresentation(self.image_shape, self.num_channels, **body)
-        shape, num_actions = representation.latent_shape, int(self.action_space.n)
+        shape = representation.latent_shape
+        planes = action_planes(self.actions.encodings(), *shape[1:], self.action_grid)
         return (
             representation,
-            ConvDynamics(shape, num_actions, self.action_grid, **body),
-            ConvPrediction(shape, num_actions, self.num_bins, self.net_arch, self.activation_fn, bf16=self.bf16),
+            ActionTable(planes),
+            ConvDynamics(shape, planes.shape[1], **body),
+            ConvPrediction(
+                shape, self.actions.num_candidates, self.num_bins, self.net_arch, self.activation_fn, bf16=self.bf16
+            ),
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

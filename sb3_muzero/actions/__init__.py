@@ -1,5 +1,5 @@
 """What an action is: its space, its encoding for the dynamics, its distribution, its random draw, its legal values."""
 
-from sb3_muzero.actions.discrete import CategoricalPolicy, DiscreteActions, make_actions
+from sb3_muzero.actions.discrete import ActionTable, CategoricalPolicy, DiscreteActions, make_actions
 
-__all__ = ["CategoricalPolicy", "DiscreteActions", "make_actions"]
+__all__ = ["ActionTable", "CategoricalPolicy", "DiscreteActions", "make_actions"]

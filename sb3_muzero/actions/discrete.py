@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from torch import nn
 from torch.nn import functional as F
 
 from sb3_muzero.common.action_masks import check_action_masks
@@ -32,13 +33,39 @@ class CategoricalPolicy:
         """
         return self.log_probs if candidates is None else self.log_probs.gather(-1, candidates)
 
-    def entropy(self) -> th.Tensor:
-        """:return: Entropy in nats, shape ``[...]``"""
-        return -(self.log_probs.exp() * self.log_probs).sum(-1)
+    def entropy(self, weights: th.Tensor) -> th.Tensor:
+        """
+        :param weights: Factors of the entropy, shape ``[...]``
+        :return: Weighted entropy in nats, shape ``[...]``
+        """
+        return -(self.log_probs.exp() * self.log_probs * weights.unsqueeze(-1)).sum(-1)
 
     def mode(self) -> th.Tensor:
         """:return: Indices of the most probable actions, shape ``[...]``"""
         return self.log_probs.argmax(-1)
+
+
+class ActionTable(nn.Module):
+    """
+    Encodes actions for the dynamics: looks each index up in a table.
+
+    :param encodings: The encoding of each action, shape ``[num_actions, ...]``
+    :param is_one_hot: Whether these are one-hot vectors, which the compiled planner supports
+    """
+
+    encodings: th.Tensor
+
+    def __init__(self, encodings: th.Tensor, is_one_hot: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("encodings", encodings, persistent=False)
+        self.is_one_hot = is_one_hot
+
+    def forward(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: Indices, shape ``[B]``
+        :return: Encodings, shape ``[B, ...]``
+        """
+        return self.encodings.index_select(0, action)
 
 
 class DiscreteActions:
@@ -60,8 +87,12 @@ class DiscreteActions:
         """Size of an action's encoding for the dynamics."""
 
     def encodings(self) -> th.Tensor:
-        """:return: The encoding of each action for the dynamics, one-hot, shape ``[num_actions, encoding_dim]``"""
+        """:return: The encoding of each action, one-hot, shape ``[num_actions, encoding_dim]``"""
         return th.eye(self.encoding_dim)
+
+    def make_encoder(self) -> "ActionTable":
+        """:return: Module from action indices to what the dynamics get, one-hot vectors"""
+        return ActionTable(self.encodings(), is_one_hot=True)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """

@@ -95,6 +95,19 @@ def atomic_write(path: Path) -> Iterator[io.BufferedIOBase]:
                 os.close(folder)
 
 
+def with_suffix(path: Any, suffix: str) -> Any:
+    """
+    :param path: Path to a file, or an open file
+    :param suffix: Suffix for a name that has none
+    :return: The path as SB3 completes it, in a folder that exists; an open file as it is
+    """
+    if not isinstance(path, str | Path):
+        return path
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path if path.suffix else path.with_name(f"{path.name}{suffix}")
+
+
 def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     """
     :param path: File that ``save_npz`` wrote

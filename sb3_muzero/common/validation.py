@@ -84,6 +84,29 @@ ARGUMENT_RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
 ]
 
 
+def check_muzero_arguments(model: Any) -> None:
+    """
+    :param model: A ``MuZero``
+    :raises ValueError: naming the argument, what was given and what is allowed
+    """
+    for _, _, names in ARGUMENT_RANGES:
+        for name in names:
+            check_number(name, getattr(model, name))
+    for name in ("learning_rate", "exploration", "novelty_coef"):
+        check_schedule(name, getattr(model, name))
+    check_train_freq(model.train_freq)
+    for name in ("policy_kwargs", "replay_buffer_kwargs"):
+        if not isinstance(getattr(model, name), dict):
+            raise ValueError(f"`{name}` must be a dictionary, got {getattr(model, name)!r}")
+    check_observation_space(model.observation_space)
+    least = model.n_envs * (model.unroll_steps + 1)
+    if model.buffer_size < least:
+        raise ValueError(
+            f"`buffer_size` must hold a sequence of `unroll_steps` + 1 steps for each of {model.n_envs} environments, "
+            f"at least {least}, got {model.buffer_size}"
+        )
+
+
 def check_number(name: str, value: Any) -> None:
     """
     :param name: An argument in ``ARGUMENT_RANGES``

@@ -1,9 +1,13 @@
-"""Along which axes of their observations environments stack frames and have channels, and where SB3 takes them for others."""
+"""Questions to vectorized environments: frame stacks, image axes, two-player games."""
+
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage, unwrap_vec_normalize, unwrap_vec_wrapper
+
+from sb3_muzero.common.validation import schedule_values
 
 
 def frames_in_observation(env: VecEnv | None) -> int:
@@ -63,3 +67,54 @@ def check_axes(env: VecEnv | None) -> None:
             f"`env` gives images of shape {shape}, which SB3 takes for channels-last although their second axis is the "
             f"smallest: if the channels come first, wrap it in `VecTransposeImage(env, skip=True)`, else transpose its images"
         )
+
+
+def ask_environments(env: VecEnv, name: str) -> list[Any]:
+    """
+    :param env: Vectorized environment
+    :param name: An attribute
+    :return: Its value in each environment, ``None`` for each if they do not all have it
+    """
+    try:
+        # A SubprocVecEnv whose environments are asked for what they do not have loses them
+        return env.get_attr(name) if env.has_attr(name) else [None] * env.num_envs
+    except (AttributeError, NotImplementedError):  # VecEnvs that can't be asked
+        return [None] * env.num_envs
+
+
+def check_two_player(
+    env: VecEnv, two_player: bool | None, uses_action_masks: bool, has_symmetries: bool, novelty_coef: Any
+) -> None:
+    """
+    :param env: Training environments
+    :param two_player: Whether the model is one of two-player games
+    :param uses_action_masks: Whether it is trained with action masks
+    :param has_symmetries: Whether the environment has symmetries
+    :param novelty_coef: Coefficient of the exploration bonus, or its schedule
+    :raises ValueError: for settings that a game does not allow, or for another kind of game than before
+    """
+    if two_player != (given := is_two_player(env)):
+        raise ValueError(f"The model is of `two_player={two_player}`, but the environment has `two_player={given}`")
+    normalize = unwrap_vec_normalize(env)
+    if (two_player or has_symmetries) and normalize is not None and normalize.norm_obs:
+        raise ValueError("`VecNormalize` scales each cell of a board differently: set `norm_obs=False`")
+    if two_player and not uses_action_masks:
+        raise ValueError(
+            "A two-player game must tell which moves are legal: the environment needs a method `action_masks`, and "
+            "`use_masking` must not be False"
+        )
+    if two_player and any(coef > 0 for _, coef in schedule_values(novelty_coef)):
+        raise ValueError("`novelty_coef` must be 0 in a two-player game")
+
+
+def is_two_player(env: VecEnv) -> bool:
+    """
+    :param env: Vectorised environment
+    :return: Whether each of its steps is one ply of a zero-sum game for two, who move in turn, and observation and reward are
+        those of the one who moves: ``two_player = True`` says so
+    :raises ValueError: if the attribute is no bool, or not the same for all
+    """
+    answers = [False if answer is None else answer for answer in ask_environments(env, "two_player")]
+    if any(answer is not answers[0] or not isinstance(answer, bool) for answer in answers):
+        raise ValueError(f"`two_player` must be True or False, and the same in all environments, got {answers}")
+    return answers[0]

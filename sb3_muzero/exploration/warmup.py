@@ -1,8 +1,48 @@
-"""Actions before there is anything to plan for."""
+"""Random actions, as long as there is nothing to plan for."""
+
+from typing import Any
 
 import numpy as np
 
 from sb3_muzero.actions import DiscreteActions
+
+
+class WarmUp:
+    """Whether the environment has shown a reward signal: a reward that differs from the first one, or a terminal state."""
+
+    def __init__(self) -> None:
+        self.first_reward: float | None = None
+        self.reward_signal_seen = False
+
+    def update(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """
+        :param rewards: Of one step of all environments, before any normalization, shape ``[n_envs]``
+        :param dones: Whether episodes ended, shape ``[n_envs]``
+        :param infos: ``TimeLimit.truncated`` tells a truncation from a termination
+        """
+        truncated = [info.get("TimeLimit.truncated", False) for info in infos]
+        self.update_from(rewards, np.asarray(dones, bool) & ~np.array(truncated, bool))
+
+    def update_from(self, rewards: np.ndarray, terminals: np.ndarray) -> None:
+        """
+        :param rewards: Of stored steps, any shape
+        :param terminals: Whether a step led to a terminal state, same shape
+        """
+        if len(rewards) == 0:
+            return
+        rewards = np.asarray(rewards, np.float32)  # as they are stored
+        if self.first_reward is None:
+            self.first_reward = float(rewards.flat[0])
+        self.reward_signal_seen |= bool(np.any(terminals) or (rewards != self.first_reward).any())
+
+    def state(self) -> dict[str, Any]:
+        """:return: What a resumed run goes on with"""
+        return {"first_reward": self.first_reward, "reward_signal_seen": self.reward_signal_seen}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """:param state: What ``state`` returned"""
+        self.first_reward = None if state["first_reward"] is None else float(state["first_reward"])
+        self.reward_signal_seen = bool(state["reward_signal_seen"])
 
 
 def repeated_random_actions(

@@ -1,4 +1,4 @@
-"""Two-player zero-sum games: whose value it is, and which positions are the same but for how the board is turned."""
+"""Symmetries of an environment: boards that may be rotated or mirrored."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_muzero.actions import make_actions
+from sb3_muzero.common.vec_env_checks import ask_environments
 from sb3_muzero.replay.replay_buffer import SequenceSamples
 
 
@@ -23,27 +25,9 @@ class Symmetries(NamedTuple):
     observations: np.ndarray
     actions: np.ndarray
 
-
-def _ask(env: VecEnv, name: str) -> list[Any]:
-    """:return: an attribute of each environment, ``None`` if they do not all have it"""
-    try:
-        # A SubprocVecEnv whose environments are asked for what they do not have loses them
-        return env.get_attr(name) if env.has_attr(name) else [None] * env.num_envs
-    except (AttributeError, NotImplementedError):  # VecEnvs that can't be asked
-        return [None] * env.num_envs
-
-
-def is_two_player(env: VecEnv) -> bool:
-    """
-    :param env: Vectorised environment
-    :return: Whether each of its steps is one ply of a zero-sum game for two, who move in turn, and observation and reward are
-        those of the one who moves: ``two_player = True`` says so
-    :raises ValueError: if the attribute is no bool, or not the same for all
-    """
-    answers = [False if answer is None else answer for answer in _ask(env, "two_player")]
-    if any(answer is not answers[0] or not isinstance(answer, bool) for answer in answers):
-        raise ValueError(f"`two_player` must be True or False, and the same in all environments, got {answers}")
-    return answers[0]
+    def sample(self, batch_size: int) -> np.ndarray:
+        """:return: Indices of symmetries, drawn from NumPy's global generator, shape ``[batch_size]``"""
+        return np.random.randint(len(self.actions), size=batch_size)
 
 
 def symmetries_of(env: VecEnv) -> Symmetries | None:
@@ -53,7 +37,7 @@ def symmetries_of(env: VecEnv) -> Symmetries | None:
     :raises ValueError: if it is no ``Symmetries`` with permutations of observations and actions, the identity among them, or
         the observations are not those of the environment itself
     """
-    symmetries = _ask(env, "symmetries")[0]
+    symmetries = ask_environments(env, "symmetries")[0]
     if symmetries is None:
         return None
     (own_space,) = env.get_attr("observation_space", indices=0)
@@ -62,7 +46,7 @@ def symmetries_of(env: VecEnv) -> Symmetries | None:
             f"`symmetries` are of observations in one Box as the environment shows them, {own_space}, not stacked or "
             f"transposed ones (images need their channels first), got {env.observation_space}"
         )
-    sizes = int(np.prod(own_space.shape)), int(getattr(env.action_space, "n", 0))
+    sizes = int(np.prod(own_space.shape)), make_actions(env.action_space).num_candidates
     for name, size in zip(Symmetries._fields, sizes, strict=True):
         permutations = np.asarray(getattr(symmetries, name, None))
         identity = np.arange(size)

@@ -1,4 +1,4 @@
-"""Unroll targets: pure functions from sampled sequences to what the model should say at each unroll step."""
+"""Unroll targets: pure functions from sampled sequences to what the model should predict at each unroll step."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from sb3_muzero.replay.replay_buffer import SequenceSamples
 
 class UnrollTargets(NamedTuple):
     """
-    What the model should say at unroll positions 0..K. Weights are 1 where a target is known and 0 where it is not.
+    What the model should predict at unroll positions 0..K. Weights are 1 where a target is known and 0 where it is not.
 
     :param policies: Search policies, shape ``[K + 1, B, num_actions]``; all zero where there is no target
     :param values: n-step returns, shape ``[K + 1, B]``
@@ -61,9 +61,7 @@ def n_step_returns(
     return reward_sums + discount ** th.minimum(steps_left.clamp(min=0), horizons) * bootstrap_values
 
 
-def unroll_targets(
-    samples: SequenceSamples, bootstrap_values: th.Tensor, reanalyzed_values: th.Tensor, discount: float
-) -> UnrollTargets:
+def unroll_targets(samples: SequenceSamples, bootstrap_values: th.Tensor, discount: float) -> UnrollTargets:
     """
     All targets of an unroll. A terminal state is absorbing: beyond it value and reward are 0, and that is trained.
     Beyond a truncation nothing is known, so nothing is trained.
@@ -71,15 +69,15 @@ def unroll_targets(
     :param samples: The sequences
     :param bootstrap_values: Target network's values of ``samples.bootstrap_observations``, 0 where they are not needed
         (``needs_bootstrap``), shape ``[K + 1, B]``
-    :param reanalyzed_values: What takes the place of the n-step return at positions before the end, NaN where nothing does,
-        shape ``[K + 1, B]``
     :param discount: Discount factor, negative where each reward is that of the player who moves
     :return: Targets with their weights
     """
     unroll_steps = len(samples.actions)
     values = n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.horizons, discount)
     positions = th.arange(unroll_steps + 1, device=values.device).unsqueeze(-1)
-    values = th.where(reanalyzed_values.isnan() | (positions >= samples.lengths), values, reanalyzed_values)
+    if samples.reanalyzed_values is not None and samples.has_reanalyzed_value is not None:
+        is_replaced = samples.has_reanalyzed_value & (positions < samples.lengths)
+        values = th.where(is_replaced, samples.reanalyzed_values, values)
     known = (positions < samples.lengths) | samples.terminated
     stepped = positions[1:] <= samples.lengths
     return UnrollTargets(

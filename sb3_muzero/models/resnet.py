@@ -1,106 +1,16 @@
-"""Convolutional networks: encoders for images of any size, and a latent model whose latents are images themselves."""
+"""A convolutional latent model whose latents are images themselves."""
 
 import math
 
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_muzero.models.mlp import LATENT_NORMS, Prediction, PredictionOutput
+from sb3_muzero.models.base import PredictionOutput
+from sb3_muzero.models.mlp import Prediction
+from sb3_muzero.models.normalization import LATENT_NORMS, ImageNorm
 
 Shape = tuple[int, int, int]  # channels, height, width
-
-
-class GridCNN(BaseFeaturesExtractor):
-    """
-    One layer of 3x3 convolutions, for images that SB3's ``NatureCNN`` is too coarse for: that of MinAtar's DQN
-    (https://arxiv.org/abs/1903.03176, Section 4). The linear layer behind it is best left to the networks that follow, which
-    normalise theirs: of 128 units behind a ReLU 70 % were dead after 75 k frames of Freeway, 82 % in an agent of Breakout.
-    Those of Freeway told little of cars (a probe found the place of one in 15 to 26 % of observations, without that layer in
-    97 %) and of the chicken (58 %, without it all).
-
-    :param observation_space: Images, channel first
-    :param features_dim: Number of features that a linear layer makes of the activations, by default the activations themselves
-    :param num_channels: Channels of the convolutions
-    """
-
-    def __init__(self, observation_space: spaces.Box, features_dim: int | None = None, num_channels: int = 16) -> None:
-        channels, height, width = observation_space.shape
-        num_activations = num_channels * height * width
-        super().__init__(observation_space, features_dim or num_activations)
-        layers: list[nn.Module] = [nn.Conv2d(channels, num_channels, 3, padding=1), nn.ReLU(), nn.Flatten()]
-        if features_dim is not None:
-            layers += [nn.Linear(num_activations, features_dim), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return self.layers(observations)
-
-
-def cnn_for(shape: tuple[int, ...]) -> type[GridCNN] | type[NatureCNN]:
-    """
-    :param shape: Shape of images, channel first
-    :return: ``NatureCNN``, or ``GridCNN`` where a side has less than the 36 pixels that it needs
-    """
-    return NatureCNN if min(shape[1:]) >= 36 else GridCNN
-
-
-class MultiInputExtractor(CombinedExtractor):
-    """
-    SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, all else as it is, in one vector.
-    ``learned_features`` says of each feature whether layers make it; of the others ``MuZeroPolicy`` scales any unit away.
-
-    :param observation_space: Dict space
-    :param cnn_output_dim: Features of each image. Behind ``GridCNN`` a linear layer makes them: its activations alone beside a
-        vector of five did not learn SB3's ``SimpleMultiObsEnv``
-    :param normalized_image: Whether images need no scaling: any Box of three axes is one then. Set by the policy
-    """
-
-    def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256, normalized_image: bool = False) -> None:
-        parts: list[nn.Module] = []
-        learned_features: list[bool] = []
-        for space in observation_space.values():
-            if isinstance(space, spaces.Box) and is_image_space(space, normalized_image=normalized_image):
-                if cnn_for(space.shape) is GridCNN:
-                    parts.append(GridCNN(space, cnn_output_dim))
-                else:
-                    parts.append(NatureCNN(space, cnn_output_dim, normalized_image))
-                learned_features += [True] * cnn_output_dim
-            else:
-                parts.append(nn.Flatten())
-                learned_features += [False] * get_flattened_obs_dim(space)
-        BaseFeaturesExtractor.__init__(self, observation_space, len(learned_features))
-        self.learned_features = learned_features
-        self.keys = list(observation_space)
-        self.parts = nn.ModuleList(parts)  # SB3's ModuleDict refuses many a name
-
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        return th.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=1)
-
-
-class ImageNorm(nn.GroupNorm):
-    """
-    Normalises each image alone: alike in planning and in training, which batch statistics are not. ``nn.GroupNorm`` of one
-    group, which on a GPU would bring the channels of channels-last images to the front, and the next convolution back.
-
-    :param num_channels: Channels of the images
-    """
-
-    def __init__(self, num_channels: int) -> None:
-        super().__init__(1, num_channels)
-
-    def forward(self, images: th.Tensor) -> th.Tensor:
-        if images.is_contiguous():
-            return super().forward(images)
-        channels_last = images.permute(0, 2, 3, 1)
-        # Autocast would make all that follows float32; the statistics are in any case
-        with th.autocast(images.device.type, enabled=False):
-            normed = F.layer_norm(channels_last, channels_last.shape[1:], eps=self.eps)
-            normed = th.addcmul(self.bias.to(images.dtype), normed, self.weight.to(images.dtype))
-        return normed.permute(0, 3, 1, 2)
 
 
 class ConvLayers(nn.Sequential):
@@ -199,11 +109,11 @@ class ConvRepresentation(nn.Sequential):
         super().__init__(ConvLayers(*layers, nn.Flatten(), bf16=bf16), LATENT_NORMS[latent_norm]())
 
 
-def action_planes(num_actions: int, height: int, width: int, grid: tuple[int, int] | None = None) -> th.Tensor:
+def action_planes(encodings: th.Tensor, height: int, width: int, grid: tuple[int, int] | None = None) -> th.Tensor:
     """
     Actions as images (MuZero, Appendix F).
 
-    :param num_actions: Number of actions
+    :param encodings: One-hot encoding of each action, shape ``[num_actions, num_actions]``
     :param height: Of the images
     :param width: Of the images
     :param grid: Rows and columns of places that the actions are, row by row
@@ -211,34 +121,29 @@ def action_planes(num_actions: int, height: int, width: int, grid: tuple[int, in
         grid one plane, of ones at the action's place, or of a finer grid as many as tell all places of a pixel apart, shape
         ``[num_actions, num_planes, height, width]``
     """
-    eye = th.eye(num_actions)
     if grid is None:
-        return eye[..., None, None].repeat(1, 1, height, width)
+        return encodings[..., None, None].repeat(1, 1, height, width)
     factor = max(math.ceil(grid[0] / height), math.ceil(grid[1] / width))
-    places = F.interpolate(eye.reshape(num_actions, 1, *grid), (factor * height, factor * width))
+    places = F.interpolate(encodings.reshape(len(encodings), 1, *grid), (factor * height, factor * width))
     return F.pixel_unshuffle(places, factor)
 
 
 class ConvDynamics(nn.Module):
     """
-    g: flattened latents and action indices ``[B]`` -> next flattened latents. The action enters as further channels.
+    g: flattened latents and action planes ``[B, num_planes, height, width]`` -> next flattened latents.
 
     :param latent_shape: Shape of a latent
-    :param num_actions: Number of actions
-    :param grid: Rows and columns of places that the actions are, see ``action_planes``
+    :param num_planes: Planes of an encoded action, which enter as further channels, see ``action_planes``
     :param num_blocks: Residual blocks
     :param activation_fn: Activation
     :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
     :param bf16: Whether to compute in bfloat16, on images whose channels come last
     """
 
-    planes: th.Tensor
-
     def __init__(
         self,
         latent_shape: Shape,
-        num_actions: int,
-        grid: tuple[int, int] | None,
+        num_planes: int,
         num_blocks: int,
         activation_fn: type[nn.Module],
         latent_norm: str,
@@ -246,16 +151,15 @@ class ConvDynamics(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_shape = latent_shape
-        channels, height, width = latent_shape
-        self.register_buffer("planes", action_planes(num_actions, height, width, grid), persistent=False)
-        self.step = ConvLayers(*normed_conv(channels + self.planes.shape[1], channels), bf16=bf16)
+        channels = latent_shape[0]
+        self.step = ConvLayers(*normed_conv(channels + num_planes, channels), bf16=bf16)
         blocks = [ResidualBlock(channels, activation_fn) for _ in range(num_blocks)]
         self.blocks = ConvLayers(activation_fn(), *blocks, nn.Flatten(), bf16=bf16)
         self.norm = LATENT_NORMS[latent_norm]()
 
     def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
         images = latent.unflatten(-1, self.latent_shape)
-        stepped = self.step(th.cat([images, self.planes.index_select(0, action)], dim=1))
+        stepped = self.step(th.cat([images, action], dim=1))
         return self.norm(self.blocks(images + stepped))
 
 

@@ -39,6 +39,8 @@ class SequenceSamples(NamedTuple):
     :param weights: Importance weights of prioritised sampling, at most 1, shape ``[B]``
     :param starts: Ring row and environment of the first step, shape ``[2, B]``
     :param model_versions: What ``store_search`` was told with the policy at position 0, shape ``[B]``
+    :param reanalyzed_values: Values that take the place of n-step returns, shape ``[K + 1, B]``; ``None`` for none
+    :param has_reanalyzed_value: Where they do, at positions before the end, shape ``[K + 1, B]``
     """
 
     observations: PyTorchObs
@@ -53,6 +55,17 @@ class SequenceSamples(NamedTuple):
     weights: th.Tensor
     starts: np.ndarray
     model_versions: np.ndarray
+    reanalyzed_values: th.Tensor | None = None
+    has_reanalyzed_value: th.Tensor | None = None
+
+    def policy_age(self, num_updates: int) -> th.Tensor:
+        """
+        :param num_updates: Gradient updates so far
+        :return: Mean age of the policy targets at position 0, in gradient updates, a scalar
+        """
+        searched = (self.policies[0].sum(-1) > 0).numpy(force=True)
+        age = np.mean(num_updates - self.model_versions[searched]) if searched.any() else 0.0
+        return th.tensor(age, dtype=th.float32, device=self.policies.device)
 
 
 class SequenceReplayBuffer(ReplayBuffer):

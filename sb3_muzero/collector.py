@@ -1,0 +1,221 @@
+"""Acts in environments and says what happened: transitions with their search statistics."""
+
+import time
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+
+from sb3_muzero.actions import DiscreteActions
+from sb3_muzero.common.action_masks import env_action_masks
+from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.common.validation import check_finite
+from sb3_muzero.exploration.warmup import repeated_random_actions
+from sb3_muzero.search import SearchOutput
+
+
+class ActingPolicy(Protocol):
+    """
+    What the collector needs of a policy.
+
+    :param actions: The action space
+    """
+
+    actions: DiscreteActions
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]: ...
+
+    def plan(self, obs: Any, *args: Any, **kwargs: Any) -> SearchOutput: ...
+
+
+class Decision(NamedTuple):
+    """
+    Actions of all environments, and why.
+
+    :param actions: Action indices, shape ``[n_envs]``
+    :param search: What the search found, ``None`` where actions are random
+    :param action_masks: True for legal actions, shape ``[n_envs, num_actions]``; ``None`` if the environments were not asked
+    :param seconds: How long the search took
+    """
+
+    actions: np.ndarray
+    search: SearchOutput | None
+    action_masks: np.ndarray | None
+    seconds: float = 0.0
+
+    def scalars(self) -> dict[str, float]:
+        """:return: Figures of the search to log, means over the environments"""
+        assert self.search is not None
+        weights = self.search.action_weights
+        entropy = -(weights * np.log(np.maximum(weights, np.finfo(weights.dtype).tiny))).sum(-1)
+        num_simulations = self.search.visit_counts.sum()
+        return {
+            "root_value": float(self.search.value.mean()),
+            "policy_entropy": float(entropy.mean()),
+            "depth": float(self.search.tree.node_depths.max(axis=-1).mean()),
+            "simulations_per_second": float(num_simulations / self.seconds),
+        }
+
+
+class Step(NamedTuple):
+    """
+    What one step of all environments brought.
+
+    :param decision: The actions and their search
+    :param new_obs: Observations after the step; where an episode ended, the first of the next episode
+    :param final_obs: The same, but where an episode ended its final observation
+    :param rewards: As the environments give them, shape ``[n_envs]``
+    :param dones: Whether an episode ended, shape ``[n_envs]``
+    :param infos: Of each environment
+    :param raw_new_obs: ``new_obs`` as it was before ``VecNormalize``
+    :param raw_final_obs: ``final_obs`` as it was before ``VecNormalize``
+    :param raw_rewards: ``rewards`` as they were before ``VecNormalize``
+    """
+
+    decision: Decision
+    new_obs: Any
+    final_obs: Any
+    rewards: np.ndarray
+    dones: np.ndarray
+    infos: list[dict[str, Any]]
+    raw_new_obs: Any
+    raw_final_obs: Any
+    raw_rewards: np.ndarray
+
+
+def final_observations(new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]], normalize: VecNormalize | None) -> Any:
+    """
+    :param new_obs: What ``VecEnv.step`` returned, which resets environments that are done
+    :param dones: Which these are, shape ``[n_envs]``
+    :param infos: Hold their ``terminal_observation``
+    :param normalize: Whose normalization is undone for final observations
+    :return: The observations, with final ones in the place of those of a reset
+    """
+    if not dones.any():
+        return new_obs
+    result = tree_map(np.array, new_obs)
+    for env in np.flatnonzero(dones).tolist():
+        final = infos[env].get("terminal_observation")
+        if final is None:
+            continue
+        if normalize is not None:
+            final = normalize.unnormalize_obs(final)
+        if isinstance(result, dict):
+            for key, part in result.items():
+                part[env] = final[key]
+        else:
+            result[env] = final
+    return result
+
+
+class Collector:
+    """
+    Acts in vectorized environments: with search, or at random.
+
+    :param policy: Plans
+    :param env: The environments, which ``set_env`` sets, too
+    :param use_masking: Whether to ask the environments which actions are legal
+    :param exploration_steps_per_episode: Steps at the start of an episode whose actions are selected with exploration noise
+    """
+
+    env: VecEnv
+    normalize: VecNormalize | None
+
+    def __init__(
+        self,
+        policy: ActingPolicy,
+        env: VecEnv | None = None,
+        use_masking: bool = False,
+        exploration_steps_per_episode: float = float("inf"),
+    ) -> None:
+        self.policy = policy
+        self.use_masking = use_masking
+        self.exploration_steps_per_episode = exploration_steps_per_episode
+        self.episode_steps = np.zeros(0, dtype=np.int64)
+        self.random_actions: np.ndarray | None = None
+        if env is not None:
+            self.set_env(env)
+
+    def set_env(self, env: VecEnv) -> None:
+        """:param env: The environments to act in from now on"""
+        self.env = env
+        self.normalize = unwrap_vec_normalize(env)
+        if len(self.episode_steps) != env.num_envs:
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget running episodes: the environments are reset."""
+        self.episode_steps = np.zeros(self.env.num_envs, dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        """:return: Where the running episodes are"""
+        return {"episode_steps": self.episode_steps, "random_actions": self.random_actions}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """:param state: What ``state`` returned"""
+        self.episode_steps, self.random_actions = state["episode_steps"], state["random_actions"]
+
+    def action_masks(self) -> np.ndarray | None:
+        """
+        :return: True for legal actions, shape ``[n_envs, num_actions]``; ``None`` without masking
+        :raises ValueError: for masks of another shape, or without any legal action
+        """
+        return env_action_masks(self.env, self.policy.actions.num_candidates) if self.use_masking else None
+
+    def act_randomly(self, repeat: float = 1.0) -> Decision:
+        """
+        :param repeat: Steps between new actions, on average
+        :return: Random legal actions
+        """
+        masks, last = self.action_masks(), self.random_actions
+        self.random_actions = repeated_random_actions(self.policy.actions, last, self.env.num_envs, repeat, masks)
+        return Decision(self.random_actions, None, masks)
+
+    def act(self, obs: Any, deterministic: bool = False, exploration: float = 1.0) -> Decision:
+        """
+        Plan an action for each environment.
+
+        :param obs: Observations of the environments, shape ``[n_envs, *obs_shape]``
+        :param deterministic: Whether to act without exploration noise
+        :param exploration: Factor of the noise
+        :return: The actions and their search
+        """
+        masks, start = self.action_masks(), time.perf_counter()
+        obs_tensor, _ = self.policy.obs_to_tensor(obs)
+        search = self.policy.plan(obs_tensor, deterministic=deterministic, exploration=exploration, action_masks=masks)
+        explores = self.episode_steps < self.exploration_steps_per_episode
+        actions = np.where(explores, search.action, search.action_weights.argmax(axis=1))
+        return Decision(actions, search, masks, time.perf_counter() - start)
+
+    def step(self, decision: Decision) -> Step:
+        """
+        Step all environments.
+
+        :param decision: The actions
+        :return: What happened
+        """
+        new_obs, rewards, dones, infos = self.env.step(self.policy.actions.to_env(decision.actions))
+        self.episode_steps = np.where(dones, 0, self.episode_steps + 1)
+        final_obs = final_observations(new_obs, dones, infos, None)
+        if self.normalize is None:
+            return Step(decision, new_obs, final_obs, rewards, dones, infos, new_obs, final_obs, rewards)
+        raw_obs = self.normalize.get_original_obs()
+        raw_final_obs = final_observations(raw_obs, dones, infos, self.normalize)
+        raw_rewards = self.normalize.get_original_reward()
+        return Step(decision, new_obs, final_obs, rewards, dones, infos, raw_obs, raw_final_obs, raw_rewards)
+
+
+def validate_step(step: Step, observation_space: spaces.Space, num_timesteps: int) -> None:
+    """
+    :param step: What environments returned
+    :param observation_space: Observation space
+    :param num_timesteps: Environment steps so far, for the message
+    :raises ValueError: for an observation or a reward that cannot be learned from, naming the environment
+    """
+    # VecNormalize's running statistics spread NaN of one environment to all: look at what came in
+    check_finite("observation", step.raw_new_obs, num_timesteps, space=observation_space)
+    check_finite("reward", step.raw_rewards, num_timesteps)
+    for env in np.flatnonzero(step.dones).tolist():
+        if (final := step.infos[env].get("terminal_observation")) is not None:
+            check_finite("terminal observation", final, num_timesteps, env, observation_space)

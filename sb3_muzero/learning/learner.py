@@ -1,0 +1,226 @@
+"""One gradient update: targets, loss, optimizer, target network."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch as th
+from torch import nn
+
+from sb3_muzero.actions import DiscreteActions
+from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.learning.losses import LossOutput, muzero_loss
+from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
+from sb3_muzero.models.base import LatentModel
+from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.search.planner import Planner
+
+
+class TrainablePolicy(Protocol):
+    """
+    What the learner needs of a policy.
+
+    :param latent_model: The online model
+    :param latent_model_target: Its target copy
+    :param actions: The action space
+    :param optimizer: The online model's optimizer
+    :param value_error: Running mean of the value's absolute error, a scalar tensor
+    :param planner: Keeps the CUDA graphs
+    """
+
+    latent_model: LatentModel
+    latent_model_target: LatentModel
+    actions: DiscreteActions
+    optimizer: th.optim.Optimizer
+    value_error: th.Tensor
+    planner: Planner
+
+    def update_target(self, tau: float) -> None: ...
+
+
+class LearnerSettings(NamedTuple):
+    """
+    Settings of the updates.
+
+    :param discount: Factor from the value of the next state to that of this one; negative where the opponent moves next
+    :param loss_coefs: Coefficient of each loss
+    :param max_grad_norm: Maximum norm of the gradient
+    :param tau: Soft update coefficient of the target network
+    :param target_update_interval: Updates between two updates of the target network
+    """
+
+    discount: float
+    loss_coefs: Mapping[str, float]
+    max_grad_norm: float
+    tau: float
+    target_update_interval: int
+
+
+class UpdateResult(NamedTuple):
+    """
+    What an update tells.
+
+    :param scalars: What is logged, scalar tensors
+    :param value_errors: Absolute errors of the value at position 0, shape ``[B]``
+    """
+
+    scalars: dict[str, th.Tensor]
+    value_errors: np.ndarray
+
+
+class Learner:
+    """
+    Updates a policy's networks from sequences. Knows neither environments nor a replay buffer.
+
+    :param policy: The networks and their optimizer
+    :param settings: Settings of the updates, which may be replaced at any time
+    """
+
+    MAX_SKIPPED_UPDATES = 10
+    """Non-finite updates in a row after which training fails."""
+
+    def __init__(self, policy: TrainablePolicy, settings: LearnerSettings) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.skipped_updates = self.skipped_in_a_row = 0
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of the optimizer."""
+        return [parameter for group in self.policy.optimizer.param_groups for parameter in group["params"]]
+
+    def update(self, samples: SequenceSamples, num_updates: int, step: int) -> UpdateResult | None:
+        """
+        :param samples: The sequences
+        :param num_updates: Updates before this one
+        :param step: Environment steps so far, for messages
+        :return: What to log, or ``None`` if the update was skipped because a target, the loss or a gradient is not finite
+        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates in a row
+        """
+        policy, support = self.policy, self.policy.latent_model.value_support
+        policy.latent_model.update_statistics(tree_map(lambda part: part[0], samples.observations))
+        targets = self.targets(samples)
+        known_values = targets.values[targets.value_weights > 0]
+        if not bool(known_values.isfinite().all() & targets.rewards.isfinite().all()):
+            return self._skip("value or reward target", num_updates, step)
+        self.fit_supports(known_values, targets.rewards)
+        clipped = support.out_of_range(known_values).float().mean()
+
+        parameters = self.parameters
+        output, loss, gradients = self.backward(samples, targets)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        grad_norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        if not bool((loss + grad_norm).isfinite()):
+            broken = [name for name, term in output.losses.items() if not bool(term.isfinite())]
+            return self._skip(f"{' and '.join(broken)} loss" if broken else "gradient", num_updates, step)
+        self.skipped_in_a_row = 0
+        policy.optimizer.step()
+        value_error = output.value_errors.mean()
+        policy.value_error.lerp_(value_error, 1 / min(num_updates + 1, 100))
+        if (num_updates + 1) % self.settings.target_update_interval == 0:
+            policy.update_target(self.settings.tau)
+
+        scalars = {"loss": loss, **{f"{name}_loss": term for name, term in output.losses.items()}}
+        scalars |= {"value_error": value_error, "grad_norm": grad_norm, "value_target_clipped": clipped}
+        # A CUDA graph overwrites them in the next update
+        return UpdateResult({name: value.clone() for name, value in scalars.items()}, output.value_errors.numpy(force=True))
+
+    def _skip(self, cause: str, num_updates: int, step: int) -> None:
+        self.skipped_updates += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.MAX_SKIPPED_UPDATES:
+            raise FloatingPointError(
+                f"Update {num_updates} (step {step}): non-finite {cause}, in {self.skipped_in_a_row} updates in a row; try a "
+                f"lower `learning_rate`"
+            )
+        warnings.warn(f"Skipping update {num_updates} (step {step}): non-finite {cause}")
+
+    def targets(self, samples: SequenceSamples) -> UnrollTargets:
+        """
+        :param samples: The sequences
+        :return: Targets of the unroll, with the target network's values
+        """
+        return unroll_targets(samples, self._bootstrap_values(samples), self.settings.discount)
+
+    @th.no_grad()
+    def _bootstrap_values(self, samples: SequenceSamples) -> th.Tensor:
+        needed, model = needs_bootstrap(samples), self.policy.latent_model_target
+        observations = samples.bootstrap_observations
+        if needed.device.type == "cuda":  # no synchronization, and always the same shapes
+            predict = self.policy.planner.cuda_graphed("values", model.predict_values, (observations,), model)
+            return th.where(needed, predict(observations).squeeze(-1), 0.0)
+        values = th.zeros(needed.shape, device=needed.device)
+        values[needed] = model.predict_values(tree_map(lambda part: part[needed], observations)).squeeze(-1)
+        return values
+
+    def fit_supports(self, values: th.Tensor, rewards: th.Tensor) -> None:
+        """
+        Expand supports with an automatic range until they hold the given targets, in the online and the target model alike.
+        No value exceeds the discounted sum of the most extreme reward, so its support does not grow beyond that.
+
+        :param values: Value targets, any shape
+        :param rewards: Reward targets, any shape
+        """
+        model, discount = self.policy.latent_model, self.settings.discount
+        everything = (-float("inf"), float("inf"))
+        self._rescale_support("reward", model.reward_support.expanded_bounds(rewards, everything, headroom=0.0))
+        low, high = model.reward_support.bounds.tolist()
+        if discount < 0:  # rewards of one player are losses of the other
+            low, high = -max(-low, high), max(-low, high)
+        horizon = 1 / (1 - abs(discount)) if abs(discount) < 1 else float("inf")
+        limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
+        self._rescale_support("value", model.value_support.expanded_bounds(values, limits, headroom=1.0))
+
+    def _rescale_support(self, name: str, bounds: tuple[float, float] | None) -> None:
+        if bounds is not None:
+            for model in (self.policy.latent_model, self.policy.latent_model_target):
+                getattr(model, f"{name}_support").rescale_head(bounds, getattr(model.prediction, f"{name}_head"))
+
+    def weighted_losses(self, losses: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
+        """
+        :param losses: Terms of the loss
+        :return: Each times its coefficient
+        """
+        return {name: self.settings.loss_coefs[name] * loss for name, loss in losses.items()}
+
+    def backward(
+        self, samples: SequenceSamples, targets: UnrollTargets
+    ) -> tuple[LossOutput, th.Tensor, list[th.Tensor | None]]:
+        """
+        :param samples: The sequences
+        :param targets: Their targets
+        :return: Terms of the loss, the loss and its gradients, all of which the next call may overwrite
+        """
+        model, parameters = self.policy.latent_model, self.parameters
+
+        def backward(read: dict[str, Any], targets: UnrollTargets) -> tuple[LossOutput, th.Tensor, list[th.Tensor | None]]:
+            output = muzero_loss(model, self.policy.actions, samples._replace(**read), targets)
+            loss: th.Tensor = sum(self.weighted_losses(output.losses).values())  # type: ignore[assignment]
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            return tree_map(th.Tensor.detach, output), loss.detach(), [parameter.grad for parameter in parameters]
+
+        read = {"observations": samples.observations, "actions": samples.actions, "weights": samples.weights}
+        if samples.action_masks is not None:
+            read["action_masks"] = samples.action_masks
+        constants = (*self.settings.loss_coefs.values(), *map(id, parameters))
+        return self.policy.planner.cuda_graphed("backward", backward, (read, targets), model, *constants)(read, targets)
+
+    def loss_is_finite(self, samples: SequenceSamples) -> bool:
+        """
+        :param samples: The sequences
+        :return: Whether the loss and its gradients are finite; computing them changes no parameter
+        """
+        _, loss, gradients = self.backward(samples, self.targets(samples))
+        norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        return bool((loss + norm).isfinite())
+
+    def state(self) -> dict[str, Any]:
+        """:return: What a resumed run goes on with, besides the policy's own state"""
+        return {"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """:param state: What ``state`` returned"""
+        self.skipped_updates, self.skipped_in_a_row = int(state["skipped_updates"]), int(state["skipped_in_a_row"])
