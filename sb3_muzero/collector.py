@@ -195,7 +195,17 @@ class Collector:
         :param decision: The actions
         :return: What happened
         """
-        new_obs, rewards, dones, infos = self.env.step(self.policy.actions.to_env(decision.actions))
+        return self.observe(decision, *self.env.step(self.policy.actions.to_env(decision.actions)))
+
+    def observe(self, decision: Decision, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: Any) -> Step:
+        """
+        :param decision: The actions that were taken
+        :param new_obs: What ``VecEnv.step`` returned for these
+        :param rewards: Likewise
+        :param dones: Likewise
+        :param infos: Likewise
+        :return: What happened
+        """
         self.episode_steps = np.where(dones, 0, self.episode_steps + 1)
         final_obs = final_observations(new_obs, dones, infos, None)
         if self.normalize is None:

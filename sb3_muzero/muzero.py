@@ -1,9 +1,6 @@
 """The algorithm: collect with search, store, sample, reanalyze, learn."""
 
 import contextlib
-import copy
-import io
-import pathlib
 import time
 import warnings
 from functools import partial
@@ -13,34 +10,29 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
-from stable_baselines3.common.utils import FloatSchedule, should_collect_more_steps
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
-from sb3_muzero.collector import Collector, Decision, Step, validate_step
+from sb3_muzero.collector import Collector
 from sb3_muzero.common.action_masks import has_action_masks
-from sb3_muzero.common.serialization import load_npz, save_npz, with_suffix
-from sb3_muzero.common.time_split import TimeSplit
-from sb3_muzero.common.validation import check_finite, check_muzero_arguments, check_observation_space
-from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, frames_in_observation, is_two_player
-from sb3_muzero.exploration.warmup import WarmUp
+from sb3_muzero.common.validation import check_muzero_arguments, check_observation_space
+from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, symmetries_of
+from sb3_muzero.off_policy import SequenceOffPolicyAlgorithm
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer, SequenceSamples
-from sb3_muzero.search import is_cached
 from sb3_muzero.search.planner import PlannerSettings
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
 
-class MuZero(OffPolicyAlgorithm):
+class MuZero(SequenceOffPolicyAlgorithm):
     """
     MuZero: plans with Monte Carlo tree search inside a latent model that it learns.
 
@@ -50,10 +42,8 @@ class MuZero(OffPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ResNetPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str). With ``two_player = True`` of it each step is
         one ply of a zero-sum game against itself, and observation and reward are those of the player who moves; its attribute
-        ``symmetries`` (see ``sb3_muzero.learning.symmetries``) tells how a board may be rotated or mirrored; sequences are
-        augmented with these
-    :param learning_rate: The learning rate, it can be a function
-        of the current progress remaining (from 1 to 0)
+        ``symmetries`` (see ``sb3_muzero.learning.symmetries``) lists rotations and reflections that augment the sequences
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
     :param learning_starts: how many steps of the model to collect transitions for before learning starts;
         actions are random until then, and as long as no reward signal was seen: until a reward differs from the first one or
@@ -64,8 +54,7 @@ class MuZero(OffPolicyAlgorithm):
     :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
         like ``(5, "step")`` or ``(2, "episode")``.
     :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
-        Set to ``-1`` means to do as many gradient steps as steps done in the environment
-        during the rollout.
+        Set to ``-1`` means to do as many gradient steps as steps done in the environment during the rollout.
     :param replay_buffer_class: Replay buffer class to use, a ``SequenceReplayBuffer``, which ``None`` selects.
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
     :param n_steps: Environment steps of the value targets before they bootstrap from the target network
@@ -89,22 +78,19 @@ class MuZero(OffPolicyAlgorithm):
     :param exploration: Factor of the noise of acting (Gumbel noise; Dirichlet noise and temperature with PUCT);
         it can be a function of the current progress remaining (from 1 to 0)
     :param exploration_steps_per_episode: Number of steps at the start of each episode whose actions are selected with that
-        noise; later actions are the most probable of the improved policy. MuZero plays its board games like this: 30 plies
-        with noise (MuZero, Appendix D)
+        noise; later actions are the most probable of the improved policy (30 in board games, MuZero, Appendix D)
     :param novelty_coef: Exploration bonus for a first visit, as a multiple of the mean absolute value of non-zero rewards; the
         n-th visit of the same region adds that over the square root of n to the reward, less the mean bonus of all visits.
         It can be a function of the current progress remaining. Use 0.1 to 1 where random actions do not find the goal
     :param random_action_repeat: Steps between new random actions, on average, while no reward signal was seen after the
         warm-up (temporally extended exploration, https://arxiv.org/abs/2006.01782)
-    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
-        the reported success rate, mean episode length, and mean reward over
+    :param stats_window_size: Window size for the rollout logging: number of episodes to average over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``MuZeroPolicy``
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
-        debug messages
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for debug
+        messages
     :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible.
+    :param device: Device (cpu, cuda, ...) on which the code should be run; with ``auto`` on the GPU if possible.
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: for an argument or an observation space that is not supported, which the message names
     """
@@ -208,13 +194,7 @@ class MuZero(OffPolicyAlgorithm):
         # What the environment tells; `None` until it is asked
         self.two_player: bool | None = None
         self.symmetries: Symmetries | None = None
-        self.uses_action_masks = False
-        self.warmup = WarmUp()
-        self.time_split = TimeSplit()
-        # Whether a callback was asked to end the run
-        self.interrupted = False
-        # Called when ``learn`` ends, however it does
-        self.after_learning = contextlib.ExitStack()
+        self._init_run()
 
         if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, MuZeroPolicy)):
             raise ValueError(f"`policy` must be a MuZeroPolicy, got {self.policy_class}")
@@ -277,81 +257,19 @@ class MuZero(OffPolicyAlgorithm):
         self._convert_train_freq()
         if isinstance(self.policy, ImagePolicy):
             check_axes(self.env)
-        if self.verbose >= 1:
-            if self.policy.uncompiled_reason is not None:
-                print(f"Using the PyTorch planner: {self.policy.uncompiled_reason}")
-            elif not is_cached():
-                print("The first search compiles the planner, which takes some seconds and is cached on disk")
+        if self.verbose >= 1 and (message := self.policy.planner_message()) is not None:
+            print(message)
 
-    def _make_replay_buffer(self) -> None:
-        num_frames = frames_in_observation(self.env)
-        stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
-        self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
-            self.buffer_size,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            n_envs=self.n_envs,
-            **(stacked | self.replay_buffer_kwargs),
-        )
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """
-        As SB3's. The replay buffer stores each frame of a stack once: if the environments stack another number of frames, an
-        empty buffer is replaced.
-
-        :param env: The environment for learning a policy
-        :param force_reset: Whether training begins with a reset
-        :raises ValueError: for other spaces or another number of environments, and for another number of stacked frames than
-            those that the replay buffer holds
-        """
-        super().set_env(env, force_reset)
-        assert self.env is not None
-        self.collector.set_env(self.env)
-        buffer = self.replay_buffer
-        num_frames = self.replay_buffer_kwargs.get("frame_stack", frames_in_observation(self.env))
-        if buffer.size() == 0 and buffer.frame_stack != num_frames:
-            self._make_replay_buffer()
-        elif buffer.frame_stack not in (1, num_frames):
-            raise ValueError(
-                f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got {num_frames}; "
-                f"call `model.replay_buffer.reset()` to discard its transitions"
-            )
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._check_arguments()
         self._convert_train_freq()
         self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
         self._apply_settings()
-        self.interrupted = False
-        if reset_num_timesteps or self._last_obs is None:
-            self.replay_buffer.cut()
-            self.collector.reset()
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
         self.symmetries = symmetries_of(self.env)
         check_two_player(self.env, self.two_player, self.uses_action_masks, self.symmetries is not None, self.novelty_coef)
         self.collector.use_masking = self.uses_action_masks
-        self.time_split = TimeSplit()
-        seen = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-        check_finite("observation", seen, self.num_timesteps, space=self.observation_space)
-        return result
-
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        if progress_bar:
-            from sb3_muzero.common.progress_bar import MuZeroProgressBar  # rich and tqdm take long to import
-
-            callbacks = callback if isinstance(callback, list) else [callback]
-            converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
-            callback = CallbackList([*converted, MuZeroProgressBar(compiles=not is_cached())])
-        return super()._init_callback(callback)
+        return super()._setup_learn(*args, **kwargs)
 
     def learn(
         self: SelfMuZero,
@@ -364,14 +282,8 @@ class MuZero(OffPolicyAlgorithm):
         use_masking: bool | None = None,
     ) -> SelfMuZero:
         """
-        Return a trained model.
+        Return a trained model. For the other arguments see SB3's ``learn``.
 
-        :param total_timesteps: The total number of samples (env steps) to train on
-        :param callback: callback(s) called at every step with state of the algorithm.
-        :param log_interval: the number of episodes before logging
-        :param tb_log_name: the name of the run for TensorBoard logging
-        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
-        :param progress_bar: Display a progress bar using tqdm and rich.
         :param use_masking: Whether to use the environment's ``action_masks()`` (sb3-contrib's convention); by default if it
             has that method
         :return: the trained model
@@ -388,93 +300,29 @@ class MuZero(OffPolicyAlgorithm):
         with contextlib.ExitStack() as self.after_learning:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, Any]:
         """
-        Collect experiences with search and store them. A rollout that stops midway has taken a step that was not stored,
-        so the next one starts from a reset.
+        Select actions by search, or at random during the warm-up.
 
-        :param env: The training environment
-        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout); its
-            ``locals`` have ``step``, a ``Step`` with the decisions and their search
-        :param train_freq: How much experience to collect
-        :param replay_buffer: Where it is stored
-        :param action_noise: Not used: the search explores
         :param learning_starts: Number of steps before learning for the warm-up phase
-        :param log_interval: Log data every ``log_interval`` episodes
-        :return: How much was collected, and whether to go on
+        :param action_noise: Not used: the search explores
+        :param n_envs: Number of environments
+        :return: Actions for the environments, and the ``Decision`` that SB3 hands on to ``_store_transition``
         """
-        self.policy.set_training_mode(False)
-        num_collected_steps = num_collected_episodes = 0
-        continues = False
-        try:
-            callback.on_rollout_start()
-            while should_collect_more_steps(train_freq, num_collected_steps, num_collected_episodes):
-                decision = self._decide(learning_starts)
-                start = time.perf_counter()
-                step = self.collector.step(decision)
-                new_obs, rewards, dones, infos = step.new_obs, step.rewards, step.dones, step.infos
-                self.num_timesteps += env.num_envs
-                num_collected_steps += 1
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, False)
-                self.time_split["environment"] += time.perf_counter() - start
-
-                self._update_info_buffer(infos, dones)
-                self._store_step(replay_buffer, step)
-                self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-                for _ in range(int(np.sum(dones))):
-                    num_collected_episodes += 1
-                    self._episode_num += 1
-                    if log_interval is not None and self._episode_num % log_interval == 0:
-                        self.dump_logs()
-            callback.on_rollout_end()
-            continues = True
-        except (EOFError, ConnectionError):
-            if not self.interrupted:
-                raise
-        finally:
-            if not continues:
-                self._last_obs = None
-        return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continues)
-
-    def _decide(self, learning_starts: int) -> Decision:
-        """:return: Actions by search, or random ones during the warm-up"""
         self._apply_settings()
         self.collector.exploration_steps_per_episode = self.exploration_steps_per_episode
-        bonus = self.novelty_coef(self._current_progress_remaining)
-        if self.num_timesteps < learning_starts or not (self.warmup.reward_signal_seen or bonus > 0):
-            return self.collector.act_randomly(
-                self.random_action_repeat if self.num_timesteps >= self.learning_starts else 1.0
-            )
-        decision = self.collector.act(self._last_obs, exploration=self.exploration(self._current_progress_remaining))
-        self.time_split["search"] += decision.seconds
-        for name, value in decision.scalars().items():
-            self.logger.record_mean(f"search/{name}", value)
-        return decision
-
-    def _store_step(self, replay_buffer: ReplayBuffer, step: Step) -> None:
-        """:raises ValueError: for observations and rewards that cannot be learned from, with nothing stored"""
-        validate_step(step, self.observation_space, self.num_timesteps)
-        self.warmup.update(step.raw_rewards, step.dones, step.infos)
-        obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-        search, masks = step.decision.search, step.decision.action_masks
-        assert isinstance(replay_buffer, SequenceReplayBuffer)
-        if search is not None:
-            replay_buffer.store_search(search.action_weights, search.value, self._n_updates)
-        if masks is not None:
-            replay_buffer.store_action_masks(masks)
-        replay_buffer.add(obs, step.raw_final_obs, step.decision.actions, step.raw_rewards, step.dones, step.infos)  # type: ignore[arg-type]
-        self._last_obs, self._last_original_obs = step.new_obs, step.raw_new_obs
+        progress, is_warmup = self._current_progress_remaining, self.num_timesteps < self.learning_starts
+        if self.num_timesteps < learning_starts or not (self.warmup.reward_signal_seen or self.novelty_coef(progress) > 0):
+            decision = self.collector.act_randomly(1.0 if is_warmup else self.random_action_repeat)
+        else:
+            decision = self.collector.act(self._last_obs, exploration=self.exploration(progress))
+            self.time_split["search"] += decision.seconds
+            for name, value in decision.scalars().items():
+                self.logger.record_mean(f"search/{name}", value)
+        self._acted_at = time.perf_counter()
+        return self.policy.actions.to_env(decision.actions), decision
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         if self.replay_buffer.size() == 0 or gradient_steps < 1:
@@ -532,12 +380,6 @@ class MuZero(OffPolicyAlgorithm):
             progress_remaining=self._current_progress_remaining,
         )
 
-    def dump_logs(self) -> None:
-        """Write log data."""
-        for part, share in self.time_split.shares().items():
-            self.logger.record(f"time/{part}_share", share)
-        super().dump_logs()
-
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
@@ -555,35 +397,8 @@ class MuZero(OffPolicyAlgorithm):
             )
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save the replay buffer, in a format that runs no code when it is loaded (``sb3_muzero.common.serialization``).
-
-        :param path: Path to the file where the replay buffer should be saved; folders are created, and ``.pkl`` is added to a
-            name without suffix, as SB3 does
-        """
-        save_npz(with_suffix(path, ".pkl"), self.replay_buffer.state())
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load what ``save_replay_buffer`` saved. The buffer takes the file's size, and keeps its other settings.
-
-        :param path: Path to the replay buffer.
-        :param truncate_last_traj: Not used: running episodes always end as truncated
-        :raises ValueError: for another kind of file, a damaged one, other spaces or another number of environments;
-            the buffer stays as it is then
-        """
-        buffer = copy.copy(self.replay_buffer)
-        buffer.load_state(load_npz(with_suffix(path, ".pkl")))
-        self.replay_buffer = buffer
-        self._last_obs = None  # no step of the running episodes is in it
-        if buffer.size() > 0:
-            self.warmup = WarmUp()
-            self.warmup.update_from(buffer.rewards[: buffer.size()], buffer.terminals[: buffer.size()])
-
     def _excluded_save_params(self) -> list[str]:
-        of_this_run = ["collector", "learner", "symmetries", "time_split", "interrupted", "after_learning"]
-        return [*super()._excluded_save_params(), *of_this_run]
+        return [*super()._excluded_save_params(), "learner", "symmetries"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []

@@ -19,7 +19,7 @@ from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import Preprocessor
 from sb3_muzero.models.mlp import Dynamics, Prediction, Representation
 from sb3_muzero.models.normalization import LATENT_NORMS, RunningNorm
-from sb3_muzero.search import NotCompilable, SearchOutput
+from sb3_muzero.search import NotCompilable, SearchOutput, is_cached
 from sb3_muzero.search.planner import Planner, PlannerSettings
 
 
@@ -253,6 +253,12 @@ class MuZeroPolicy(BasePolicy):
         except NotCompilable as reason:
             return str(reason)
         return None
+
+    def planner_message(self) -> str | None:
+        """:return: What the user may want to know about the planner before training, ``None`` for nothing"""
+        if (reason := self.uncompiled_reason) is not None:
+            return f"Using the PyTorch planner: {reason}"
+        return None if is_cached() else "The first search compiles the planner, which takes some seconds and is cached on disk"
 
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
         return self._predict(obs, deterministic=deterministic)

@@ -1,1 +1,5 @@
-"""Everything a run consists of, in files that a run resumes from."""
+"""Everything that a run consists of, in files that a run resumes from."""
+
+from sb3_muzero.checkpointing.files import resume, save_checkpoint
+
+__all__ = ["resume", "save_checkpoint"]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from sb3_muzero.actions import DiscreteActions
+from sb3_muzero.common.serialization import validate_number
 
 
 class WarmUp:
@@ -41,8 +42,9 @@ class WarmUp:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """:param state: What ``state`` returned"""
-        self.first_reward = None if state["first_reward"] is None else float(state["first_reward"])
-        self.reward_signal_seen = bool(state["reward_signal_seen"])
+        first = state["first_reward"]
+        self.first_reward = None if first is None else validate_number("first_reward", first, float)
+        self.reward_signal_seen = validate_number("reward_signal_seen", state["reward_signal_seen"], bool)
 
 
 def repeated_random_actions(

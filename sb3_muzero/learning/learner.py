@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_muzero.actions import DiscreteActions
 from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.common.serialization import validate_number
 from sb3_muzero.learning.losses import LossOutput, muzero_loss
 from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.models.base import LatentModel
@@ -103,7 +104,8 @@ class Learner:
         targets = self.targets(samples)
         known_values = targets.values[targets.value_weights > 0]
         if not bool(known_values.isfinite().all() & targets.rewards.isfinite().all()):
-            return self._skip("value or reward target", num_updates, step)
+            self._skip("value or reward target", num_updates, step)
+            return None
         self.fit_supports(known_values, targets.rewards)
         clipped = support.out_of_range(known_values).float().mean()
 
@@ -114,7 +116,8 @@ class Learner:
         grad_norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         if not bool((loss + grad_norm).isfinite()):
             broken = [name for name, term in output.losses.items() if not bool(term.isfinite())]
-            return self._skip(f"{' and '.join(broken)} loss" if broken else "gradient", num_updates, step)
+            self._skip(f"{' and '.join(broken)} loss" if broken else "gradient", num_updates, step)
+            return None
         self.skipped_in_a_row = 0
         policy.optimizer.step()
         value_error = output.value_errors.mean()
@@ -223,4 +226,5 @@ class Learner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """:param state: What ``state`` returned"""
-        self.skipped_updates, self.skipped_in_a_row = int(state["skipped_updates"]), int(state["skipped_in_a_row"])
+        self.skipped_updates = validate_number("skipped_updates", state["skipped_updates"], int, 0)
+        self.skipped_in_a_row = validate_number("skipped_in_a_row", state["skipped_in_a_row"], int, 0)

@@ -1,0 +1,248 @@
+"""SB3's OffPolicyAlgorithm with a replay buffer of sequences: how it is made, kept in files and filled."""
+
+import contextlib
+import copy
+import io
+import pathlib
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
+
+from sb3_muzero.collector import Collector, validate_step
+from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz, validate_number, with_suffix
+from sb3_muzero.common.time_split import TimeSplit
+from sb3_muzero.common.validation import check_finite
+from sb3_muzero.common.vec_env_checks import frames_in_observation
+from sb3_muzero.exploration.warmup import WarmUp
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.search import is_cached
+
+
+class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
+    """
+    Off-policy algorithm that learns from sequences. Files that it writes are whole or not there at all, and its replay buffers
+    are read without running code. See ``MuZero`` for the arguments.
+    """
+
+    replay_buffer: SequenceReplayBuffer
+    collector: Collector
+    two_player: bool | None
+
+    def _init_run(self) -> None:
+        self.warmup = WarmUp()
+        self.uses_action_masks = False
+        self.time_split = TimeSplit()
+        self._acted_at = 0.0
+        # Whether a callback was asked to end the run
+        self.interrupted = False
+        # Called when ``learn`` ends, however it does
+        self.after_learning = contextlib.ExitStack()
+        # Folders with checkpoints of this run, and its steps when it was last saved there or resumed
+        self.checkpoint_folders: dict[pathlib.Path, int] = {}
+
+    def _make_replay_buffer(self) -> None:
+        num_frames = frames_in_observation(self.env)
+        stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
+        self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            **(stacked | self.replay_buffer_kwargs),
+        )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        As SB3's. The replay buffer stores each frame of a stack once: if the environments stack another number of frames, an
+        empty buffer is replaced.
+
+        :param env: The environment for learning a policy
+        :param force_reset: Whether training begins with a reset
+        :raises ValueError: for other spaces or another number of environments, and for another number of stacked frames than
+            those that the replay buffer holds
+        """
+        super().set_env(env, force_reset)
+        assert self.env is not None
+        self.collector.set_env(self.env)
+        buffer = self.replay_buffer
+        num_frames = self.replay_buffer_kwargs.get("frame_stack", frames_in_observation(self.env))
+        if buffer.size() == 0 and buffer.frame_stack != num_frames:
+            self._make_replay_buffer()
+        elif buffer.frame_stack not in (1, num_frames):
+            raise ValueError(
+                f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got {num_frames}; "
+                f"call `model.replay_buffer.reset()` to discard its transitions"
+            )
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if progress_bar:
+            from sb3_muzero.common.progress_bar import MuZeroProgressBar  # rich and tqdm take long to import
+
+            callbacks = callback if isinstance(callback, list) else [callback]
+            converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
+            callback = CallbackList([*converted, MuZeroProgressBar(compiles=not is_cached())])
+        return super()._init_callback(callback)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[int, BaseCallback]:
+        self.interrupted = False
+        self.time_split = TimeSplit()
+        if reset_num_timesteps or self._last_obs is None:  # the environments are about to be reset
+            self.replay_buffer.cut()
+            self.collector.reset()
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        seen = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+        check_finite("observation", seen, self.num_timesteps, space=self.observation_space)
+        return result
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """
+        Collect experiences and store them. A rollout that stops midway has taken a step that was not stored, so the next one
+        starts from a reset.
+
+        :return: How much was collected, and whether to go on
+        """
+        continues = False
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+            continues = rollout.continue_training
+        except (EOFError, ConnectionError):
+            if not self.interrupted:
+                raise
+            rollout = RolloutReturn(0, 0, continue_training=False)  # Ctrl-C has ended a SubprocVecEnv's processes, too
+        finally:
+            if not continues:
+                self._last_obs = None
+        return rollout
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: Any,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        :param replay_buffer: Where the step is stored
+        :param buffer_action: The ``Decision`` of ``_sample_action``
+        :param new_obs: Observations after the step; where an episode ended, the first of the next episode
+        :param reward: Rewards of the step
+        :param dones: Whether an episode ended
+        :param infos: Hold the ``terminal_observation`` of episodes that ended
+        :raises ValueError: for observations and rewards that cannot be learned from, with nothing stored
+        """
+        self.time_split["environment"] += time.perf_counter() - self._acted_at
+        step = self.collector.observe(buffer_action, new_obs, reward, dones, infos)
+        validate_step(step, self.observation_space, self.num_timesteps)
+        self.warmup.update(step.raw_rewards, dones, infos)
+        obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+        search, masks = buffer_action.search, buffer_action.action_masks
+        assert isinstance(replay_buffer, SequenceReplayBuffer)
+        if search is not None:
+            replay_buffer.store_search(search.action_weights, search.value, self._n_updates)
+        if masks is not None:
+            replay_buffer.store_action_masks(masks)
+        replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos)  # type: ignore
+        self._last_obs, self._last_original_obs = new_obs, step.raw_new_obs
+
+    def dump_logs(self) -> None:
+        """Write log data."""
+        for part, share in self.time_split.shares().items():
+            self.logger.record(f"time/{part}_share", share)
+        super().dump_logs()
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file. An existing file stays whole until the
+        new one is on disk.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        path = with_suffix(path, ".zip")
+        if not isinstance(path, pathlib.Path):
+            return super().save(path, exclude, include)
+        if path.is_dir():
+            warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2")
+            path = path.with_name(f"{path.name}_2")
+        with atomic_write(path) as file:
+            super().save(file, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer, in a format that runs no code when it is loaded (``sb3_muzero.common.serialization``).
+
+        :param path: Path to the file where the replay buffer should be saved; folders are created, and ``.pkl`` is added to a
+            name without suffix, as SB3 does
+        """
+        save_npz(with_suffix(path, ".pkl"), self.replay_buffer.state())
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load what ``save_replay_buffer`` saved. The buffer takes the file's size, and keeps its other settings.
+
+        :param path: Path to the replay buffer.
+        :param truncate_last_traj: Not used: running episodes always end as truncated
+        :raises ValueError: for another kind of file, a damaged one, other spaces or another number of environments;
+            the buffer stays as it is then
+        """
+        buffer = copy.copy(self.replay_buffer)
+        buffer.load_state(load_npz(with_suffix(path, ".pkl")))
+        self.replay_buffer = buffer
+        self._last_obs = None  # no step of the running episodes is in it
+        if (size := buffer.size()) > 0:
+            self.warmup = WarmUp()
+            self.warmup.update_from(buffer.rewards[:size], buffer.terminals[:size])
+
+    def state(self) -> dict[str, Any]:
+        """:return: SB3's counters, and what the environment told: what a resumed run continues with, besides its parts"""
+        return {
+            "num_timesteps": self.num_timesteps,
+            "num_timesteps_at_start": self._num_timesteps_at_start,
+            "total_timesteps": self._total_timesteps,
+            "progress_remaining": self._current_progress_remaining,
+            "n_updates": self._n_updates,
+            "episode_num": self._episode_num,
+            "uses_action_masks": self.uses_action_masks,
+            "two_player": self.two_player,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What ``state`` returned
+        :raises ValueError: for numbers that cannot be
+        """
+        self.num_timesteps = validate_number("num_timesteps", state["num_timesteps"], int, 0)
+        self._num_timesteps_at_start = validate_number("num_timesteps_at_start", state["num_timesteps_at_start"], int, 0)
+        self._total_timesteps = validate_number("total_timesteps", state["total_timesteps"], float)
+        self._current_progress_remaining = validate_number("progress_remaining", state["progress_remaining"], float)
+        self._n_updates = validate_number("n_updates", state["n_updates"], int, 0)
+        self._episode_num = validate_number("episode_num", state["episode_num"], int, 0)
+        self.uses_action_masks = validate_number("uses_action_masks", state["uses_action_masks"], bool)
+        self.two_player = validate_number("two_player", state["two_player"], bool)
+
+    def _excluded_save_params(self) -> list[str]:
+        of_this_run = ["collector", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
+        return [*super()._excluded_save_params(), *of_this_run]
