@@ -230,7 +230,7 @@ def run(algo: str, seed: int, settings: dict[str, Any], args: argparse.Namespace
         import wandb
         from wandb.integration.sb3 import WandbCallback
 
-        from sb3_muzero.analysis.callbacks import MuZeroWandbCallback
+        from sb3_muzero.callbacks import MuZeroWandbCallback
 
         config = {"algo": algo, "env": args.env, "seed": seed, "steps": args.steps, **settings}
         tracker = wandb.init(

@@ -25,8 +25,8 @@ from compare_baselines import ROOT, resolve, versions
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_muzero import MuZero
-from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
 from sb3_muzero.analysis.report import setting
+from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing.run_state import checkpoints_in
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
