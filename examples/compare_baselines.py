@@ -38,7 +38,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
 from sb3_muzero.analysis.plotting import plot_learning_curves
-from sb3_muzero.analysis.report import setting
+from sb3_muzero.common.cli import key_value
 from sb3_muzero.models.resnet import GridCNN  # noqa: F401  # settings name it
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +120,7 @@ def settings_for(algo: str, env_id: str, overrides: dict[str, Any]) -> dict[str,
     if not algo.startswith("muzero"):
         return dict(TUNED[algo].get(env_id, TUNED[algo].get(family, {})))
     sections = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
-    return sections.get(env_id, sections.get(family, {})) | overrides | dict(map(setting, algo.split()[1:]))
+    return sections.get(env_id, sections.get(family, {})) | overrides | dict(map(key_value, algo.split()[1:]))
 
 
 def resolve(value: Any) -> Any:
@@ -230,7 +230,7 @@ def run(algo: str, seed: int, settings: dict[str, Any], args: argparse.Namespace
         import wandb
         from wandb.integration.sb3 import WandbCallback
 
-        from sb3_muzero.analysis.callbacks import MuZeroWandbCallback
+        from sb3_muzero.callbacks import MuZeroWandbCallback
 
         config = {"algo": algo, "env": args.env, "seed": seed, "steps": args.steps, **settings}
         tracker = wandb.init(
@@ -346,7 +346,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id")
-    parser.add_argument("--env-kwargs", nargs="+", type=setting, default=[], metavar="KEY=VALUE", help="of the environment")
+    parser.add_argument("--env-kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="of the environment")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
     parser.add_argument("--algos", nargs="+", choices=list(LABELS), default=list(LABELS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 of every algorithm")
@@ -355,7 +355,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, help="mean return that counts as solved (default: the environment's own)")
     parser.add_argument("--final-episodes", type=int, default=100, help="episodes of the evaluation after training")
     parser.add_argument("--stop-at-threshold", action="store_true", help="end a run at its first evaluation at the threshold")
-    parser.add_argument("--set", nargs="+", type=setting, default=[], metavar="KEY=VALUE", help="MuZero settings")
+    parser.add_argument("--set", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="MuZero settings")
     parser.add_argument("--variants", nargs="+", default=[], metavar="SETTINGS",
                         help="compare variants of MuZero too, each with settings like 'n_steps=5 unroll_steps=3'")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")

@@ -25,9 +25,9 @@ from compare_baselines import ROOT, resolve, versions
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_muzero import MuZero
-from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
-from sb3_muzero.analysis.report import setting
+from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing.run_state import checkpoints_in
+from sb3_muzero.common.cli import key_value
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, share_of_errors, solve
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--simulator", action="store_true", help="plan with the rules, as AlphaZero does")
-    parser.add_argument("--set", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="other settings of MuZero")
+    parser.add_argument("--set", nargs="+", default=[], type=key_value, metavar="KEY=VALUE", help="other settings of MuZero")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of minimax, at the end")
     parser.add_argument("--games", type=int, default=100, help="against each, at the end")
     parser.add_argument("--curve-depths", type=int, nargs="+", default=[1, 2, 4], help="of minimax, meanwhile")

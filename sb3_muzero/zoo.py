@@ -17,16 +17,20 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import optuna
-from huggingface_hub.repocard import metadata_save
-from rl_zoo3 import ALGOS
-from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import SimpleLinearSchedule
-
+from sb3_muzero.common.extras import missing_extra
 from sb3_muzero.muzero import MuZero
 
-hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")  # the package has a function of that name
+try:
+    import optuna
+    from huggingface_hub.repocard import metadata_save
+    from rl_zoo3 import ALGOS
+    from rl_zoo3.exp_manager import ExperimentManager
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+    from rl_zoo3.utils import SimpleLinearSchedule
+
+    hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")  # the package has a function of that name
+except ImportError as error:
+    raise missing_extra("zoo", error) from error
 
 # The Zoo's programs: modules to run, or functions to call where another module has imported them
 PROGRAMS = {

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import nn
 
-from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
+from sb3_muzero.callbacks import ResumableCheckpointCallback
 
 
 def in_threads(*functions: Callable[[], Any]) -> list[Any]:

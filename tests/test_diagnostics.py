@@ -15,7 +15,6 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from sb3_muzero.analysis.callbacks import DiagnosticsCallback
 from sb3_muzero.analysis.diagnostics import (
     discounted_returns,
     dormant_share,
@@ -25,6 +24,7 @@ from sb3_muzero.analysis.diagnostics import (
     policy_improvement,
     value_figures,
 )
+from sb3_muzero.callbacks import DiagnosticsCallback
 from sb3_muzero.learning.losses import muzero_loss, unroll
 
 
@@ -318,7 +318,7 @@ def test_many_short_runs_are_measured_as_a_long_one():
 def test_bad_input():
     with pytest.raises(ValueError, match="can't be in EveryNTimesteps: give it its own `log_freq`"):
         tiny_model(tiny_envs(1)).learn(1, callback=EveryNTimesteps(10, DiagnosticsCallback()))
-    with pytest.raises(ValueError, match="`log_freq` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`log_freq` must be an integer of at least 1, got 0"):
         DiagnosticsCallback(log_freq=0)
     with pytest.raises(ValueError, match="made for MuZero, got DQN"):
         DQN("MlpPolicy", "CartPole-v1").learn(1, callback=DiagnosticsCallback())

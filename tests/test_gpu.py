@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 from test_concurrency import in_threads
 
 from sb3_muzero import MuZero
-from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
+from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing.run_state import checkpoints_in
 from sb3_muzero.search.backends.cuda_graphs import CudaGraph
 

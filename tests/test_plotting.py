@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from conftest import tiny_envs, tiny_model
 from matplotlib.figure import Figure
-from scipy.stats import trim_mean
 
 from sb3_muzero.analysis.diagnostics import ModelErrors
 from sb3_muzero.analysis.plotting import (
-    interquartile_mean,
     plot_imagined_episode,
     plot_imagined_frames,
     plot_latent_map,
@@ -19,8 +17,9 @@ from sb3_muzero.analysis.plotting import (
     plot_policies,
     plot_search_tree,
     plot_value_calibration,
-    principal_variation,
+    to_rgb,
 )
+from sb3_muzero.analysis.search_tree import principal_variation
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search
 
 
@@ -33,13 +32,6 @@ def search():
 
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for ax in figure.axes for text in ax.texts]
-
-
-def test_interquartile_mean_is_that_of_rliable():
-    """Which is SciPy's trimmed mean."""
-    for seeds in (1, 3, 4, 5, 10):
-        scores = np.random.default_rng(seeds).normal(size=(seeds, 7))
-        np.testing.assert_allclose(interquartile_mean(scores), trim_mean(scores, 0.25, axis=0))
 
 
 def test_learning_curves():
@@ -159,3 +151,13 @@ def test_imagined_episode_and_frames():
     figure = plot_imagined_frames(*frames, [0, 2, 5])
     np.testing.assert_allclose([ax.images[0].get_array() for ax in figure.axes], frames.reshape(6, 4, 4, 3))
     assert [ax.get_title() for ax in figure.axes[:3]] == ["now", "2 steps", "5 steps"]
+
+
+def test_colours():
+    np.testing.assert_allclose(to_rgb(np.full((1, 1, 2, 2), 0.5)), 0.5 * np.ones((1, 2, 2, 3)))
+    rgb = np.random.default_rng(0).random((2, 3, 4, 5))
+    np.testing.assert_array_equal(to_rgb(rgb), rgb.transpose(0, 2, 3, 1))
+    shown = to_rgb(np.eye(6).reshape(1, 6, 1, 6))[0, 0]
+    assert len({tuple(colour) for colour in shown.tolist()}) == 6  # a colour each
+    assert shown.max(-1).min() == 1.0
+    assert to_rgb(np.zeros((1, 7, 2, 2))).max() == 0

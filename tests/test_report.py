@@ -1,9 +1,8 @@
-"""``python -m sb3_muzero.analysis.report`` writes one file that says it all, for every kind of environment."""
+"""``python -m sb3_muzero report`` describes a model in one file, for every kind of environment."""
 
 import shutil
 import struct
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import gymnasium as gym
@@ -16,6 +15,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
+from sb3_muzero.__main__ import main
 from sb3_muzero.analysis import report
 from sb3_muzero.analysis.recording import play, record_frames
 from sb3_muzero.games import TicTacToeEnv
@@ -53,9 +53,8 @@ class Page(HTMLParser):
             self.headings.append(data)
 
 
-def run(monkeypatch, *args) -> None:
-    monkeypatch.setattr(sys, "argv", ["report", *map(str, args)])
-    report.main()
+def run(*args) -> None:
+    main(["report", *map(str, args)])
 
 
 @pytest.fixture(autouse=True)
@@ -63,14 +62,13 @@ def hasty_decoder(monkeypatch):
     monkeypatch.setattr(report, "DECODER_UPDATES", 20)
 
 
-SECTIONS = ["How it decides", "What it imagines", "Can it be trusted?", "What it sees", "Settings"]
+SECTIONS = ["Decisions", "Open-loop predictions", "Diagnostics", "Latent space", "Settings"]
 
 
-def test_command_line(tmp_path, monkeypatch, capsys):
+def test_command_line(tmp_path, capsys):
     model = tiny_model("CartPole-v1").learn(200)
     model.save(tmp_path / "model.zip")
     run(
-        monkeypatch,
         tmp_path / "model.zip",
         "--env",
         "CartPole-v1",
@@ -135,7 +133,7 @@ def test_every_kind_of_environment(kind, tmp_path):
     assert page.headings == ["MuZero on an environment", "Results", *SECTIONS]
     complete = page.text[page.text.index("complete episodes") + 1]
     assert (complete == "0") == (kind == "endless")
-    decoded = not any("No observations are decoded" in text for text in page.text)
+    decoded = not any("Observations are not reconstructed" in text for text in page.text)
     assert decoded == (kind not in ("dict", "discrete"))
 
 
@@ -147,7 +145,7 @@ def test_a_games_results_are_of_different_games(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "plot_value_calibration", lambda values_, returns: values.append(values_) or Figure())
     report.write_report(model, model.get_env(), tmp_path / "page.html", num_episodes=24)
     page = Page((tmp_path / "page.html").read_text()).text
-    assert "with the noise that explores" in page and "deterministic" not in page
+    assert "with exploration noise" in page and "deterministic" not in page
     assert 0 <= float(page[page.index("decided games") + 1]) <= 1
     assert len(np.unique(values[0])) > 9, "more than one game's"
 
@@ -229,22 +227,22 @@ def test_a_model_plays_with_masks_if_it_was_trained_with_them():
     assert all(episode.action_masks is None for episode in play(model, model.get_env(), 6, 100, deterministic=True).episodes)
 
 
-def test_bad_input(tmp_path, monkeypatch):
+def test_bad_input(tmp_path):
     missing = tmp_path / "missing.zip"
     with pytest.raises(SystemExit, match=r"`model`: there is no .*missing\.zip"):
-        run(monkeypatch, missing, "--env", "CartPole-v1")
+        run(missing, "--env", "CartPole-v1")
     DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu").save(tmp_path / "dqn.zip")
     with pytest.raises(SystemExit, match=r"(?s)dqn\.zip can't be loaded.*must be MuZero's"):
-        run(monkeypatch, tmp_path / "dqn.zip", "--env", "CartPole-v1")
+        run(tmp_path / "dqn.zip", "--env", "CartPole-v1")
     tiny_model("CartPole-v1").save(tmp_path / "model.zip")
     with pytest.raises(SystemExit, match=r"(?s)`--env Acrobot-v1`.*--env-wrapper"):
-        run(monkeypatch, tmp_path / "model.zip", "--env", "Acrobot-v1")
+        run(tmp_path / "model.zip", "--env", "Acrobot-v1")
     with pytest.raises(SystemExit, match=r"(?s)`--env Nowhere-v0` can't be made.*`--gym-packages`"):
-        run(monkeypatch, tmp_path / "model.zip", "--env", "Nowhere-v0")
+        run(tmp_path / "model.zip", "--env", "Nowhere-v0")
     with pytest.raises(SystemExit, match=r"`--gym-packages nowhere` can't be imported"):
-        run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--gym-packages", "nowhere")
-    with pytest.raises(SystemExit, match=r"`--env-wrapper nowhere\.Wrapper` is not there"):
-        run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", "--env-wrapper", "nowhere.Wrapper")
+        run(tmp_path / "model.zip", "--env", "CartPole-v1", "--gym-packages", "nowhere")
+    with pytest.raises(SystemExit, match=r"`--env-wrapper`: there is no nowhere\.Wrapper"):
+        run(tmp_path / "model.zip", "--env", "CartPole-v1", "--env-wrapper", "nowhere.Wrapper")
     wrong = {
         ("--max-steps", 5): "`--max-steps` must be at least 100, got 5",
         ("--episodes", 0): "`--episodes` must be at least 1, got 0",
@@ -255,23 +253,23 @@ def test_bad_input(tmp_path, monkeypatch):
     }
     for options, message in wrong.items():
         with pytest.raises(SystemExit, match=message):
-            run(monkeypatch, tmp_path / "model.zip", "--env", "CartPole-v1", *options)
+            run(tmp_path / "model.zip", "--env", "CartPole-v1", *options)
     model = tiny_model("CartPole-v1").learn(30)
     with pytest.raises(ValueError, match="`model` must have an empty replay buffer"):
         report.write_report(model, model.get_env(), tmp_path / "page.html")
 
 
 @pytest.mark.parametrize("stack", [1, 4])
-def test_what_was_trained_normalized_needs_its_statistics(stack, tmp_path, monkeypatch):
+def test_what_was_trained_normalized_needs_its_statistics(stack, tmp_path):
     env = make_vec_env("CartPole-v1", 1)
     env = VecNormalize(VecFrameStack(env, stack) if stack > 1 else env)
     tiny_model(env).learn(60).save(tmp_path / "model.zip")
     env.save(tmp_path / "statistics.pkl")
     arguments = [tmp_path / "model.zip", "--env", "CartPole-v1", "--frame-stack", stack, "--output", tmp_path / "page.html"]
-    run(monkeypatch, *arguments, "--episodes", 8, "--vec-normalize", tmp_path / "statistics.pkl")
+    run(*arguments, "--episodes", 8, "--vec-normalize", tmp_path / "statistics.pkl")
     page = Page((tmp_path / "page.html").read_text())
     assert float(page.text[page.text.index("mean return") + 1]) > 5  # steps, not normalised rewards
     if stack > 1:
         arguments[4] = 1
         with pytest.raises(SystemExit, match=r"`--vec-normalize .*statistics\.pkl` is of another environment"):
-            run(monkeypatch, *arguments, "--vec-normalize", tmp_path / "statistics.pkl")
+            run(*arguments, "--vec-normalize", tmp_path / "statistics.pkl")

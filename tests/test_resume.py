@@ -29,7 +29,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
-from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
+from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing.run_state import checkpoints_in, decode, encode, is_missing, load_checkpoint, steps_of
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.games import TicTacToeEnv
@@ -582,7 +582,7 @@ import sys, torch, warnings
 torch.set_num_threads(1)
 warnings.filterwarnings("error", message=".*damaged")
 from sb3_muzero import MuZero
-from sb3_muzero.analysis.callbacks import ResumableCheckpointCallback
+from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing.run_state import checkpoints_in
 folder = sys.argv[1]
 if checkpoints_in(folder):

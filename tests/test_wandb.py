@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from wandb.integration.sb3 import WandbCallback
 
 from sb3_muzero import MuZero
-from sb3_muzero.analysis.callbacks import MuZeroWandbCallback
 from sb3_muzero.analysis.recording import record_frames, save_gif
+from sb3_muzero.callbacks import MuZeroWandbCallback
 
 
 class FilmedEnv(TinyEnv):
@@ -70,7 +70,7 @@ def test_a_film_is_normalised_as_training_is(monkeypatch):
     run = MagicMock(dir=".")
     monkeypatch.setattr(wandb, "run", run)
     monkeypatch.setattr(wandb, "Video", MagicMock())
-    monkeypatch.setattr("sb3_muzero.analysis.callbacks.save_gif", lambda frames, path: None)
+    monkeypatch.setattr("sb3_muzero.analysis.wandb_callback.save_gif", lambda frames, path: None)
     tiny_model(env).learn(80, callback=MuZeroWandbCallback(video_env, log_freq=30, batch_size=16))
     statistics = video_env.obs_rms.mean.copy()
     assert np.abs(statistics).max() > 1e-3 and run.log.call_count >= 2
@@ -115,7 +115,7 @@ def test_what_can_not_be_filmed_is_said_before_training(monkeypatch):
 def test_bad_input():
     with pytest.raises(ValueError, match="`video_env` must have the render mode 'rgb_array', got None"):
         MuZeroWandbCallback(make_vec_env("CartPole-v1", 1, env_kwargs={"render_mode": None}))
-    with pytest.raises(ValueError, match="`video_length` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`video_length` must be an integer of at least 1, got 0"):
         MuZeroWandbCallback(video_length=0)
     assert wandb.run is None
     with pytest.raises(ValueError, match=r"call `wandb\.init\(\)` before training"):

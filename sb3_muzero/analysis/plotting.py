@@ -1,4 +1,4 @@
-"""Pictures of what MuZero learns and how it decides; each function draws one and returns it as a Matplotlib ``Figure``."""
+"""Figures of training, of searches and of the learned model; each function returns a Matplotlib ``Figure``."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from scipy.stats import trim_mean
 
 from sb3_muzero.analysis.diagnostics import ModelErrors
+from sb3_muzero.analysis.search_tree import node_positions, principal_variation
 from sb3_muzero.search import SearchOutput
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#444444")  # Okabe-Ito
@@ -44,27 +46,19 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """
-    Mean of the middle half (Agarwal et al., https://arxiv.org/abs/2108.13264), as rliable computes it, which runs neither with
-    pandas 3 nor with arch 7: neither one lucky nor one failed seed decides.
-
-    :param scores: Shape ``[N, ...]``
-    :return: Shape ``[...]``
-    """
-    cut = len(scores) // 4
-    return np.sort(scores, axis=0)[cut : len(scores) - cut].mean(axis=0)
-
-
 def plot_learning_curves(
-    curves: Mapping[str, tuple[Sequence[float], np.ndarray]], threshold: float | None = None, title: str = ""
+    curves: Mapping[str, tuple[Sequence[float], np.ndarray]],
+    threshold: float | None = None,
+    title: str = "",
+    samples: str = "seeds",
 ) -> Figure:
     """
-    Interquartile means over seeds, with 95 % bootstrap intervals.
+    Interquartile means over seeds, with 95 % bootstrap intervals (Agarwal et al., https://arxiv.org/abs/2108.13264).
 
     :param curves: For each label the environment steps, shape ``[T]``, and the returns, shape ``[seeds, T]``
     :param threshold: Return to mark
     :param title: Title
+    :param samples: What the mean is taken over, for the legend, if not seeds
     :return: The figure
     :raises ValueError: for returns of another shape
     """
@@ -76,10 +70,11 @@ def plot_learning_curves(
         returns = np.asarray(returns, dtype=np.float64)
         if returns.ndim != 2 or returns.shape[1] != len(steps):
             raise ValueError(f"`curves[{label!r}]` must have returns of shape [seeds, {len(steps)}], got {returns.shape}")
-        seeds = len(returns)
-        resampled = np.random.default_rng(0).integers(seeds, size=(2000, seeds))
-        bootstrap = interquartile_mean(returns[resampled].swapaxes(0, 1))
-        ax.plot(steps, interquartile_mean(returns), color=colour, linewidth=2, label=f"{label} ({seeds} seeds)")
+        count = len(returns)
+        resampled = np.random.default_rng(0).integers(count, size=(2000, count))
+        bootstrap = trim_mean(returns[resampled], 0.25, axis=1)
+        mean = trim_mean(returns, 0.25, axis=0)
+        ax.plot(steps, mean, color=colour, linewidth=2, label=f"{label} ({count} {samples})")
         ax.fill_between(steps, *np.quantile(bootstrap, (0.025, 0.975), axis=0), color=colour, alpha=0.18, linewidth=0)
     ax.set(xlabel="environment steps", ylabel="mean return of an evaluation")
     ax.set_xlim(left=0)
@@ -89,26 +84,10 @@ def plot_learning_curves(
     return figure
 
 
-def principal_variation(search: SearchOutput, index: int = 0) -> list[int]:
-    """
-    :param search: Result of a search
-    :param index: Which of its decisions
-    :return: Nodes from the root on: the action that is played, then the most visited child each time
-    """
-    tree = search.tree
-    nodes = [0]
-    child = int(tree.children_index[index, 0, search.action[index]])
-    while child > 0:
-        nodes.append(child)
-        visits = tree.children_visits[index, child]
-        child = int(tree.children_index[index, child, visits.argmax()]) if visits.any() else -1
-    return nodes
-
-
 def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequence[str] | None = None) -> Figure:
     """
-    The tree of one decision. A node's size tells its visits, its colour its value; the line of play that the search expects
-    stands out. What was visited more than once has its action, visits, Q value, reward and prior beside it.
+    The tree of one decision. The size of a node shows its visits, its colour its value; the line of play that the search
+    expects is highlighted. Nodes with several visits are labelled with action, visits, Q value, reward and prior.
 
     :param search: Result of a search
     :param index: Which of its decisions
@@ -122,25 +101,8 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
     names = [str(action) for action in range(num_actions)] if action_names is None else list(action_names)
     expected = principal_variation(search, index)
 
-    # Leaves in a row, every other node in the middle above its children
-    height = np.zeros(len(visits))
-    next_leaf = 0
-    order: list[int] = []
-    stack = [0]
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        stack += [int(child) for child in children[node][::-1] if child > 0]
-    for node in order:
-        if not (children[node] > 0).any():
-            height[node] = next_leaf
-            next_leaf += 1
-    for node in reversed(order):
-        below = children[node][children[node] > 0]
-        if len(below) > 0:
-            height[node] = height[below].mean()
-
-    figure, axes = new_figure(2.2 + 2.1 * (depths.max() + 1), max(3.0, 0.34 * next_leaf + 0.8))
+    order, height = node_positions(children)
+    figure, axes = new_figure(2.2 + 2.1 * (depths.max() + 1), max(3.0, 0.34 * (height.max() + 1) + 0.8))
     ax: Axes = axes[0, 0]
     ax.grid(False)
     ax.invert_yaxis()
@@ -217,7 +179,7 @@ def plot_policies(search: SearchOutput, index: int = 0, action_names: Sequence[s
 
 def plot_model_errors(timesteps: Sequence[int], errors: Sequence[ModelErrors]) -> Figure:
     """
-    How far the model sees, over training: its errors by unroll depth, as ``DiagnosticsCallback`` keeps them.
+    Errors of the model by unroll depth over training, as ``DiagnosticsCallback`` records them.
 
     :param timesteps: Environment steps of the measurements, shape ``[T]``
     :param errors: The measurements, ``T`` of them
@@ -249,7 +211,7 @@ def plot_model_errors(timesteps: Sequence[int], errors: Sequence[ModelErrors]) -
 
 def plot_value_calibration(values: np.ndarray, returns: np.ndarray) -> Figure:
     """
-    Root values against the discounted returns that followed. Calibrated values lie about the diagonal.
+    Root values against the discounted returns that followed. Calibrated values lie on the diagonal.
 
     :param values: Shape ``[N]``
     :param returns: Shape ``[N]``
@@ -294,7 +256,7 @@ def plot_latent_map(latents: np.ndarray, values: np.ndarray) -> Figure:
 
 def plot_imagined_episode(real: Mapping[str, np.ndarray], imagined: Mapping[str, np.ndarray], starts: Sequence[int]) -> Figure:
     """
-    What happened, and what the model imagined of it from some steps on, given the actions that were taken and no more.
+    An episode, and the model's open-loop predictions from several of its steps, given only the actions that were taken.
 
     :param real: For each quantity its value at every step, shape ``[T]``
     :param imagined: For each quantity its values from each start on, shape ``[len(starts), depth]``
@@ -318,7 +280,7 @@ def plot_imagined_episode(real: Mapping[str, np.ndarray], imagined: Mapping[str,
 
 def plot_imagined_frames(real: np.ndarray, imagined: np.ndarray, depths: Sequence[int]) -> Figure:
     """
-    Frames that followed, above what the model imagined, read off its latents by a decoder.
+    Real frames, above those that a decoder reconstructs from imagined latents.
 
     :param real: Shape ``[N, height, width, 3]``, from 0 to 1
     :param imagined: The same
@@ -339,3 +301,19 @@ def plot_imagined_frames(real: np.ndarray, imagined: np.ndarray, depths: Sequenc
     axes[0, 0].set_ylabel("real")
     axes[1, 0].set_ylabel("imagined")
     return figure
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """
+    :param images: From 0 to 1, shape ``[N, channels, height, width]``
+    :return: Shape ``[N, height, width, 3]``: one channel in grey, three in RGB, any other number in a colour for each
+    """
+    images = np.moveaxis(images, 1, -1)
+    channels = images.shape[-1]
+    if channels == 1:
+        return images.repeat(3, axis=-1)
+    if channels == 3:
+        return images
+    hues = np.arange(channels) / channels * 6
+    wheel = np.stack([np.abs(hues - 3) - 1, 2 - np.abs(hues - 2), 2 - np.abs(hues - 4)], axis=1).clip(0, 1)
+    return (images[..., None] * wheel).max(-2)

@@ -1,26 +1,15 @@
-"""
-A page about a saved model: what it earns, how it decides and whether it can be trusted, in one HTML file.
+"""A report on a saved model in one HTML file: results, decisions, open-loop predictions, diagnostics and settings."""
 
-    python -m sb3_muzero.analysis.report model.zip --env CartPole-v1
-"""
-
-import argparse
-import ast
 import base64
-import functools
 import html
-import importlib
-import pydoc
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from matplotlib.figure import Figure
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero import __version__
 from sb3_muzero.analysis.diagnostics import METRICS, ModelErrors, discounted_returns, measure, settings_of, value_figures
@@ -32,18 +21,18 @@ from sb3_muzero.analysis.plotting import (
     plot_search_tree,
     plot_value_calibration,
     to_png,
+    to_rgb,
 )
 from sb3_muzero.analysis.recording import Episode, Recording, play, stacked
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.vec_env_checks import frames_in_observation
 from sb3_muzero.learning.losses import unroll
-from sb3_muzero.models.decoder import DecoderProbe, to_rgb
+from sb3_muzero.models.decoder import DecoderProbe
 from sb3_muzero.muzero import MuZero
 
-DEPTH = 15  # steps that the model imagines on its own
-NUM_ENVS = 8
+DEPTH = 15  # steps of an open-loop prediction
 DECODER_UPDATES = 2_000
-MOST_QUANTITIES = 6  # of a vector observation, that are drawn
+MAX_QUANTITIES = 6  # of a vector observation, that are drawn
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
@@ -58,8 +47,8 @@ img { max-width: 100% } .wide { overflow-x: auto } .wide img { max-width: none }
 def picture(figure: Figure, text: str) -> str:
     """
     :param figure: Figure
-    :param text: What it shows, for who cannot see it
-    :return: The figure itself as HTML, no file beside it
+    :param text: Its alternative text
+    :return: HTML that contains the figure
     """
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(to_png(figure)).decode()}">'
 
@@ -82,11 +71,11 @@ def table(rows: list[tuple[str, Any, str]]) -> str:
 
 class OpenLoopPrediction:
     """
-    What the model makes of an episode, from some of its steps on, told the actions and nothing else.
+    What the model predicts from several steps of an episode on, given only the actions that were taken.
 
     :param model: The model
     :param episode: The episode
-    :param decoder: Reads observations off latents; ``None`` for none
+    :param decoder: Reconstructs observations from latents, optional
     """
 
     def __init__(self, model: MuZero, episode: Episode, decoder: DecoderProbe | None) -> None:
@@ -103,11 +92,11 @@ class OpenLoopPrediction:
             real_values = policy.predict_values(seen).squeeze(-1).numpy(force=True)
             self.decoded = None if decoder is None else decoder(latents).transpose(0, 1)
             self.seen = None if decoder is None else decoder.newest(seen)
-        rewards[:, 0] = np.nan  # of the step before, which was not imagined
+        rewards[:, 0] = np.nan  # of the step before the first one
         self.real = {"reward": np.concatenate([[np.nan], episode.rewards]), "value": real_values}
         self.imagined = {"reward": rewards, "value": values}
         if self.decoded is not None and self.seen is not None and self.decoded.dim() == 3:  # vectors
-            for i in range(min(self.decoded.shape[-1], MOST_QUANTITIES)):
+            for i in range(min(self.decoded.shape[-1], MAX_QUANTITIES)):
                 self.real[f"observation {i}"] = self.seen[:, i].numpy(force=True)
                 self.imagined[f"observation {i}"] = self.decoded[..., i].numpy(force=True)
 
@@ -116,15 +105,15 @@ class OpenLoopPrediction:
         found = [
             picture(
                 plot_imagined_episode(self.real, self.imagined, list(self.starts)),
-                "rewards, values and observations of an episode, and what the model imagined",
+                "rewards, values and observations of an episode, and the model's predictions",
             )
         ]
         if self.decoded is not None and self.seen is not None and self.decoded.dim() == 5:  # images
             shown = np.unique(np.linspace(0, self.depth, 8).astype(int))
             start = int(self.starts[len(self.starts) // 2])
             frames = plot_imagined_frames(
-                to_rgb(self.seen[start + shown]).numpy(force=True),
-                to_rgb(self.decoded[len(self.starts) // 2][shown]).numpy(force=True),
+                to_rgb(self.seen[start + shown].numpy(force=True)),
+                to_rgb(self.decoded[len(self.starts) // 2][shown].numpy(force=True)),
                 list(shown),
             )
             found.insert(0, picture(frames, "real frames above imagined ones"))
@@ -141,21 +130,21 @@ def write_report(
     name: str = "",
 ) -> None:
     """
-    Let a model play, look at it from all sides, and write the page. The model's replay buffer must be empty, and is after.
+    Let a model play, and write the report. The model's replay buffer must be empty, and is empty afterwards.
 
     :param model: The model, as it was loaded
     :param env: Environments as it was trained in
     :param path: HTML file to write
-    :param num_episodes: Episodes to play without the noise that explores, which the results are of; and as many with it, which
-        a game's results are of: without noise it is the same each time
-    :param max_steps: Steps after which either ends anyhow
+    :param num_episodes: Episodes to play without exploration noise, and as many with it. Results are those without noise; of
+        a two-player game those with noise, since without it every game is the same
+    :param max_steps: Steps at most, of each of the two
     :param seed: Of environments and noise
     :param name: Name of the environment, for the title
-    :raises ValueError: for a model that holds experience already
+    :raises ValueError: for a model whose replay buffer is not empty
     """
     buffer = model.replay_buffer
     if buffer.size() > 0:
-        raise ValueError("`model` must have an empty replay buffer, as after `MuZero.load`: what is played goes there")
+        raise ValueError("`model` must have an empty replay buffer, as after `MuZero.load`: episodes are stored in it")
     set_random_seed(seed)
     env.seed(seed)
     model.policy.set_training_mode(False)
@@ -168,7 +157,7 @@ def write_report(
         buffer.reset()
 
     values, returns = [], []
-    graded = explored if model.two_player else played  # without noise, a game against itself is the same each time
+    graded = explored if model.two_player else played
     for episode in graded.episodes:
         last = 0.0
         if not episode.terminated:
@@ -189,12 +178,12 @@ def write_report(
 
     settings = [(setting_name, str(value), "") for setting_name, value in settings_of(model).items()]
     sections = [
-        _results(model, graded),
-        _decisions(model, longest),
-        _imagination(model, env, episodes, longest),
-        f"<h2>Can it be trusted?</h2><div>{picture(plot_value_calibration(*calibration), 'values against returns')}</div>",
+        _results_section(model, graded),
+        _decisions_section(model, longest),
+        _prediction_section(model, env, episodes, longest),
+        f"<h2>Diagnostics</h2><div>{picture(plot_value_calibration(*calibration), 'values against returns')}</div>",
         _calibration_section(errors, figures),
-        f"<h2>What it sees</h2>{picture(plot_latent_map(latents, latent_values), 'map of latents')}",
+        f"<h2>Latent space</h2>{picture(plot_latent_map(latents, latent_values), 'map of latents')}",
         f"<h2>Settings</h2>{table(settings)}",
     ]
     title = f"MuZero on {html.escape(name or 'an environment')}"
@@ -204,9 +193,9 @@ def write_report(
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _results(model: MuZero, played: Recording) -> str:
-    kind = "with the noise that explores" if model.two_player else "deterministic"
-    cut = f"{played.cut_short} more were cut short when the steps were used up" if played.cut_short > 0 else ""
+def _results_section(model: MuZero, played: Recording) -> str:
+    kind = "with exploration noise" if model.two_player else "deterministic"
+    cut = f"{played.cut_short} more were cut short at the limit of steps" if played.cut_short > 0 else ""
     rows: list[tuple[str, Any, str]] = [
         ("trained", model.num_timesteps, "environment steps"),
         ("gradient updates", model._n_updates, ""),
@@ -217,27 +206,27 @@ def _results(model: MuZero, played: Recording) -> str:
             (
                 "decided games",
                 float(np.mean(np.array(played.returns) != 0)),
-                "share of those against itself, the others are draws",
+                "share of the games of self-play that are no draws",
             ),
             ("mean length", float(np.mean(played.lengths)), "plies"),
         ]
     elif played.returns:
         rows += [
             ("mean return", float(np.mean(played.returns)), f"standard deviation {np.std(played.returns):.4g}"),
-            ("least and largest", f"{min(played.returns):.4g} to {max(played.returns):.4g}", ""),
+            ("minimum and maximum", f"{min(played.returns):.4g} to {max(played.returns):.4g}", ""),
             ("mean length", float(np.mean(played.lengths)), "steps"),
         ]
-    rows.append(("planning", model.policy.uncompiled_reason or "in compiled code", f"{model.num_simulations} simulations"))
+    rows.append(("planning", model.policy.uncompiled_reason or "compiled", f"{model.num_simulations} simulations"))
     return f"<h2>Results</h2>{table(rows)}"
 
 
-def _decisions(model: MuZero, longest: Episode) -> str:
+def _decisions_section(model: MuZero, longest: Episode) -> str:
     observations = stacked(longest.observations[:-1], model.device)
     search = model.policy.plan(observations, deterministic=True, action_masks=longest.action_masks)
     weights = np.sort(search.action_weights, axis=1)
     contested = int((weights[:, -1] - weights[:, -2]).argmin()) if weights.shape[1] > 1 else 0
     steps = list(dict.fromkeys((0, len(longest.actions) // 2, contested)))
-    parts = ["<h2>How it decides</h2><p>The first step of an episode, its middle and its closest decision.</p>"]
+    parts = ["<h2>Decisions</h2><p>The first step of an episode, its middle, and the step with the closest decision.</p>"]
     for step in steps:
         bars = picture(plot_policies(search, step), f"policies of step {step}")
         tree = picture(plot_search_tree(search, step), f"search tree of step {step}")
@@ -245,13 +234,14 @@ def _decisions(model: MuZero, longest: Episode) -> str:
     return "".join(parts)
 
 
-def _imagination(model: MuZero, env: VecEnv, episodes: list[Episode], longest: Episode) -> str:
+def _prediction_section(model: MuZero, env: VecEnv, episodes: list[Episode], longest: Episode) -> str:
     note = ""
     decoder: DecoderProbe | None = None
     try:
-        decoder = DecoderProbe(model.policy, frames_in_observation(env))
+        policy = model.policy
+        decoder = DecoderProbe(policy.represent, policy.observation_space, policy.device, frames_in_observation(env))
     except ValueError as reason:
-        note = f"No observations are decoded: {reason}. "
+        note = f"Observations are not reconstructed: {reason}. "
     if decoder is not None:
         known, held_out = [
             stacked([obs for episode in part for obs in episode.observations], model.device)
@@ -259,14 +249,14 @@ def _imagination(model: MuZero, env: VecEnv, episodes: list[Episode], longest: E
         ]
         share = decoder.fit(known, held_out, DECODER_UPDATES)
         note = (
-            "Observations are read off the latents by a decoder that was fitted afterwards; it explains "
-            f"{max(share, 0.0):.0%} of the variance in every fourth episode, to which it was not fitted. What it cannot tell, "
-            "latents have not kept: the model keeps what rewards and values depend on. "
+            "Observations are reconstructed from latents by a decoder that is trained for this report alone; it explains "
+            f"{max(share, 0.0):.0%} of the variance in held-out episodes. What it can't reconstruct, latents do not contain: "
+            "they represent what rewards and values depend on. "
         )
     pictures = "".join(f"<div>{shown}</div>" for shown in OpenLoopPrediction(model, longest, decoder).pictures())
     return (
-        f"<h2>What it imagines</h2><p>From five steps of an episode on the model goes on by itself for up to {DEPTH} steps, "
-        f"told the actions that were taken and nothing else. {html.escape(note)}</p>{pictures}"
+        f"<h2>Open-loop predictions</h2><p>From five steps of an episode on, the model predicts up to {DEPTH} steps ahead, "
+        f"given only the actions that were taken. {html.escape(note)}</p>{pictures}"
     )
 
 
@@ -278,99 +268,3 @@ def _calibration_section(errors: ModelErrors, figures: dict[str, float]) -> str:
     for name, figure in figures.items():
         rows.append((name, figure, METRICS["grad_norm" if name.startswith("grad_norm") else name]))
     return table(rows)
-
-
-def make_env(args: argparse.Namespace) -> VecEnv:
-    """
-    :param args: Of the command line
-    :return: Environments as RL Zoo makes them
-    :raises SystemExit: where something is not installed or not known, with the remedy
-    """
-    for package in args.gym_packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise SystemExit(f"error: `--gym-packages {package}` can't be imported: {error}") from error
-    wrappers = []
-    for name in args.env_wrapper:
-        try:
-            wrappers.append(pydoc.locate(name))
-        except pydoc.ErrorDuringImport as error:
-            raise SystemExit(f"error: `--env-wrapper {name}` can't be imported: {error}") from error
-        if wrappers[-1] is None:
-            raise SystemExit(f"error: `--env-wrapper {name}` is not there: it takes the dotted name of a class")
-
-    def wrapper(env: gym.Env) -> gym.Env:
-        return functools.reduce(lambda inner, outer: outer(inner), wrappers, env)  # type: ignore[operator]
-
-    try:
-        env: VecEnv = make_vec_env(args.env, NUM_ENVS, seed=args.seed, wrapper_class=wrapper, env_kwargs=dict(args.env_kwargs))
-    except (gym.error.Error, ImportError, TypeError) as error:
-        raise SystemExit(
-            f"error: `--env {args.env}` can't be made: {error}\n"
-            "Install the package that it is from; `--gym-packages` imports what registers it, `--env-kwargs` are its arguments"
-        ) from error
-    if args.frame_stack > 1:
-        env = VecFrameStack(env, args.frame_stack)
-    if args.vec_normalize is not None:
-        try:
-            env = VecNormalize.load(args.vec_normalize, env)
-        except (AssertionError, ValueError) as error:
-            raise SystemExit(f"error: `--vec-normalize {args.vec_normalize}` is of another environment: {error}") from error
-        env.training = False
-    return env
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """:return: Key and value of ``key=value``, a Python literal or else a string"""
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"must be key=value, got {text!r}")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m sb3_muzero.analysis.report", description=__doc__.strip().splitlines()[0])  # type: ignore
-    parser.add_argument("model", type=Path, help="file that MuZero.save wrote")
-    parser.add_argument("--env", required=True, help="id of its environment")
-    parser.add_argument("--env-kwargs", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="for the environment")
-    parser.add_argument("--env-wrapper", nargs="+", default=[], help="dotted names, innermost first, as in RL Zoo's YAML")
-    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
-    parser.add_argument("--frame-stack", type=int, default=1, help="frames of VecFrameStack")
-    parser.add_argument("--vec-normalize", type=Path, help="file that VecNormalize.save wrote")
-    parser.add_argument("--episodes", type=int, default=24, help="episodes to play, and as many with noise (24)")
-    parser.add_argument("--max-steps", type=int, default=20_000, help="steps after which either ends anyhow (20000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page's file (report.html)")
-    args = parser.parse_args()
-    for option, file in (("model", args.model), ("--vec-normalize", args.vec_normalize), ("--output", args.output.parent)):
-        if file is not None and not file.exists():
-            raise SystemExit(f"error: `{option}`: there is no {file}")
-    for option, given, least in (
-        ("episodes", args.episodes, 1),
-        ("max-steps", args.max_steps, 100),
-        ("frame-stack", args.frame_stack, 1),
-    ):
-        if given < least:
-            raise SystemExit(f"error: `--{option}` must be at least {least}, got {given}")
-    env = make_env(args)
-    try:
-        model = MuZero.load(args.model, env=env, device=args.device)
-    except ValueError as error:
-        raise SystemExit(
-            f"error: {args.model} can't be loaded for `--env {args.env}`: {error}\n"
-            "The model must be MuZero's; `--env-wrapper`, `--frame-stack` and `--vec-normalize` make the environment what it "
-            "was trained in"
-        ) from error
-    write_report(model, model.get_env() or env, args.output, args.episodes, args.max_steps, args.seed, args.env)
-    env.close()
-    print(f"wrote {args.output}")
-
-
-if __name__ == "__main__":
-    main()

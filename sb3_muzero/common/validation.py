@@ -63,6 +63,17 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def check_integer(name: str, value: Any, least: int = 1) -> None:
+    """
+    :param name: An argument
+    :param value: What was given
+    :param least: The smallest integer allowed
+    :raises ValueError: naming the argument, what was given and what is allowed
+    """
+    if not is_integer(value) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
+
+
 # What is allowed, in words and as a test, and for which arguments
 ARGUMENT_RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
     (

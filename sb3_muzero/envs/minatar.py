@@ -8,7 +8,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from minatar.gym import register_envs
+
+from sb3_muzero.common.extras import missing_extra
+
+try:
+    from minatar.gym import register_envs
+except ImportError as error:
+    raise missing_extra("comparisons", error) from error
 
 if "MinAtar/Breakout-v1" not in gym.registry:  # minatar announces itself to the old gym only
     register_envs()

@@ -1,11 +1,13 @@
 """Games of PettingZoo (https://pettingzoo.farama.org/api/aec) and OpenSpiel as environments of two players."""
 
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_muzero.common.extras import missing_extra
 from sb3_muzero.games.board_games import Moves
 
 
@@ -70,13 +72,22 @@ class AdaptedGame(gym.Env):
 
 class PettingZooGame(AdaptedGame):
     """
-    A classic game of PettingZoo, e.g. ``connect_four_v3.env()``.
+    A classic game of PettingZoo, as ``"connect_four_v3"``.
 
-    :param aec_env: A classic game of PettingZoo, whose observations are dictionaries of ``observation`` and ``action_mask``
+    :param aec_env: Name of a classic game of PettingZoo, or such an environment, e.g. ``connect_four_v3.env()``, whose
+        observations are dictionaries of ``observation`` and ``action_mask``
     :raises ValueError: if it has not two agents with the same spaces, or no masks
+    :raises ImportError: for a name where PettingZoo, or what the game needs, is not installed
     """
 
     def __init__(self, aec_env: Any) -> None:
+        if isinstance(aec_env, str):
+            try:
+                aec_env = import_module(f"pettingzoo.classic.{aec_env}").env()
+            except ImportError as error:
+                if error.name == f"pettingzoo.classic.{aec_env}":
+                    raise ValueError(f"`aec_env` must be the name of a classic game of PettingZoo, got {aec_env!r}") from error
+                raise missing_extra("games", error) from error
         agents = aec_env.possible_agents
         if len(agents) != 2:
             raise ValueError(f"`aec_env` must be a game for two, got the agents {agents}")
@@ -127,13 +138,20 @@ class OpenSpielGame(AdaptedGame):
     A game of OpenSpiel. Its observations do not say whose turn it is: another plane (or entry) is 0 for the first, 1 for the
     second player.
 
-    :param game: A game of OpenSpiel, as ``pyspiel.load_game("connect_four")``
+    :param game: Name of a game of OpenSpiel, as ``"connect_four"`` or ``"hex(board_size=5)"``, or what ``pyspiel.load_game``
+        makes of it
     :raises ValueError: if it is not one of two players, moves in turn, zero sum, no chance and perfect information
+    :raises ImportError: for a name where OpenSpiel is not installed
     """
 
     def __init__(self, game: Any) -> None:
+        if isinstance(game, str):
+            try:
+                game = import_module("pyspiel").load_game(game)
+            except ImportError as error:
+                raise missing_extra("games", error) from error
         if not hasattr(game, "get_type"):
-            raise ValueError(f'`game` must be a game of OpenSpiel, as `pyspiel.load_game("connect_four")`, got {game!r}')
+            raise ValueError(f'`game` must be a game of OpenSpiel or its name, as "connect_four", got {game!r}')
         kind = game.get_type()
         traits = {
             "players": game.num_players(),

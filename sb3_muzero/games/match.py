@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_muzero.common.validation import is_integer
+from sb3_muzero.common.validation import check_integer, is_integer
 from sb3_muzero.games.players import Player, RandomPlayer
 
 EMPTY_BOARD: dict[str, Any] = {"moves": ()}
@@ -61,8 +61,7 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
     :return: The openings; some more than once only where no more are found
     :raises ValueError: if no game is that long, or for a number of plies that is no integer of at least 0
     """
-    if not is_integer(num_plies) or num_plies < 0:
-        raise ValueError(f"`opening_plies` must be an integer of at least 0, got {num_plies!r}")
+    check_integer("opening_plies", num_plies, 0)
     env, player, seeds = make_env(), RandomPlayer(seed), np.random.default_rng(seed)
     openings: dict[tuple[bytes, tuple[int, ...]], Opening] = {}
     tries = 0

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_muzero.common.validation import is_integer, is_number
+from sb3_muzero.common.validation import check_integer, is_number
 from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.games.exact import solve
 from sb3_muzero.games.minimax import minimax_scores, move_order
@@ -126,8 +126,7 @@ class MinimaxPlayer:
     """
 
     def __init__(self, depth: int, seed: int | None = None) -> None:
-        if not is_integer(depth) or depth < 1:
-            raise ValueError(f"`depth` must be an integer of at least 1, got {depth!r}")
+        check_integer("depth", depth)
         self.depth = depth
         self.random = np.random.default_rng(seed)
 
@@ -148,8 +147,7 @@ class MCTSPlayer:
     """
 
     def __init__(self, num_simulations: int, exploration: float = 1.4, seed: int | None = None) -> None:
-        if not is_integer(num_simulations) or num_simulations < 1:
-            raise ValueError(f"`num_simulations` must be an integer of at least 1, got {num_simulations!r}")
+        check_integer("num_simulations", num_simulations)
         if not is_number(exploration) or not 0 <= exploration < np.inf:
             raise ValueError(f"`exploration` must be at least 0 and finite, got {exploration!r}")
         self.num_simulations = num_simulations

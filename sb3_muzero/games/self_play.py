@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_muzero.common.validation import is_integer
+from sb3_muzero.common.validation import check_integer
 from sb3_muzero.games.match import Score, check_num_games, check_player, elo_ratings, play_match, random_openings
 from sb3_muzero.games.players import ModelPlayer, Player
 
@@ -68,8 +68,7 @@ class SelfPlayEvalCallback(BaseCallback):
         for name, opponent in opponents.items():
             check_player(f"opponents[{name!r}]", opponent)
         check_num_games("n_eval_games", n_eval_games)
-        if not is_integer(max_checkpoints) or max_checkpoints < 0:
-            raise ValueError(f"`max_checkpoints` must be an integer of at least 0, got {max_checkpoints!r}")
+        check_integer("max_checkpoints", max_checkpoints, 0)
         self.make_env = make_env
         self.opponents = dict(opponents)
         self.n_eval_games = n_eval_games

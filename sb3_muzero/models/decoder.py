@@ -1,4 +1,6 @@
-"""A probe that reads observations off latents, to watch what a model imagines. It never trains the model."""
+"""Reconstructs observations from latents, to show what a model predicts. It never trains the model."""
+
+from collections.abc import Callable
 
 import torch as th
 from gymnasium import spaces
@@ -6,30 +8,38 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_muzero.policies import MuZeroPolicy
-
 
 class DecoderProbe(nn.Module):
     """
-    A small MLP from latents to observations: of stacked frames the newest one, of images from 0 to 1.
+    A small MLP from latents to observations: of stacked frames the newest one, of images scaled to [0, 1].
 
-    :param policy: Whose latents are read, and left as they are
-    :param frame_stack: How many frames an observation consists of along its first axis
+    :param represent: Encodes raw observations, shape ``[B, *obs_shape]``, as latents, shape ``[B, latent_dim]``; its
+        parameters are not trained
+    :param observation_space: Of the observations
+    :param device: Where ``represent`` computes
+    :param frame_stack: Frames that an observation consists of along its first axis
     :param hidden_dim: Width of the two hidden layers
     :raises ValueError: for observations other than vectors and images with their channels first
     """
 
-    def __init__(self, policy: MuZeroPolicy, frame_stack: int = 1, hidden_dim: int = 256) -> None:
+    def __init__(
+        self,
+        represent: Callable[[th.Tensor], th.Tensor],
+        observation_space: spaces.Space,
+        device: th.device | str = "cpu",
+        frame_stack: int = 1,
+        hidden_dim: int = 256,
+    ) -> None:
         super().__init__()
-        space = policy.observation_space
+        space = observation_space
         self.is_image = is_image_space(space) and is_image_space_channels_first(space)  # type: ignore[arg-type]
         if not isinstance(space, spaces.Box) or not (self.is_image or len(space.shape) == 1):
             raise ValueError(f"A decoder needs observations that are vectors or images with channels first, got {space}")
-        self.policy = [policy]  # not a submodule, whose parameters would be the probe's
+        self.represent = represent
         self.num_newest = space.shape[0] // frame_stack
         self.shape = (self.num_newest, *space.shape[1:])
         size = int(th.Size(self.shape).numel())
-        latent_dim = policy.represent(th.as_tensor(space.sample()[None], device=policy.device)).shape[-1]
+        latent_dim = self._encode(th.as_tensor(space.sample()[None], device=device)).shape[-1]
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(),
             nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(),
@@ -37,7 +47,7 @@ class DecoderProbe(nn.Module):
         )  # fmt: skip
         self.register_buffer("mean", th.zeros(self.shape))
         self.register_buffer("scale", th.ones(self.shape))
-        self.to(policy.device)
+        self.to(device)
 
     mean: th.Tensor
     scale: th.Tensor
@@ -60,16 +70,16 @@ class DecoderProbe(nn.Module):
 
     def fit(self, observations: th.Tensor, held_out: th.Tensor, num_updates: int = 2_000, batch_size: int = 256) -> float:
         """
-        Learn from observations that the policy encodes.
+        Train the decoder.
 
         :param observations: As stored, shape ``[N, *obs_shape]``
         :param held_out: Of other episodes, shape ``[M, *obs_shape]``
         :param num_updates: Gradient updates
         :param batch_size: Observations in each
-        :return: Share of the variance of those held out that is read off their latents, at most 1; of vectors the mean over
-            quantities that vary
+        :return: Share of the variance of the held-out observations that the decoder explains, at most 1; of vectors the mean
+            over the quantities that vary
         """
-        latents, targets = self._encode(observations)
+        latents, targets = self._encode(observations), self.newest(observations)
         if not self.is_image:
             self.mean.copy_(targets.mean(0))
             self.scale.copy_(targets.std(0).clamp(min=1e-6))
@@ -84,7 +94,7 @@ class DecoderProbe(nn.Module):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        latents, new_targets = self._encode(held_out)
+        latents, new_targets = self._encode(held_out), self.newest(held_out)
         with th.no_grad():
             errors = (self(latents) - new_targets).square().mean(0)
             variances = (new_targets - targets.mean(0)).square().mean(0)
@@ -94,21 +104,5 @@ class DecoderProbe(nn.Module):
             return float((1 - errors / variances)[varies].mean()) if varies.any() else 0.0
 
     @th.no_grad()
-    def _encode(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        latents = th.cat([self.policy[0].represent(part) for part in observations.split(1024)])
-        return latents, self.newest(observations)
-
-
-def to_rgb(images: th.Tensor) -> th.Tensor:
-    """
-    :param images: From 0 to 1, shape ``[N, channels, height, width]``
-    :return: Shape ``[N, height, width, 3]``: one channel in grey, three in RGB, any other number in a colour for each
-    """
-    channels = images.shape[1]
-    if channels == 1:
-        return images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    if channels == 3:
-        return images.permute(0, 2, 3, 1)
-    hues = th.arange(channels, device=images.device) / channels * 6
-    wheel = th.stack([(hues - 3).abs() - 1, 2 - (hues - 2).abs(), 2 - (hues - 4).abs()], dim=1).clamp(0, 1)
-    return (images[..., None] * wheel[:, None, None]).amax(1)
+    def _encode(self, observations: th.Tensor) -> th.Tensor:
+        return th.cat([self.represent(part) for part in observations.split(1024)])

@@ -22,9 +22,9 @@ from sb3_muzero.games.players import RandomPlayer
 
 ADAPTED = {
     "pettingzoo connect_four": (ConnectFourEnv, lambda: from_pettingzoo(connect_four_v3.env())),
-    "pettingzoo tictactoe": (TicTacToeEnv, lambda: from_pettingzoo(tictactoe_v3.env())),
+    "pettingzoo tictactoe": (TicTacToeEnv, lambda: from_pettingzoo("tictactoe_v3")),
     "open_spiel connect_four": (ConnectFourEnv, lambda: from_open_spiel(pyspiel.load_game("connect_four"))),
-    "open_spiel tic_tac_toe": (TicTacToeEnv, lambda: from_open_spiel(pyspiel.load_game("tic_tac_toe"))),
+    "open_spiel tic_tac_toe": (TicTacToeEnv, lambda: from_open_spiel("tic_tac_toe")),
 }
 
 
@@ -116,9 +116,14 @@ def test_observations_of_open_spiel_say_who_moves(name: str) -> None:
             ply += 1
 
 
+def test_what_is_no_game_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"`game` must be a game of OpenSpiel or its name, .* got 3"):
+        from_open_spiel(3)
+    with pytest.raises(ValueError, match="`aec_env` must be the name of a classic game of PettingZoo, got 'tic_tac_toe'"):
+        from_pettingzoo("tic_tac_toe")
+
+
 def test_illegal_moves_are_errors() -> None:
-    with pytest.raises(ValueError, match=r"`game` must be a game of OpenSpiel, .* got 'tic_tac_toe'"):
-        from_open_spiel("tic_tac_toe")
     for _, make in ADAPTED.values():
         env = make()
         env.reset()

@@ -1,23 +1,21 @@
 """Playing in the terminal."""
 
 import re
-import sys
 
 import pytest
 from conftest import tiny_model
 
+from sb3_muzero.__main__ import main
 from sb3_muzero.games import ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
-from sb3_muzero.games import __main__ as games
-from sb3_muzero.games.__main__ import line_of_play, main, search, view
 from sb3_muzero.games.simulator import SimulatorPolicy
+from sb3_muzero.games.terminal import NAMES, line_of_play, search, view
 
 
 def run(monkeypatch, capsys, answers: list[str], *arguments: str) -> str:
     """:return: all that is printed"""
     given = iter(answers)
     monkeypatch.setattr("builtins.input", lambda prompt: next(given))
-    monkeypatch.setattr(sys, "argv", ["games", "play", *arguments])
-    main()
+    main(["play", *arguments])
     return capsys.readouterr().out
 
 
@@ -77,4 +75,4 @@ def test_line_of_play_ends_where_moves_are_illegal_or_the_game_is_over():
 
 
 def test_names_are_those_that_are_typed():
-    assert sorted(games.NAMES) == ["connect_four", "gomoku", "hex", "tic_tac_toe"]
+    assert sorted(NAMES) == ["connect_four", "gomoku", "hex", "tic_tac_toe"]

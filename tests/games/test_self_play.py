@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_muzero import MuZero
-from sb3_muzero.analysis.callbacks import DiagnosticsCallback
+from sb3_muzero.callbacks import DiagnosticsCallback
 from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve

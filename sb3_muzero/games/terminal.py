@@ -1,12 +1,13 @@
 """
-Play a game in the terminal, and see beside the board what the search sees.
+Play a board game against a model in the terminal. Beside the board stand the values and visits of its search.
 
-    python -m sb3_muzero.games play connect_four --model connect_four.zip
+    python -m sb3_muzero play connect_four --model connect_four.zip
 """
 
 import argparse
 import copy
 import re
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_muzero.analysis.plotting import principal_variation
-from sb3_muzero.analysis.report import setting
+from sb3_muzero.analysis.search_tree import principal_variation
+from sb3_muzero.common.cli import key_value
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.muzero import MuZero
@@ -132,20 +133,31 @@ def sizes(game: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"num_rows": shape[1], "num_columns": shape[2]} if game == "connect_four" else {"size": shape[1]}
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m sb3_muzero.games", description=__doc__.strip().splitlines()[0])  # type: ignore
-    commands = parser.add_subparsers(required=True)
-    playing = commands.add_parser("play", help="play against a model")
-    playing.add_argument("game", choices=sorted(NAMES))
-    playing.add_argument("--model", type=Path, required=True, help="file that MuZero.save wrote")
-    playing.add_argument("--you", choices=("first", "second", "both", "none"), default="first", help="whose moves are yours")
-    playing.add_argument("--hints", action="store_true", help="show what the search sees before your moves, too")
-    playing.add_argument("--num-simulations", type=int, help="of the search, by default as in training")
-    playing.add_argument(
-        "--env-kwargs", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="for the game, as in_a_row=4"
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """
+    :param arguments: Those of the command line by default
+    :return: What they say
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_muzero play", description="Play a board game against a model in the terminal."
     )
-    args = parser.parse_args()
+    parser.add_argument("game", choices=sorted(NAMES))
+    parser.add_argument("--model", type=Path, required=True, help="file that MuZero.save wrote")
+    parser.add_argument("--you", choices=("first", "second", "both", "none"), default="first", help="whose moves are yours")
+    parser.add_argument("--hints", action="store_true", help="show the search before your moves, too")
+    parser.add_argument("--num-simulations", type=int, help="of the search, by default as in training")
+    parser.add_argument(
+        "--env-kwargs", nargs="+", default=[], type=key_value, metavar="KEY=VALUE", help="for the game, as in_a_row=4"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    :param arguments: Those of the command line by default
+    :raises SystemExit: for a model that can't be loaded, or that is one of another game
+    """
+    args = parse_args(arguments)
     if not args.model.exists() and not Path(f"{args.model}.zip").exists():
         raise SystemExit(f"error: `--model`: there is no {args.model}")
     simulations = "" if args.num_simulations is None else f" with {args.num_simulations} simulations"
@@ -164,7 +176,3 @@ def main() -> None:
     goal = f"{game.rules.in_a_row} in a row" if game.rules.in_a_row > 0 else "from side to side"
     print(f"{args.game}, {game.rules.num_rows} x {game.rules.num_columns}, {goal} (`--env-kwargs` for another one)\n")
     play(model, game, seats, args.hints)
-
-
-if __name__ == "__main__":
-    main()

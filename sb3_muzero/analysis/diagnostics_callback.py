@@ -1,0 +1,114 @@
+"""Logs from time to time whether the model predicts, the search improves and the values come true."""
+
+import time
+from collections import deque
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_muzero.analysis.diagnostics import ModelErrors, discounted_returns, measure, value_figures
+from sb3_muzero.checkpointing.run_state import random_state_kept
+from sb3_muzero.common.callback_checks import check_callback
+from sb3_muzero.common.validation import check_integer
+from sb3_muzero.muzero import MuZero
+
+
+class DiagnosticsCallback(BaseCallback):
+    """
+    Log from time to time whether the model predicts, the search improves and the values come true. What each figure means,
+    what is healthy and what the alarm says stands in ``sb3_muzero.analysis.diagnostics.METRICS``. It changes nothing: with it
+    and without, the same seed gives the same parameters. ``model_error/*`` is not printed, but goes to every file;
+    ``time/diagnostics_share`` is the share of the time that all this takes.
+
+    :param log_freq: Environment steps between two measurements
+    :param batch_size: Sequences that each is taken from
+    :param unroll_steps: Depth K of ``model_error``; beyond the model's own ``unroll_steps`` it tells how far ahead planning
+        can be trusted
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    """
+
+    NUM_EPISODES = 100  # of late, whose returns the values are compared with
+    MOST_STEPS = 10_000  # of each that are kept, the last ones
+
+    model: MuZero
+
+    def __init__(self, log_freq: int = 5_000, batch_size: int = 256, unroll_steps: int = 5, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        for name, given in (("log_freq", log_freq), ("batch_size", batch_size), ("unroll_steps", unroll_steps)):
+            check_integer(name, given)
+        self.log_freq = log_freq
+        self.batch_size = batch_size
+        self.unroll_steps = unroll_steps
+        self.timesteps: list[int] = []
+        self.errors: list[ModelErrors] = []
+        # Root values and the returns that followed, of each episode
+        self.episodes: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=self.NUM_EPISODES)
+        self._measured: MuZero | None = None
+
+    def _init_callback(self) -> None:
+        check_callback(self, MuZero, "log_freq")
+
+    def _on_training_start(self) -> None:
+        if self.num_timesteps == 0 or self.model is not self._measured:  # a run of its own
+            self.timesteps.clear()
+            self.errors.clear()
+            self.episodes.clear()
+            self._next = self.num_timesteps + self.log_freq
+        self._measured = self.model
+        self._running = [self._new_episode() for _ in range(self.training_env.num_envs)]
+        self._started, self._seconds = time.perf_counter(), 0.0
+
+    def _new_episode(self) -> deque[tuple[float, float]]:
+        return deque(maxlen=self.MOST_STEPS)
+
+    def _on_step(self) -> bool:
+        start = time.perf_counter()
+        search = self.model.last_search
+        num_envs = len(self._running)
+        values = np.full(num_envs, np.nan) if search is None else search.value
+        for env, (value, reward) in enumerate(zip(values.tolist(), self.locals["rewards"].tolist(), strict=True)):
+            self._running[env].append((value, reward))
+        for env in np.flatnonzero(self.locals["dones"]).tolist():
+            self._end_episode(env)
+        self._seconds += time.perf_counter() - start
+        return True
+
+    def _end_episode(self, env: int) -> None:
+        values, rewards = np.array(self._running[env]).T
+        self._running[env] = self._new_episode()
+        info = self.locals["infos"][env]
+        last_value = 0.0
+        if info.get("TimeLimit.truncated", False):
+            obs, _ = self.model.policy.obs_to_tensor(info["terminal_observation"])
+            with th.no_grad():
+                last_value = self.model.policy.predict_values(obs).item()
+        returns = discounted_returns(rewards, self.model.discount, last_value)
+        searched = ~np.isnan(values)
+        if searched.any():
+            self.episodes.append((values[searched], returns[searched]))
+
+    def _on_rollout_end(self) -> None:
+        # Not in `_on_step`, which is called before the step is stored
+        if self.num_timesteps < self._next or self.num_timesteps <= self.model.learning_starts:
+            return
+        self._next = self.num_timesteps + self.log_freq
+        start = time.perf_counter()
+        with random_state_kept():
+            self._measure()
+        self._seconds += time.perf_counter() - start
+        self.logger.record("time/diagnostics_share", self._seconds / (time.perf_counter() - self._started))
+
+    def _measure(self) -> None:
+        errors, figures = measure(self.model, self.batch_size, self.unroll_steps)
+        self.timesteps.append(self.num_timesteps)
+        self.errors.append(errors)
+        for name, by_depth in errors._asdict().items():
+            first = self.unroll_steps + 1 - len(by_depth)
+            for depth, error in enumerate(by_depth.tolist(), start=first):
+                if np.isfinite(error):  # there are episodes that long
+                    self.logger.record(f"model_error/{name}_{depth}", error, exclude="stdout")
+        if self.episodes:
+            figures |= value_figures(*map(np.concatenate, zip(*self.episodes, strict=True)))
+        for name, value in figures.items():
+            self.logger.record(f"diagnostics/{name}", value)

@@ -1,0 +1,129 @@
+"""Saves checkpoints during training, and on SIGTERM and Ctrl-C."""
+
+import os
+import signal
+import threading
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_muzero.checkpointing.run_state import checkpoints_in
+from sb3_muzero.common.callback_checks import check_callback
+from sb3_muzero.common.validation import check_integer
+from sb3_muzero.muzero import MuZero
+
+
+class ResumableCheckpointCallback(BaseCallback):
+    """
+    Callback for saving, before training and every ``save_freq`` calls to ``env.step()``, when the rollout that is then under
+    way is done, all that a run consists of: ``MuZero.resume`` goes on from there. SIGTERM and Ctrl-C end a run with a last
+    checkpoint, once the rollout and the updates that are under way are done. A disk that is full is reported, and training
+    goes on; so are networks whose loss is not finite, which are not saved. ``time/checkpoint_share`` is the share of the time
+    that saving takes.
+
+    :param save_freq: Save checkpoints every ``save_freq`` call of the callback.
+    :param save_path: Path to the folder where checkpoints will be saved.
+    :param keep: Newest checkpoints that stay
+    :param verbose: Verbosity level: 0 for no output, 2 for the name of each file
+    :raises ValueError: for less than one call, or to keep less than one; when training begins, for a folder of another run
+    :raises OSError: when training begins, if no checkpoint can be written
+    """
+
+    model: MuZero
+
+    def __init__(self, save_freq: int, save_path: str | Path, keep: int = 2, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        check_integer("save_freq", save_freq)
+        check_integer("keep", keep)
+        self.save_freq = save_freq
+        self.save_path = Path(save_path)
+        self.keep = keep
+        self._saved_at = 0
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def _init_callback(self) -> None:
+        check_callback(self, MuZero, "save_freq")
+
+    def _on_training_start(self) -> None:
+        self._saved_at, self._seconds, self._started = self.n_calls, 0.0, time.perf_counter()
+        if checkpoints_in(self.save_path):
+            self.model.check_checkpoint_folder(self.save_path)
+        else:
+            self.model.save_checkpoint(self.save_path, self.keep)  # what can't be saved shows before any work is lost
+        self.model.after_learning.push(self._leave)
+        self._signal, self._process = None, os.getpid()
+        self._take_signals()
+
+    def _take_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():  # Python has handlers set nowhere else
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            holder = getattr(signal.getsignal(number), "__self__", None)
+            if isinstance(holder, ResumableCheckpointCallback) and holder.model is self.model:  # one is enough
+                self._signal, holder._signal = self._signal or holder._signal, None
+                holder._give_back_signals()
+            if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell
+                self._handlers[number] = signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return self._obey(number)
+        if self._signal is not None:  # who asks twice does not want to wait
+            self._obey(number)
+            self._take_signals()
+        self._signal, self.model.interrupted = number, True
+
+    def _obey(self, number: int) -> None:
+        """Let those who had handlers before do what they do; some of them want to go on."""
+        self._signal, self.model.interrupted = None, False
+        self._give_back_signals()
+        if number == signal.SIGTERM and signal.getsignal(number) is signal.SIG_DFL and os.getpid() == self._process:
+            raise SystemExit(128 + number)  # so that what is open is closed
+        signal.raise_signal(number)
+
+    def _give_back_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._interrupt:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._handlers = {}
+
+    def _leave(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._give_back_signals()
+        if self._signal is not None:
+            if error is not None:
+                traceback.print_exception(error)  # the end of the process would hide it
+            self._obey(self._signal)
+
+    def _on_rollout_start(self) -> None:
+        # The step before is stored and learned from here, which it is not in `_on_step`
+        if self._signal is not None or self.n_calls - self._saved_at >= self.save_freq:
+            self._save()
+        if self._signal is not None:
+            self._obey(self._signal)
+            self._take_signals()
+
+    def _save(self) -> None:
+        self._saved_at, start = self.n_calls, time.perf_counter()
+        try:
+            path = self.model.save_checkpoint(self.save_path, self.keep)
+        except (OSError, FloatingPointError) as error:
+            warnings.warn(f"No checkpoint was saved after {self.num_timesteps} steps, the ones before stay: {error}")
+        else:
+            if self.verbose >= 2:
+                print(f"Saving checkpoint to {path}")
+        end = time.perf_counter()
+        self._seconds += end - start
+        self.logger.record("time/checkpoint_share", self._seconds / (end - self._started))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.n_calls > self._saved_at:
+            self._save()

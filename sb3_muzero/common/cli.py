@@ -1,0 +1,45 @@
+"""Arguments that several commands take, in RL Zoo's notation."""
+
+import argparse
+import ast
+import functools
+import pydoc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """
+    A type for ``argparse``.
+
+    :param text: ``key=value``
+    :return: The key, and the value as a Python literal or else as a string
+    """
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"must be key=value, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def wrapper_class(names: str | Sequence[str]) -> Callable[[gym.Env], gym.Env]:
+    """
+    RL Zoo's ``env_wrapper``, for the ``wrapper_class`` of ``make_vec_env``.
+
+    :param names: Dotted names of wrappers, innermost first, whose import may also register environments
+    :return: Applies the wrappers
+    :raises ValueError: for a name that can't be imported
+    """
+    wrappers: list[Any] = []
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            wrappers.append(pydoc.locate(name))
+        except pydoc.ErrorDuringImport as error:
+            raise ValueError(f"{name} can't be imported: {error}") from error
+        if wrappers[-1] is None:
+            raise ValueError(f"there is no {name}: it must be the dotted name of a class")
+    return lambda env: functools.reduce(lambda inner, outer: outer(inner), wrappers, env)
