@@ -667,7 +667,7 @@ class MuZero(OffPolicyAlgorithm):
         inputs = (read if samples.action_masks is None else {**read, "action_masks": samples.action_masks}, targets)
         if type(self).weighted_losses is not MuZero.weighted_losses:
             return backward(*inputs)
-        return self.policy.recorded("backward", backward, inputs, model, used, *coefs, *map(id, parameters))(*inputs)
+        return self.policy.cuda_graphed("backward", backward, inputs, model, used, *coefs, *map(id, parameters))(*inputs)
 
     def dump_logs(self) -> None:
         """Write log data."""
@@ -681,7 +681,7 @@ class MuZero(OffPolicyAlgorithm):
         if self.device.type == "cuda":  # which need not wait then, and which finds no shape new
             predict = partial(self.policy.predict_values, model=model)
             inputs = (samples.bootstrap_observations,)
-            values = self.policy.recorded("values", predict, inputs, model)(*inputs).squeeze(-1)
+            values = self.policy.cuda_graphed("values", predict, inputs, model)(*inputs).squeeze(-1)
             return th.where(needed, values, 0.0)
         values = th.zeros(needed.shape, device=self.device)
         values[needed] = self.policy.predict_values(

@@ -20,15 +20,15 @@ from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.mlp import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
 from sb3_muzero.search import (
     CompiledModel,
-    NotCompilable,
     RecurrentFn,
     RecurrentOutput,
     RootOutput,
     SearchOutput,
+    UnsupportedModelError,
     gumbel_muzero_search,
     muzero_search,
 )
-from sb3_muzero.search.backends.cuda_graphs import RecordedFunctions
+from sb3_muzero.search.backends.cuda_graphs import CudaGraphCache
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
 # The noise with which either search explores
@@ -170,7 +170,7 @@ class MuZeroPolicy(BasePolicy):
         # Mean distance between values and their targets in recent batches. Priorities make it larger than that of all data,
         # which is as well: with importance weights MiniGrid-DoorKey-5x5 took 38 k and over 50 k steps, without 16 and 24 k
         self.register_buffer("value_error", th.zeros(()))
-        self._cuda_graphs = RecordedFunctions()
+        self._cuda_graphs = CudaGraphCache()
         self._build(lr_schedule)
 
     @staticmethod
@@ -360,11 +360,11 @@ class MuZeroPolicy(BasePolicy):
 
     def compiled_model(self, model: LatentModel | None = None) -> CompiledModel:
         """
-        A model in compiled code: MLPs of known layers in float32 on the CPU. Anything else plans through PyTorch.
+        The compiled planner's view of a model of MLPs in float32 on the CPU.
 
         :param model: The online model by default
-        :return: The model as it is now; ask for it before each search
-        :raises NotCompilable: Saying what is in the way
+        :return: The model as it is now; call this before each search
+        :raises UnsupportedModelError: if the compiled planner does not support the model, with the reason
         """
         model = model or self.latent_model
         for owner, base, name in (
@@ -373,7 +373,9 @@ class MuZeroPolicy(BasePolicy):
             (model, LatentModel, "represent"),
         ):
             if getattr(type(owner), name) is not getattr(base, name):
-                raise NotCompilable(f"{type(owner).__qualname__}.{name} is not that of {base.__name__}")
+                raise UnsupportedModelError(
+                    f"{type(owner).__qualname__} overrides {name}, which is not supported by the compiled planner"
+                )
         name = self._name_of(model)
         compiled = self._compiled_models.get(name)
         if compiled is None or compiled.model is not model or not compiled.is_current():
@@ -383,29 +385,37 @@ class MuZeroPolicy(BasePolicy):
 
     @property
     def uncompiled_reason(self) -> str | None:
-        """Why planning runs in PyTorch and not in compiled code, which is many times as fast; ``None`` if it does not."""
+        """Why the PyTorch planner is used and not the compiled one, which is many times faster; ``None`` if it is not."""
         try:
             self.compiled_model()
-        except NotCompilable as reason:
+        except UnsupportedModelError as reason:
             return str(reason)
         return None
 
     def _root_inference(self, obs: PyTorchObs, model: LatentModel) -> tuple[RootOutput, RecurrentFn]:
         try:
             compiled = self.compiled_model(model)
-        except NotCompilable:
-            root = self.recorded("root", partial(self._initial_inference, model=model), (obs,), model)(obs)
+        except UnsupportedModelError:
+            root = self.cuda_graphed("root", partial(self._initial_inference, model=model), (obs,), model)(obs)
             recurrent_fn: RecurrentFn = self._recurrent_inference
             if model is not self.latent_model:
                 recurrent_fn = partial(self._recurrent_inference, model=model)
             actions = th.zeros(len(root.latent), dtype=th.int64, device=root.latent.device)
             used: list[Any] = [model.dynamics, model.prediction, model.value_support, model.reward_support]
-            return root, self.recorded("step", recurrent_fn, (root.latent, actions), model, used, self.discount)
+            return root, self.cuda_graphed("step", recurrent_fn, (root.latent, actions), model, used, self.discount)
         return compiled.initial_inference(model.features_extractor(self._preprocess(obs))), compiled
 
-    RECORDED = ("represent", "predict_values", "_preprocess", "_preprocess_part", "_initial_inference", "_recurrent_inference")
+    CUDA_GRAPHED = (
+        "represent",
+        "predict_values",
+        "_preprocess",
+        "_preprocess_part",
+        "_initial_inference",
+        "_recurrent_inference",
+    )
+    """Methods that functions with a CUDA graph call."""
 
-    def recorded(
+    def cuda_graphed(
         self,
         name: str,
         function: Callable[..., Any],
@@ -415,15 +425,15 @@ class MuZeroPolicy(BasePolicy):
         *constants: Any,
     ) -> Callable[..., Any]:
         """
-        :param name: What the function does, to tell it from others
-        :param function: A function of this policy's ``RECORDED``, which none of a user's own has replaced
-        :param inputs: What it is about to be called with: tensors and nothing else, in tuples and dictionaries
-        :param model: The model, online or target, that it uses
+        :param name: Identifies the function
+        :param function: The function. If a subclass overrides one of the methods ``CUDA_GRAPHED``, it is returned as it is
+        :param inputs: Its next inputs, nests of tensors
+        :param model: The online or target model that it uses
         :param used: All modules that it uses, by default the whole model
-        :param constants: All numbers besides that it depends on
-        :return: On a GPU one that launches all at once, and overwrites what it returned before; else the function itself
+        :param constants: All other numbers that it depends on
+        :return: On a GPU the function as a CUDA graph, which overwrites its previous output; else the function itself
         """
-        if any(getattr(type(self), name) is not getattr(MuZeroPolicy, name) for name in self.RECORDED):
+        if any(getattr(type(self), name) is not getattr(MuZeroPolicy, name) for name in self.CUDA_GRAPHED):
             return function
         graphs = self._cuda_graphs.of_thread[name, self._name_of(model)]
         return graphs.get(function, inputs, [model] if used is None else used, model.training, *constants)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_muzero.models.mlp import Dynamics, MinMaxNorm, Prediction, SimNorm
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.search import CompiledModel, NotCompilable, gumbel_muzero_search
+from sb3_muzero.search import CompiledModel, UnsupportedModelError, gumbel_muzero_search
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Sigmoid, nn.Mish, nn.Identity]
 BOUNDS = {"value_support": (-3.0, 40.0), "reward_support": (-1.0, 5.0)}
@@ -42,7 +42,7 @@ def observations(batch_size: int, num_features: int = 5) -> th.Tensor:
 
 def plan_in_torch(policy: MuZeroPolicy, obs: th.Tensor):
     def refuse(model=None):
-        raise NotCompilable("this is the reference")
+        raise UnsupportedModelError("this is the reference")
 
     policy.compiled_model = refuse  # type: ignore[method-assign]
     try:
@@ -202,7 +202,7 @@ def test_what_is_not_compiled(change, has_planned):
     if has_planned:
         policy.plan(observations(2))
     change(policy)
-    with pytest.raises(NotCompilable):
+    with pytest.raises(UnsupportedModelError):
         policy.compiled_model()
     assert policy.uncompiled_reason
 

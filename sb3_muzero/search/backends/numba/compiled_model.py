@@ -9,8 +9,8 @@ import torch
 from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate, run_simulations
 from sb3_muzero.search.backends.numba.program import BLOCK, Program
 from sb3_muzero.search.backends.numba.translate import (
-    NotCompilable,
     Snapshot,
+    UnsupportedModelError,
     assemble,
     check_fits,
     kernel_of,
@@ -74,7 +74,7 @@ def instantiate_workspace(program: Program, num_nodes: int, latent_dim: int, num
     :return: room for a search.
     """
     return Workspace(
-        program._replace(rooms=np.zeros_like(program.rooms)),
+        program._replace(activation_buffers=np.zeros_like(program.activation_buffers)),
         np.zeros((num_nodes, BLOCK, rounded_up(latent_dim)), np.float32),
         np.zeros(BLOCK, np.int64),
         instantiate_leaves(BLOCK, num_actions),
@@ -88,19 +88,19 @@ class CompiledModel:
 
     :param model: the model.
     :param discount: factor from the value of the next state to the value of this one.
-    :raises NotCompilable: if some part of it has no equal in compiled code.
+    :raises UnsupportedModelError: if the compiled planner does not support it.
     """
 
     def __init__(self, model: MLPModel, discount: float) -> None:
         prediction = model.prediction
         if kernel_of(prediction) != "prediction":
-            raise NotCompilable(f"a {type(prediction).__qualname__} has no compiled equal")
+            raise UnsupportedModelError(f"a {type(prediction).__qualname__} is not supported by the compiled planner")
         visited = [model, prediction]
         representation = translate(model.input_norm, None, visited)
         representation += translate(model.representation, representation[-1].width if representation else None, visited)
         dynamics = translate(model.dynamics, None, visited)
         if not representation or not dynamics:
-            raise NotCompilable("a representation or dynamics without layers has no compiled equal")
+            raise UnsupportedModelError("a representation or dynamics without layers is not supported by the compiled planner")
         self.latent_dim = representation[-1].width
         trunk = translate(prediction.trunk, self.latent_dim, visited)
         hidden = trunk[-1].width if trunk else self.latent_dim
@@ -108,7 +108,7 @@ class CompiledModel:
         value = translate(prediction.value_head, hidden, visited)
         reward = translate(prediction.reward_head, hidden, visited)
         if not policy or not value or not reward:
-            raise NotCompilable("a head without layers has no compiled equal")
+            raise UnsupportedModelError("a head without layers is not supported by the compiled planner")
         value += translate(model.value_support, value[-1].width, visited)
         reward += translate(model.reward_support, reward[-1].width, visited)
         self.num_features, self.num_actions = num_inputs(representation[0]), policy[-1].width
@@ -153,8 +153,8 @@ class CompiledModel:
 
     def search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Array) -> None:
         """
-        Grow the trees by all simulations and conclude, in as many threads as PyTorch uses. Each thread has blocks of roots of
-        its own, so that the result does not depend on their number.
+        Run all simulations, in as many threads as PyTorch uses. Each thread has its own blocks of roots, so the result does
+        not depend on the number of threads.
 
         :param tree: room for the trees.
         :param roots: what is given at the roots, and room for what the search says.

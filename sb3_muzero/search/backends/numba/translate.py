@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from sb3_muzero.search.backends.numba import program as layers
-from sb3_muzero.search.backends.numba.fused import NUM_ROOMS
+from sb3_muzero.search.backends.numba.fused import NUM_ACTIVATION_BUFFERS
 from sb3_muzero.search.backends.numba.simd import LANES
 
 
-class NotCompilable(Exception):
-    """The model, or the state that it is in, has no equal in compiled code; says what is in the way."""
+class UnsupportedModelError(Exception):
+    """The compiled planner does not support the model; says why."""
 
 
 class Layer(NamedTuple):
@@ -40,7 +40,7 @@ def translate(module: nn.Module, width: int | None, visited: list[nn.Module]) ->
     :param width: number of its inputs, where known.
     :param visited: receives the module and all that it consists of.
     :return: the layers that compute the same.
-    :raises NotCompilable: if there are none.
+    :raises UnsupportedModelError: if there are none.
     """
     kind, name = type(module), kernel_of(module)
     visited.append(module)
@@ -51,7 +51,7 @@ def translate(module: nn.Module, width: int | None, visited: list[nn.Module]) ->
         return result
     translator = TRANSLATORS.get(kind if name is None else name)
     if translator is None:
-        raise NotCompilable(f"a {kind.__qualname__} has no compiled equal")
+        raise UnsupportedModelError(f"a {kind.__qualname__} is not supported by the compiled planner")
     return translator(module, width)
 
 
@@ -59,11 +59,11 @@ def kernel_of(module: nn.Module) -> str | None:
     """
     :param module: a module.
     :return: what its class, and not only one that it derives from, says that it computes.
-    :raises NotCompilable: if hooks or a ``forward`` of its own make it compute something else.
+    :raises UnsupportedModelError: if hooks or a ``forward`` of its own make it compute something else.
     """
     state = module.__dict__
     if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
-        raise NotCompilable(f"the forward function of a {type(module).__qualname__} has hooks or was replaced")
+        raise UnsupportedModelError(f"the forward function of a {type(module).__qualname__} has hooks or was replaced")
     return type(module).__dict__.get("kernel")
 
 
@@ -73,7 +73,7 @@ class Snapshot:
 
     :param modules: the modules.
     :param tensors: those of their tensors whose memory is read.
-    :raises NotCompilable: if one of the modules has hooks, or one of the tensors is neither parameter nor buffer of theirs.
+    :raises UnsupportedModelError: if a module has hooks, or a tensor is neither a parameter nor a buffer of one of them.
     """
 
     def __init__(self, modules: list[nn.Module], tensors: list[torch.Tensor]) -> None:
@@ -85,7 +85,7 @@ class Snapshot:
         groups = [state[name] for state in self._states for name in ("_parameters", "_buffers")]
         self._tensors = [(group, name) for group in groups for name in group]
         if not {id(tensor) for tensor in tensors} <= {id(group[name]) for group, name in self._tensors}:
-            raise NotCompilable("a layer has tensors that are neither parameters nor buffers")
+            raise UnsupportedModelError("a layer has tensors that are neither parameters nor buffers")
         # Other views of their memory, which thereby is not freed, whatever becomes of the model
         self._memory = [NOTHING if (t := group[name]) is None else t.detach() for group, name in self._tensors]
         self._children = [module._modules for module in modules if module._modules or isinstance(module, nn.Sequential)]
@@ -157,7 +157,7 @@ def _expectation(module: Any, width: int | None) -> list[Layer]:
 
 def _gelu(module: Any, width: int | None) -> list[Layer]:
     if module.approximate != "none":
-        raise NotCompilable("an approximate GELU has no compiled equal")
+        raise UnsupportedModelError("an approximate GELU is not supported by the compiled planner")
     return [Layer(layers.GELU, _known(module, width))]
 
 
@@ -195,7 +195,7 @@ def _known(module: nn.Module, width: int | None) -> int:
 
 def check_fits(fits: bool, module: nn.Module, width: int | None) -> None:
     if not fits:
-        raise NotCompilable(f"{module} does not fit {width} inputs")
+        raise UnsupportedModelError(f"{module} does not fit {width} inputs")
 
 
 def _checked(parameter: torch.Tensor | None) -> torch.Tensor | None:
@@ -203,7 +203,9 @@ def _checked(parameter: torch.Tensor | None) -> torch.Tensor | None:
     if parameter is not None:
         is_plain = type(parameter) in PLAIN_TENSORS and parameter.is_contiguous()
         if not (is_plain and parameter.is_cpu and parameter.dtype is torch.float32):
-            raise NotCompilable(f"parameters must be contiguous float32 on cpu, got {parameter.dtype} on {parameter.device}")
+            raise UnsupportedModelError(
+                f"parameters must be contiguous float32 on cpu, got {parameter.dtype} on {parameter.device}"
+            )
     return parameter
 
 
@@ -238,9 +240,13 @@ def assemble(sections: tuple[list[Layer], ...], max_width: int) -> layers.Progra
         for layer in every
     ]
     ends = accumulate((len(section) for section in sections), initial=0)
+    width = rounded_up(max(max_width, *(layer.width for layer in every)))
     return layers.Program(
         np.array(table, np.int64),
         np.array([layer.constant for layer in every], np.float32),
         np.array(list(ends), np.int64),
-        np.zeros((NUM_ROOMS, layers.GROUPS, rounded_up(max(max_width, *(layer.width for layer in every))), LANES), np.float32),
+        np.zeros(
+            (NUM_ACTIVATION_BUFFERS, layers.GROUPS, width, LANES),
+            np.float32,
+        ),
     )
