@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_muzero.models.categorical import CategoricalSupport
+from sb3_muzero.search.backends.numba.translate import register
 
 
 class SimNorm(nn.Module):
@@ -16,8 +17,6 @@ class SimNorm(nn.Module):
 
     :param group_size: Units per group; divides the latent size
     """
-
-    kernel = "simnorm"  # what the compiled search may take it for
 
     def __init__(self, group_size: int = 8) -> None:
         super().__init__()
@@ -32,8 +31,6 @@ class SimNorm(nn.Module):
 
 class MinMaxNorm(nn.Module):
     """Scale each latent to [0, 1] (MuZero, Appendix G); a range below ``epsilon`` counts as ``epsilon``."""
-
-    kernel = "minmax"  # what the compiled search may take it for
 
     def __init__(self, epsilon: float = 1e-5) -> None:
         super().__init__()
@@ -60,8 +57,6 @@ class RunningNorm(nn.Module):
     :param min_var: Variance that a feature counts as having at least, once something was observed; one for all, or a tensor
         with each feature's own, shape ``[num_features]``
     """
-
-    kernel = "standardize"  # what the compiled search may take it for
 
     mean: th.Tensor
     var: th.Tensor
@@ -147,8 +142,6 @@ class Dynamics(nn.Sequential):
     :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
     """
 
-    kernel = "sequential"  # what the compiled search may take it for
-
     one_hot: th.Tensor
 
     def __init__(
@@ -189,8 +182,6 @@ class Prediction(nn.Module):
     :param net_arch: Hidden widths of the trunk that the heads share
     :param activation_fn: Activation of the hidden layers
     """
-
-    kernel = "prediction"  # what the compiled search may take it for
 
     def __init__(
         self, latent_dim: int, num_actions: int, num_bins: int, net_arch: list[int], activation_fn: type[nn.Module]
@@ -253,3 +244,10 @@ class LatentModel(nn.Module):
         :return: Latents, shape ``[B, latent_dim]``
         """
         return self.representation(self.input_norm(self.features_extractor(preprocessed_obs)))
+
+
+register(SimNorm, "simnorm")
+register(MinMaxNorm, "minmax")
+register(RunningNorm, "standardize")
+register(Dynamics, "sequential")
+register(Prediction, "prediction")

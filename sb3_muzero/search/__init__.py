@@ -2,7 +2,7 @@
 
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.fused import is_cached
-from sb3_muzero.search.backends.numba.translate import UnsupportedModelError
+from sb3_muzero.search.backends.snapshot import UnsupportedModelError
 from sb3_muzero.search.policies import gumbel_muzero_search, muzero_search
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput

@@ -10,7 +10,7 @@ import torch as th
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from sb3_muzero.search.backends.numba.translate import Snapshot, UnsupportedModelError
+from sb3_muzero.search.backends.snapshot import Snapshot, UnsupportedModelError
 
 MAX_GRAPHS = 8
 """Graphs to keep for each function; each has its own memory."""
