@@ -53,6 +53,7 @@ from sb3_muzero.models.mlp import Prediction
 from sb3_muzero.policies import SEARCHES, MuZeroPolicy
 from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate
 from sb3_muzero.search.backends.numba.program import BLOCK
+from sb3_muzero.search.backends.numba.translate import register
 from sb3_muzero.search.state import instantiate_leaves
 
 ROUNDS = 7
@@ -113,10 +114,11 @@ class Row:
 class ScalarPrediction(Prediction):
     """Value and reward as single outputs."""
 
-    kernel = "prediction"
-
     def __init__(self, num_bins: int, **kwargs: Any) -> None:
         super().__init__(num_bins=1, **kwargs)
+
+
+register(ScalarPrediction, "prediction")
 
 
 def make_policy(model: str, search: str, args: argparse.Namespace) -> MuZeroPolicy:

@@ -32,8 +32,6 @@ SEARCH_KWARGS: dict[str, dict[str, Any]] = {
 class ScalarSupport(nn.Sequential):
     """What a single output means: itself. Without children, it compiles to nothing."""
 
-    kernel = "sequential"
-
     def __init__(self, bounds: tuple[float, float]) -> None:
         super().__init__()
         self.register_buffer("bounds", torch.tensor(bounds))  # the policy takes the least range of Q values from it

@@ -19,7 +19,7 @@ from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import Preprocessor
 from sb3_muzero.models.mlp import Dynamics, Prediction, Representation
 from sb3_muzero.models.normalization import LATENT_NORMS, RunningNorm
-from sb3_muzero.search import NotCompilable, SearchOutput, is_cached
+from sb3_muzero.search import SearchOutput, UnsupportedModelError, is_cached
 from sb3_muzero.search.planner import Planner, PlannerSettings
 
 
@@ -247,10 +247,10 @@ class MuZeroPolicy(BasePolicy):
 
     @property
     def uncompiled_reason(self) -> str | None:
-        """Why planning runs in PyTorch and not in compiled code, which is many times as fast; ``None`` if it does not."""
+        """Why the PyTorch planner is used and not the compiled one, which is many times faster; ``None`` if it is not."""
         try:
             self.planner.compiled_model(self.latent_model)
-        except NotCompilable as reason:
+        except UnsupportedModelError as reason:
             return str(reason)
         return None
 

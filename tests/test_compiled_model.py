@@ -13,7 +13,8 @@ from torch import nn
 
 from sb3_muzero.models.mlp import Dynamics, MinMaxNorm, Prediction, SimNorm
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.search import CompiledModel, NotCompilable, gumbel_muzero_search
+from sb3_muzero.search import CompiledModel, UnsupportedModelError, gumbel_muzero_search
+from sb3_muzero.search.backends.numba import translate
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Sigmoid, nn.Mish, nn.Identity]
 BOUNDS = {"value_support": (-3.0, 40.0), "reward_support": (-1.0, 5.0)}
@@ -42,7 +43,7 @@ def observations(batch_size: int, num_features: int = 5) -> th.Tensor:
 
 def plan_in_torch(policy: MuZeroPolicy, obs: th.Tensor):
     def refuse(model=None):
-        raise NotCompilable("this is the reference")
+        raise UnsupportedModelError("this is the reference")
 
     policy.compiled_model = refuse  # type: ignore[method-assign]
     try:
@@ -202,7 +203,7 @@ def test_what_is_not_compiled(change, has_planned):
     if has_planned:
         policy.plan(observations(2))
     change(policy)
-    with pytest.raises(NotCompilable):
+    with pytest.raises(UnsupportedModelError):
         policy.compiled_model()
     assert policy.uncompiled_reason
 
@@ -349,6 +350,21 @@ def test_custom_dynamics_plan_in_torch(dynamics_class):
     obs = observations(3)
     found, expected = policy.plan(obs, deterministic=True), plan_in_torch(policy, obs)
     np.testing.assert_array_equal(found.value, expected.value)
+
+
+class SeparateHeads(Prediction):
+    def forward(self, latent):
+        return super().forward(latent)
+
+
+def test_a_registered_module_is_compiled(monkeypatch):
+    policy = make_policy(prediction_class=SeparateHeads, **BOUNDS)
+    assert "SeparateHeads is not supported by the compiled planner" in policy.uncompiled_reason
+    monkeypatch.setattr(translate, "_REGISTRY", translate._REGISTRY.copy())
+    translate.register(SeparateHeads, "prediction")
+    assert_same_plan(policy)
+    with pytest.raises(ValueError, match="kind must be one of .*simnorm.* got 'attention'"):
+        translate.register(SeparateHeads, "attention")
 
 
 def test_overridden_inference_plans_in_torch():

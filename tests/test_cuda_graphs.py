@@ -11,7 +11,7 @@ from torch import nn
 from sb3_muzero import MuZero
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.search import NotCompilable
+from sb3_muzero.search import UnsupportedModelError
 from sb3_muzero.search.backends import cuda_graphs
 from sb3_muzero.search.backends.cuda_graphs import CudaGraphs
 
@@ -110,7 +110,7 @@ def test_the_model_of_every_policy_is_recorded(monkeypatch, recorded, policy_cla
     """The root, with the features extractor, and a step from it, without."""
 
     def refuse(model):
-        raise NotCompilable("on a GPU")
+        raise UnsupportedModelError("on a GPU")
 
     policy = policy_class(space, spaces.Discrete(3), lambda _: 1e-3)
     monkeypatch.setattr(policy, "compiled_model", refuse)

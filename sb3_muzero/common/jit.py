@@ -1,4 +1,4 @@
-"""How everything here is compiled, and when a compiled function on disk is out of date."""
+"""Compilation with Numba: options, decorators and the on-disk cache."""
 
 import warnings
 from functools import partial
@@ -9,38 +9,41 @@ from typing import Any
 from numba import config, njit
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
-    raise RuntimeError("The search exists as compiled code only: unset NUMBA_DISABLE_JIT")
+    raise RuntimeError("The search only runs compiled: unset NUMBA_DISABLE_JIT")
 
-# Nothing that is compiled here allocates; without reference counts (_nrt) it takes half the time, and compiles much faster
+# No function compiled with these allocates; without reference counting (_nrt) it runs twice as fast and compiles faster
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
-def hash_of(*files: Path) -> str:
+def hash_files(*files: Path) -> str:
     """
-    :param files: sources.
-    :return: a hash of what is in them.
+    :param files: source files.
+    :return: hash of their contents.
     """
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-# Numba itself looks at the date of a function's own file only
-SOURCES = hash_of(Path(__file__), *sorted((Path(__file__).parents[1] / "search").rglob("*.py")))
+# Numba itself only looks at the modification time of the file that a function is defined in
+SOURCES = hash_files(Path(__file__), *sorted((Path(__file__).parents[1] / "search").rglob("*.py")))
 
-part: Any = njit(forceinline=True, **OPTIONS)
+njit_inline: Any = njit(forceinline=True, **OPTIONS)
 """
-Compiles a part of kernels. It is inlined: a call of its own would copy the descriptors of all arrays, which takes longer than
-most of what is called.
+Decorator for a function that is inlined into the compiled functions that call it. A call would copy the descriptors of all
+array arguments, which takes longer than most of these functions.
 """
 
+njit_uncached: Any = njit(**OPTIONS)
+"""Decorator for a function that is only called from compiled functions, whose cache entries contain it."""
 
-def cached(function: Any, sources: str, options: Any) -> Any:
+
+def compile_cached(function: Any, sources: str, options: Any) -> Any:
     """
-    Compile a function, and keep it on disk as long as none of the sources changes.
+    Compile a function and cache the machine code on disk until one of its source files changes.
 
-    :param function: the function.
-    :param sources: hash of what it is made of.
-    :param options: numba's.
-    :return: the compiled one; where numba finds no folder to write to, or no room there, every process compiles anew.
+    :param function: function to compile.
+    :param sources: hash of the source files that it depends on.
+    :param options: options for ``numba.njit``.
+    :return: the compiled function. If Numba cannot write its cache, each process compiles again.
     """
     try:
         compiled = njit(cache=True, **options)(function)
@@ -55,27 +58,29 @@ def cached(function: Any, sources: str, options: Any) -> Any:
 def _save_if_possible(save: Any, *args: Any) -> None:
     try:
         save(*args)
-    except OSError as error:  # what was compiled can be used all the same
-        warnings.warn(f"Compiled functions can't be kept on disk, the next process will compile them again: {error}")
+    except OSError as error:
+        warnings.warn(f"Compiled functions could not be cached on disk; the next process compiles them again: {error}")
 
 
-def kernel(function: Any) -> Any:
+def njit_cached(function: Any) -> Any:
     """
-    :param function: one to be called from Python.
-    :return: it, ``cached``.
+    Decorator for a function that is called from Python.
+
+    :param function: function to compile.
+    :return: the compiled function, cached on disk.
     """
-    return cached(function, SOURCES, OPTIONS)
+    return compile_cached(function, SOURCES, OPTIONS)
 
 
 def is_on_disk(compiled: Any) -> bool:
     """
-    :param compiled: what ``kernel`` gave.
-    :return: whether its first call does not have to wait for the compiler.
+    :param compiled: a function decorated with ``njit_cached``.
+    :return: whether its machine code is on disk, so that the first call does not compile.
     """
     cache_file = _cache_file(compiled)
     return cache_file is not None and bool(cache_file._load_index())
 
 
 def _cache_file(compiled: Any) -> Any:
-    """Numba's inside, which may change."""
+    """Numba's private attribute, which may be missing in another version."""
     return getattr(compiled._cache, "_cache_file", None)

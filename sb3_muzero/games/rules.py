@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_muzero.common.jit import cached, hash_of
+from sb3_muzero.common.jit import compile_cached, hash_files
 
-SOURCES = hash_of(*sorted(Path(__file__).parent.glob("*.py")))
+SOURCES = hash_files(*sorted(Path(__file__).parent.glob("*.py")))
 
 GOES_ON, WON, DRAWN = range(3)
 """What a move led to; who has moved is who has won."""
@@ -43,9 +43,9 @@ class Rules(NamedTuple):
 def kernel(function: Any) -> Any:
     """
     :param function: one of compiled functions that may allocate.
-    :return: it, compiled and kept on disk.
+    :return: it, compiled and cached on disk.
     """
-    return cached(function, SOURCES, {"nogil": True, "error_model": "numpy"})
+    return compile_cached(function, SOURCES, {"nogil": True, "error_model": "numpy"})
 
 
 @kernel

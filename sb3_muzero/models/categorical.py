@@ -6,6 +6,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_muzero.search.backends.numba.translate import register
+
 
 class TwoHotCrossEntropy(th.autograd.Function):
     """Cross-entropy to two bins with given shares. Its gradient, softmax minus shares, takes half as long as autograd's."""
@@ -35,8 +37,6 @@ class CategoricalSupport(nn.Module):
     :param bounds: Lowest and highest representable scalar, or ``None`` to fit them to the targets
     :raises ValueError: for fewer than 2 bins, or bounds that are not finite and increasing
     """
-
-    kernel = "expectation"  # what the compiled search may take it for
 
     TOLERANCE = 1e-4  # share of the range by which rounding may exceed it
 
@@ -142,3 +142,6 @@ class CategoricalSupport(nn.Module):
             bin_width = (bounds[1] - bounds[0]) / (self.num_bins - 1)
             head.bias.sub_((outside / bin_width).clamp(max=6.0))
         self.bounds.copy_(th.tensor(bounds))
+
+
+register(CategoricalSupport, "expectation")

@@ -5,6 +5,7 @@ from torch import nn
 
 from sb3_muzero.models.base import PredictionOutput
 from sb3_muzero.models.normalization import LATENT_NORMS
+from sb3_muzero.search.backends.numba.translate import register
 
 
 def hidden_layers(input_dim: int, net_arch: list[int], activation_fn: type[nn.Module]) -> list[nn.Module]:
@@ -57,8 +58,6 @@ class Dynamics(nn.Sequential):
     :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
     """
 
-    kernel = "sequential"  # what the compiled search may take it for
-
     def __init__(
         self, latent_dim: int, action_dim: int, net_arch: list[int], activation_fn: type[nn.Module], latent_norm: str
     ) -> None:
@@ -82,8 +81,6 @@ class Prediction(nn.Module):
     :param activation_fn: Activation of the hidden layers
     """
 
-    kernel = "prediction"  # what the compiled search may take it for
-
     def __init__(
         self, latent_dim: int, num_actions: int, num_bins: int, net_arch: list[int], activation_fn: type[nn.Module]
     ) -> None:
@@ -100,3 +97,7 @@ class Prediction(nn.Module):
     def forward(self, latent: th.Tensor) -> PredictionOutput:
         hidden = self.trunk(latent)
         return PredictionOutput(self.policy_head(hidden), self.value_head(hidden), self.reward_head(hidden))
+
+
+register(Dynamics, "sequential")
+register(Prediction, "prediction")

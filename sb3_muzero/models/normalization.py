@@ -4,6 +4,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_muzero.search.backends.numba.translate import register
+
 
 class SimNorm(nn.Module):
     """
@@ -11,8 +13,6 @@ class SimNorm(nn.Module):
 
     :param group_size: Units per group; divides the latent size
     """
-
-    kernel = "simnorm"  # what the compiled search may take it for
 
     def __init__(self, group_size: int = 8) -> None:
         super().__init__()
@@ -27,8 +27,6 @@ class SimNorm(nn.Module):
 
 class MinMaxNorm(nn.Module):
     """Scale each latent to [0, 1] (MuZero, Appendix G); a range below ``epsilon`` counts as ``epsilon``."""
-
-    kernel = "minmax"  # what the compiled search may take it for
 
     def __init__(self, epsilon: float = 1e-5) -> None:
         super().__init__()
@@ -52,8 +50,6 @@ class RunningNorm(nn.Module):
     :param min_momentum: Lower bound of the weight of a new batch in the running statistics
     :param min_var: Lower bound of the running variance: a number, or a tensor of shape ``[num_features]``
     """
-
-    kernel = "standardize"  # what the compiled search may take it for
 
     mean: th.Tensor
     var: th.Tensor
@@ -109,3 +105,8 @@ class ImageNorm(nn.GroupNorm):
             normed = F.layer_norm(channels_last, channels_last.shape[1:], eps=self.eps)
             normed = th.addcmul(self.bias.to(images.dtype), normed, self.weight.to(images.dtype))
         return normed.permute(0, 3, 1, 2)
+
+
+register(SimNorm, "simnorm")
+register(MinMaxNorm, "minmax")
+register(RunningNorm, "standardize")

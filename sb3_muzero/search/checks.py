@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sb3_muzero.search.state import LARGEST
+from sb3_muzero.search.state import MAX_VALUE
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -64,7 +64,7 @@ def to_float32(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
         return np.ascontiguousarray(numbers, dtype=np.float32)
 
 
-def check_finite(name: str, array: np.ndarray, first_row: int = 0, largest: float = LARGEST) -> None:
+def check_finite(name: str, array: np.ndarray, first_row: int = 0, largest: float = MAX_VALUE) -> None:
     """
     :param name: name of the field.
     :param array: one row per root. Shape ``[B, ...]``.
@@ -87,14 +87,14 @@ def check_prior_logits(
     :param prior_logits: policy logits. Shape ``[B, A]``.
     :param invalid_actions: True for masked actions, if any. Shape ``[B, A]``.
     :param first_row: number of the first of these rows.
-    :raises ValueError: if a row holds NaN, plus infinity or a number above ``LARGEST``, or leaves every unmasked action
+    :raises ValueError: if a row holds NaN, plus infinity or a number above ``MAX_VALUE``, or leaves every unmasked action
         without probability.
     """
-    bad = ~(prior_logits <= LARGEST)
+    bad = ~(prior_logits <= MAX_VALUE)
     if bad.any():
         where = tuple(np.argwhere(bad)[0])
         given = f"got {prior_logits[where]} in row {first_row + where[0]}"
-        raise ValueError(f"{name} must be minus infinity or finite and at most {LARGEST:g}, {given}")
+        raise ValueError(f"{name} must be minus infinity or finite and at most {MAX_VALUE:g}, {given}")
     possible = np.isfinite(prior_logits)
     if invalid_actions is not None:
         possible &= ~invalid_actions

@@ -8,7 +8,7 @@ through, so that one offset serves all arrays: a ``node`` is an index into ``[B 
 
 import numpy as np
 
-from sb3_muzero.common.jit import kernel, part
+from sb3_muzero.common.jit import njit_cached, njit_inline
 from sb3_muzero.search.backends.numba.simd import (
     EXP_LOW,
     FLOAT_BYTES,
@@ -20,16 +20,16 @@ from sb3_muzero.search.backends.numba.simd import (
     total,
     where_positive,
 )
-from sb3_muzero.search.state import LARGEST, NODE_SCOPE, PUCT, TREE_SCOPE, Leaves, Roots, SearchSettings
+from sb3_muzero.search.state import MAX_VALUE, NODE_SCOPE, PUCT, TREE_SCOPE, Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import NO_PARENT, ROOT_INDEX, UNVISITED, Tree
 
 ZERO, ONE, INFINITY = np.float32(0.0), np.float32(1.0), np.float32(np.inf)
 LOWEST_ROOT_SCORE = np.float32(-1e9)
 TINY = np.finfo(np.float32).tiny
-HIGH = np.float32(LARGEST)
+HIGH = np.float32(MAX_VALUE)
 
 
-@part
+@njit_inline
 def exponentiate(logits: np.ndarray, num_actions: int, largest: float) -> float:
     """
     Turn the first ``num_actions`` of some logits, of which one at least is finite, into weights: a softmax but for its sum.
@@ -50,7 +50,7 @@ def exponentiate(logits: np.ndarray, num_actions: int, largest: float) -> float:
     return total(sums)
 
 
-@part
+@njit_inline
 def mixed_value(tree: Tree, num_actions: int, node: int) -> float:
     """v_mix of Gumbel MuZero, Eq. 33: the node's own value mixed with the prior-weighted Q of its visited actions."""
     sum_visits = np.int32(0)
@@ -70,7 +70,7 @@ def mixed_value(tree: Tree, num_actions: int, node: int) -> float:
     return raw_value * share + weighted_qvalues / sum_probs * (count * share)
 
 
-@part
+@njit_inline
 def qtransform_completed_by_mix_value(tree: Tree, settings: SearchSettings, row: int, node: int, out: np.ndarray) -> None:
     """
     sigma(completed Q) of Gumbel MuZero, Eqs. 8 and 10: unvisited actions get the mixed value, all are rescaled to [0, 1].
@@ -102,7 +102,7 @@ def qtransform_completed_by_mix_value(tree: Tree, settings: SearchSettings, row:
         out[action] = visit_scale * min(max((out[action] - low) * scale, ZERO), ONE)
 
 
-@part
+@njit_inline
 def masked_argmax(scores: np.ndarray, num_actions: int, invalid: np.ndarray, first: int) -> int:
     """Lowest index of the highest score among valid actions, an action that exists whatever the scores are."""
     best = -1
@@ -112,7 +112,7 @@ def masked_argmax(scores: np.ndarray, num_actions: int, invalid: np.ndarray, fir
     return max(best, 0)
 
 
-@part
+@njit_inline
 def gumbel_root_action(
     tree: Tree, roots: Roots, settings: SearchSettings, row: int, considered_visit: int, scores: np.ndarray
 ) -> int:
@@ -131,7 +131,7 @@ def gumbel_root_action(
     return masked_argmax(scores, num_actions, roots.invalid, noises)
 
 
-@part
+@njit_inline
 def improved_policy(tree: Tree, settings: SearchSettings, row: int, node: int, out: np.ndarray) -> float:
     """
     pi' = softmax(logits + sigma(completed Q)), Gumbel MuZero, Eq. 11.
@@ -149,7 +149,7 @@ def improved_policy(tree: Tree, settings: SearchSettings, row: int, node: int, o
     return exponentiate(out, num_actions, largest)
 
 
-@part
+@njit_inline
 def gumbel_interior_action(tree: Tree, settings: SearchSettings, row: int, node: int, scores: np.ndarray) -> int:
     """The action whose visits lag most behind the improved policy, pi' - N / (1 + sum N), Gumbel MuZero, Eq. 14."""
     factor = improved_policy(tree, settings, row, node, scores)
@@ -168,7 +168,7 @@ def gumbel_interior_action(tree: Tree, settings: SearchSettings, row: int, node:
     return best
 
 
-@part
+@njit_inline
 def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, node: int) -> int:
     """
     The action of the highest upper confidence bound, MuZero, Eq. 2, with the node's own evaluation among its visits.
@@ -201,7 +201,7 @@ def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, no
     return max(best, 0)
 
 
-@part
+@njit_inline
 def select_action(
     tree: Tree, roots: Roots, settings: SearchSettings, simulation: int, row: int, node: int, scores: np.ndarray
 ) -> int:
@@ -214,7 +214,7 @@ def select_action(
     return gumbel_interior_action(tree, settings, row, node, scores)
 
 
-@part
+@njit_inline
 def is_usable(leaves: Leaves, leaf: int) -> bool:
     """Whether the model's answer is one that a search can use."""
     if not (abs(leaves.reward[leaf]) <= HIGH and abs(leaves.discount[leaf]) <= ONE and abs(leaves.value[leaf]) <= HIGH):
@@ -228,7 +228,7 @@ def is_usable(leaves: Leaves, leaf: int) -> bool:
     return bool(-INFINITY < largest <= HIGH)
 
 
-@part
+@njit_inline
 def write_node(tree: Tree, settings: SearchSettings, node: int, value: float, logits: np.ndarray) -> None:
     """
     Write the model's view of a node.
@@ -246,8 +246,10 @@ def write_node(tree: Tree, settings: SearchSettings, node: int, value: float, lo
         tree.children_prior_probs[edges + action] = logits[action] * scale
 
 
-@kernel
-def plant(tree: Tree, roots: Roots, settings: SearchSettings, first_row: int, num_rows: int, scores: np.ndarray) -> int:
+@njit_cached
+def initialize_roots(
+    tree: Tree, roots: Roots, settings: SearchSettings, first_row: int, num_rows: int, scores: np.ndarray
+) -> int:
     """
     Begin some trees: nothing but an expanded root in each.
 
@@ -286,7 +288,7 @@ def plant(tree: Tree, roots: Roots, settings: SearchSettings, first_row: int, nu
     return -1
 
 
-@part
+@njit_inline
 def expand(tree: Tree, settings: SearchSettings, row: int, leaves: Leaves, leaf: int) -> None:
     """Write the model's answer into the node that the simulation reached."""
     first = row * settings.num_nodes
@@ -305,7 +307,7 @@ def expand(tree: Tree, settings: SearchSettings, row: int, leaves: Leaves, leaf:
     tree.children_discounts[edge] = leaves.discount[leaf]
 
 
-@part
+@njit_inline
 def backward(tree: Tree, settings: SearchSettings, row: int, leaf_node: int) -> None:
     """Add the leaf's return to every node and edge on the way up, MuZero, Eqs. 3 and 4."""
     first = row * settings.num_nodes
@@ -329,7 +331,7 @@ def backward(tree: Tree, settings: SearchSettings, row: int, leaf_node: int) -> 
     tree.min_qvalue[row], tree.max_qvalue[row] = low, high
 
 
-@kernel
+@njit_cached
 def select_leaves(
     tree: Tree, roots: Roots, settings: SearchSettings, simulation: int, first_row: int, num_rows: int, leaves: Leaves
 ) -> None:
@@ -340,13 +342,13 @@ def select_leaves(
     """
     for leaf in range(num_rows):
         leaves.parent[leaf] = ROOT_INDEX
-        leaves.walking[leaf] = leaf
-    num_walking, depth = num_rows, 0
-    while num_walking > 0:
+        leaves.active[leaf] = leaf
+    num_active, depth = num_rows, 0
+    while num_active > 0:
         depth += 1
-        still_walking = 0
-        for index in range(num_walking):
-            leaf = leaves.walking[index]
+        still_active = 0
+        for index in range(num_active):
+            leaf = leaves.active[index]
             row = first_row + leaf
             node = row * settings.num_nodes + leaves.parent[leaf]
             action = select_action(tree, roots, settings, simulation, row, node, leaves.scores[leaf])
@@ -355,13 +357,13 @@ def select_leaves(
             leaves.node[leaf] = simulation + 1 if child == UNVISITED else child
             goes_on = child != UNVISITED and depth < settings.max_depth
             leaves.parent[leaf] = child if goes_on else leaves.parent[leaf]
-            leaves.walking[still_walking] = leaf
-            still_walking += 1 if goes_on else 0
-        num_walking = still_walking
+            leaves.active[still_active] = leaf
+            still_active += 1 if goes_on else 0
+        num_active = still_active
 
 
-@kernel
-def grow(tree: Tree, settings: SearchSettings, first_row: int, num_rows: int, leaves: Leaves) -> int:
+@njit_cached
+def expand_and_backup(tree: Tree, settings: SearchSettings, first_row: int, num_rows: int, leaves: Leaves) -> int:
     """
     Expand and back up some roots.
 
@@ -375,8 +377,10 @@ def grow(tree: Tree, settings: SearchSettings, first_row: int, num_rows: int, le
     return -1
 
 
-@kernel
-def conclude(tree: Tree, roots: Roots, settings: SearchSettings, first_row: int, num_rows: int, scores: np.ndarray) -> None:
+@njit_cached
+def select_root_actions(
+    tree: Tree, roots: Roots, settings: SearchSettings, first_row: int, num_rows: int, scores: np.ndarray
+) -> None:
     """
     After the last simulation: the policy target of some roots, and the best of the most visited actions to play.
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sb3_muzero.search.backends.cuda_graphs import RecordedFunctions
+from sb3_muzero.search.backends.cuda_graphs import CudaGraphCache
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
-from sb3_muzero.search.backends.numba.translate import NotCompilable
+from sb3_muzero.search.backends.snapshot import UnsupportedModelError
 from sb3_muzero.search.checks import check_count
 from sb3_muzero.search.policies import gumbel_muzero_search, muzero_search
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
@@ -71,7 +71,7 @@ class Planner:
     def __init__(self, settings: PlannerSettings) -> None:
         self.settings = settings
         self._compiled_models: list[CompiledModel] = []
-        self.cuda_graphs = RecordedFunctions()
+        self.cuda_graphs = CudaGraphCache()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_compiled_models": []}  # they belong to this process's memory
@@ -115,14 +115,16 @@ class Planner:
         """
         :param model: A ``LatentModel``
         :return: The same in compiled code, as it is now; ask for it before each search
-        :raises NotCompilable: saying what is not supported
+        :raises UnsupportedModelError: saying what is not supported
         """
         for name in ("features", "represent", "initial_inference", "recurrent_inference"):
             owner = next(kind for kind in type(model).__mro__ if name in vars(kind))
             if not owner.__module__.startswith("sb3_muzero.models."):
-                raise NotCompilable(f"{owner.__qualname__}.{name} is not that of LatentModel")
+                raise UnsupportedModelError(
+                    f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
+                )
         if not getattr(model.action_encoder, "is_one_hot", False):
-            raise NotCompilable("actions that are not one-hot vectors are not supported by the compiled planner")
+            raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")
         compiled = next((known for known in self._compiled_models if known.model is model), None)
         if compiled is None or not compiled.is_current():
             others = [known for known in self._compiled_models if known.model is not model]
@@ -139,7 +141,7 @@ class Planner:
         """
         try:
             compiled = self.compiled_model(model)
-        except NotCompilable:
+        except UnsupportedModelError:
             discount = self.settings.discount
             root = self.cuda_graphed("root", model.initial_inference, (obs,), model)(obs)
             actions = torch.zeros(len(root.value), dtype=torch.int64, device=root.value.device)

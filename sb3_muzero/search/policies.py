@@ -16,7 +16,7 @@ from sb3_muzero.search.checks import (
     check_real,
     to_float32,
 )
-from sb3_muzero.search.kernels import TINY, conclude, grow, plant, select_leaves
+from sb3_muzero.search.kernels import TINY, expand_and_backup, initialize_roots, select_leaves, select_root_actions
 from sb3_muzero.search.sequential_halving import considered_visits_table
 from sb3_muzero.search.state import (
     GUMBEL,
@@ -198,7 +198,7 @@ def _to_host(root: RootOutput, invalid_actions: Any) -> tuple[np.ndarray, np.nda
 
 
 def _search(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentFn, latent: Any) -> Tree:
-    """Grow a tree from each root by all simulations, and conclude what to do there."""
+    """Grow a tree from each root by all simulations, and select_root_actions what to do there."""
     num_rows = roots.value.size
     trees = instantiate_tree(num_rows, settings.num_nodes, settings.num_actions)
     tree = flatten(trees)
@@ -206,16 +206,16 @@ def _search(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentFn, l
         recurrent_fn.search(tree, roots, settings, latent)
         return trees
     leaves = instantiate_leaves(num_rows, settings.num_actions)
-    if plant(tree, roots, settings, 0, num_rows, leaves.scores[0]) >= 0:
+    if initialize_roots(tree, roots, settings, 0, num_rows, leaves.scores[0]) >= 0:
         check_roots(roots, settings)
     with torch.inference_mode():
         model = make_latent_model(recurrent_fn, latent, settings.num_nodes - 1)
         for simulation in range(settings.num_nodes - 1):
             select_leaves(tree, roots, settings, simulation, 0, num_rows, leaves)
             model.evaluate(simulation, leaves)
-            if grow(tree, settings, 0, num_rows, leaves) >= 0:
+            if expand_and_backup(tree, settings, 0, num_rows, leaves) >= 0:
                 check_answer(leaves)
-    conclude(tree, roots, settings, 0, num_rows, leaves.scores[0])
+    select_root_actions(tree, roots, settings, 0, num_rows, leaves.scores[0])
     return trees
 
 

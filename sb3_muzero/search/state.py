@@ -8,7 +8,7 @@ from sb3_muzero.search.backends.numba.simd import LANES
 
 GUMBEL, PUCT = 0, 1
 NODE_SCOPE, TREE_SCOPE = 0, 1
-LARGEST = 1e30
+MAX_VALUE = 1e30
 """Of the sizes that rewards and values may have: float32 holds the sum of as many as there may be simulations."""
 
 
@@ -52,9 +52,9 @@ class Roots(NamedTuple):
     :param gumbel: noise of the Gumbel root. Shape ``[B * A]``, float32.
     :param considered_visits: Sequential Halving of the Gumbel root by the number of actions to consider.
         Shape ``[(M + 1) * N]``, int32.
-    :param num_considered: how many that is, which ``plant`` writes. Shape ``[B]``, int64.
-    :param action: the action to play, which ``conclude`` writes. Shape ``[B]``, int64.
-    :param action_weights: the policy target, which ``conclude`` writes. Shape ``[B * A]``, float32.
+    :param num_considered: how many that is, which ``initialize_roots`` writes. Shape ``[B]``, int64.
+    :param action: the action to play, which ``select_root_actions`` writes. Shape ``[B]``, int64.
+    :param action_weights: the policy target, which ``select_root_actions`` writes. Shape ``[B * A]``, float32.
     """
 
     prior_logits: np.ndarray
@@ -72,7 +72,7 @@ class Leaves(NamedTuple):
     Where the current simulation ends in ``L`` trees, and what the model says about it: the joint to the model.
 
     ``select_leaves`` writes the first three, the model reads ``parent`` and ``action`` and writes the next four,
-    ``grow`` reads all.
+    ``expand_and_backup`` reads all.
 
     :param parent: node to step from, counted within its tree. Shape ``[L]``, int64.
     :param action: action to take there. Shape ``[L]``, int64.
@@ -82,7 +82,7 @@ class Leaves(NamedTuple):
     :param prior_logits: at the node. Shape ``[L, A]``, float32.
     :param value: of the node. Shape ``[L]``, float32.
     :param scores: scratch of the selection rules. Shape ``[L, padded A]``, float32.
-    :param walking: scratch of ``select_leaves``. Shape ``[L]``, int64.
+    :param active: scratch of ``select_leaves``. Shape ``[L]``, int64.
     """
 
     parent: np.ndarray
@@ -93,7 +93,7 @@ class Leaves(NamedTuple):
     prior_logits: np.ndarray
     value: np.ndarray
     scores: np.ndarray
-    walking: np.ndarray
+    active: np.ndarray
 
 
 def instantiate_roots(
@@ -134,5 +134,5 @@ def instantiate_leaves(size: int, num_actions: int) -> Leaves:
         prior_logits=np.zeros((size, num_actions), np.float32),
         value=np.zeros(size, np.float32),
         scores=np.zeros((size, -(-num_actions // LANES) * LANES), np.float32),
-        walking=np.zeros(size, np.int64),
+        active=np.zeros(size, np.int64),
     )

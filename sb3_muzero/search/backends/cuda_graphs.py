@@ -1,4 +1,4 @@
-"""Functions of a model on a GPU whose many small launches are recorded once and replayed as one."""
+"""Functions of a model as CUDA graphs, which replay many small kernel launches as one."""
 
 import threading
 import warnings
@@ -10,30 +10,30 @@ import torch as th
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from sb3_muzero.search.backends.numba.translate import NotCompilable, Snapshot
+from sb3_muzero.search.backends.snapshot import Snapshot, UnsupportedModelError
 
 MAX_GRAPHS = 8
-"""Each keeps memory of its own."""
+"""Graphs to keep for each function; each has its own memory."""
 
 ONE_AT_A_TIME = threading.RLock()
 """
-PyTorch records one graph at a time, and replays none meanwhile: all share the generator of random numbers. What another thread
-launches on its own while one is recorded must not draw from it. A signal's handler may plan amid either, hence the R.
+PyTorch captures one graph at a time and replays none meanwhile, because all graphs share the random number generator. Other
+threads must not draw random numbers on the GPU during a capture. Reentrant, because a signal handler may plan.
 """
 
 
 class CudaGraph:
     """
-    A function for inputs of fixed shapes as a CUDA graph. It reads parameters and buffers where they are, so training may go
-    on. What it returns it overwrites in the next call.
+    A function for inputs of fixed shapes as a CUDA graph. It reads parameters and buffers in place, so the model can be
+    trained further. Each call overwrites the output of the previous one.
 
-    :param function: What is recorded; it must not wait for the GPU
-    :param inputs: Tensors of the shapes to record for, on a GPU, in tuples and dictionaries
-    :raises RuntimeError: if the function cannot be recorded
+    :param function: Function to capture; it must not synchronise with the GPU
+    :param inputs: Nests of tensors on a GPU, of the shapes to capture the graph for
+    :raises RuntimeError: if the function cannot be captured
     """
 
     WARM_UP = 3
-    """Calls before the recording, in which libraries choose their algorithms."""
+    """Calls before the capture, in which libraries choose their algorithms."""
 
     def __init__(self, function: Callable, inputs: tuple) -> None:
         self.device = tensors_of(inputs)[0].device
@@ -42,11 +42,11 @@ class CudaGraph:
             static = tree_map_only(th.Tensor, th.clone, inputs)
             stream = th.cuda.Stream()
             stream.wait_stream(th.cuda.current_stream())
-            with th.cuda.stream(stream), th.random.fork_rng([self.device]):  # a run that resumes records again
+            with th.cuda.stream(stream), th.random.fork_rng([self.device]):  # a resumed run captures again
                 for _ in range(self.WARM_UP):
                     function(*static)
             th.cuda.current_stream().wait_stream(stream)
-            with th.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may wait for the GPU
+            with th.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may synchronise
                 self.output = function(*static)
         self.inputs = tensors_of(static)
 
@@ -60,12 +60,11 @@ class CudaGraph:
 
 class CudaGraphs:
     """
-    The graphs of one function of a model, one for each shape of its inputs that it was last asked for, as long as the model
-    stays what it is.
+    The CUDA graphs of one function of a model, one for each of the last ``MAX_GRAPHS`` shapes of its inputs. They are captured
+    again when the model's structure changes.
 
-    Only modules of PyTorch, SB3 and this package are recorded, which are known not to wait for the GPU nor to depend on
-    anything but their tensors and constants; a model with any other, or with hooks (of gradients, too), launches each
-    operation on its own.
+    Only models of modules from PyTorch, SB3 and this package are captured: these do not synchronise with the GPU and depend on
+    nothing but their tensors and constants. Models with other modules, or with hooks, run without a graph.
     """
 
     KNOWN = ("torch.nn.modules.", "stable_baselines3.common.torch_layers", "sb3_muzero.")
@@ -78,10 +77,10 @@ class CudaGraphs:
     def get(self, function: Callable, inputs: tuple, used: Sequence[nn.Module], *constants: Any) -> Callable:
         """
         :param function: The function
-        :param inputs: What it is about to be called with: tensors and nothing else, in tuples and dictionaries
+        :param inputs: Its next inputs, nests of tensors
         :param used: All modules that it uses
-        :param constants: All numbers besides that it depends on
-        :return: The graph to replay, or the function itself where it cannot be recorded or the inputs are not on a GPU
+        :param constants: All other numbers that it depends on
+        :return: The graph, or the function itself if it cannot be captured or the inputs are not on a GPU
         """
         tensors, structure = tree_flatten(inputs)
         if not all(tensor.is_cuda for tensor in tensors):
@@ -92,7 +91,7 @@ class CudaGraphs:
                 return function
             try:
                 self._snapshot, self._used, self._graphs = Snapshot(modules, []), list(used), {}
-            except NotCompilable:
+            except UnsupportedModelError:
                 return function
         parameters = [parameter for part in used for parameter in part.parameters()]
         if any(map(has_backward_hooks, [*parameters, *self._snapshot.modules])):
@@ -101,23 +100,23 @@ class CudaGraphs:
         shapes = tuple((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in tensors)
         key = (repr(structure), shapes, trained, *constants)
         known = key in self._graphs
-        self._graphs[key] = self._graphs.pop(key) if known else self._record(function, inputs)
+        self._graphs[key] = self._graphs.pop(key) if known else self._capture(function, inputs)
         while len(self._graphs) > MAX_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]  # that was not used for longest
+            del self._graphs[next(iter(self._graphs))]  # the least recently used
         return self._graphs[key]
 
-    def _record(self, function: Callable, inputs: tuple) -> Callable:
+    def _capture(self, function: Callable, inputs: tuple) -> Callable:
         try:
             return CudaGraph(function, inputs)
         except RuntimeError as error:
-            warnings.warn(f"Every operation is launched on its own, since no CUDA graph could be recorded: {error}")
+            warnings.warn(f"Running without a CUDA graph, because it could not be captured: {error}")
             return function
 
 
-class RecordedFunctions(threading.local):
+class CudaGraphCache(threading.local):
     """
-    The graphs of all functions of a model. Each thread has its own, since a graph overwrites what it returned, and records
-    them when it first needs them: plan in threads that stay. Deep copies and pickles begin without any.
+    The CUDA graphs of all functions of a policy. Each thread has its own, because a graph overwrites its previous output;
+    use long-lived threads, since each captures the graphs again. Copies and pickles start empty.
     """
 
     def __init__(self) -> None:
@@ -130,7 +129,7 @@ class RecordedFunctions(threading.local):
 def has_backward_hooks(part: Any) -> bool:
     """
     :param part: A module or a parameter
-    :return: Whether something looks at its gradients, which in a graph nobody could
+    :return: Whether it has backward hooks, which a graph would not call
     """
     names = ("_backward_hooks", "_backward_pre_hooks", "_post_accumulate_grad_hooks")
     return any(getattr(part, name, None) for name in names)
@@ -138,7 +137,7 @@ def has_backward_hooks(part: Any) -> bool:
 
 def tensors_of(inputs: tuple) -> list[th.Tensor]:
     """
-    :param inputs: Tensors, in tuples and dictionaries
-    :return: The tensors
+    :param inputs: Nests of tensors
+    :return: Their leaves
     """
     return tree_flatten(inputs)[0]

@@ -1,4 +1,4 @@
-"""A latent model of MLPs on the CPU as a ``recurrent_fn`` with which the whole search runs in compiled code."""
+"""The compiled planner: a latent model of MLPs on the CPU, with which the whole search runs in compiled code."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -9,15 +9,15 @@ import torch
 from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate, run_simulations
 from sb3_muzero.search.backends.numba.program import BLOCK, Program
 from sb3_muzero.search.backends.numba.translate import (
-    NotCompilable,
-    Snapshot,
+    Layer,
     assemble,
     check_fits,
-    kernel_of,
+    kind_of,
     num_inputs,
     rounded_up,
     translate,
 )
+from sb3_muzero.search.backends.snapshot import Snapshot, UnsupportedModelError
 from sb3_muzero.search.backends.torch import check_answer, check_roots
 from sb3_muzero.search.checks import to_float32, to_numpy
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
@@ -27,18 +27,11 @@ from sb3_muzero.search.types import Array, RecurrentOutput, RootOutput
 
 class MLPModel(Protocol):
     """
-    What can be compiled. Each part is an ``nn.Linear``, an ``nn.LayerNorm``, a common activation, a sequence of such, or a
-    module whose class says by an attribute ``kernel`` of its own which of these it is:
+    The models that the compiled planner supports. Their parts are ``nn.Linear``, ``nn.LayerNorm``, common activations,
+    sequences of these, and modules whose class is known to ``translate.register``.
 
-    - ``"simnorm"``: layer normalisation without parameters, then a softmax over each ``group_size`` units;
-    - ``"minmax"``: each row scaled to [0, 1], where a range below ``epsilon`` counts as ``epsilon``;
-    - ``"expectation"``: the mean of a softmax over bins at ``bounds[0] + (bounds[1] - bounds[0]) * grid``;
-    - ``"standardize"``: ``(x - mean) / sqrt(var + 1e-8)``, clamped to ``clip`` and its negative;
-    - ``"sequential"``: its children one after the other, whatever their inputs are called.
-
-    ``dynamics`` takes the latent followed by the one-hot action. ``prediction`` declares ``"prediction"`` and has the parts
-    ``trunk``, ``policy_head``, ``value_head`` and ``reward_head``; the supports turn logits into scalars. The whole is an
-    ``nn.Module`` too.
+    ``dynamics`` takes the latent followed by the one-hot action. ``prediction`` is registered as ``"prediction"``. The
+    supports turn the logits of value and reward into scalars. The model is an ``nn.Module`` itself.
     """
 
     input_norm: Any
@@ -51,11 +44,11 @@ class MLPModel(Protocol):
 
 class Workspace(NamedTuple):
     """
-    What a thread searches in.
+    The buffers that a thread searches in.
 
-    :param program: the model, with rooms of its own.
-    :param latents: of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
-    :param parents: addresses of some of them. Shape ``[BLOCK]``.
+    :param program: the model, with its own activation buffers.
+    :param latents: latents of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
+    :param parents: addresses of the parents' latents. Shape ``[BLOCK]``.
     :param leaves: one simulation of a block.
     """
 
@@ -71,70 +64,83 @@ def instantiate_workspace(program: Program, num_nodes: int, latent_dim: int, num
     :param num_nodes: nodes of a tree.
     :param latent_dim: units of a latent.
     :param num_actions: number of actions.
-    :return: room for a search.
+    :return: buffers for a search.
     """
     return Workspace(
-        program._replace(rooms=np.zeros_like(program.rooms)),
+        program._replace(activation_buffers=np.zeros_like(program.activation_buffers)),
         np.zeros((num_nodes, BLOCK, rounded_up(latent_dim)), np.float32),
         np.zeros(BLOCK, np.int64),
         instantiate_leaves(BLOCK, num_actions),
     )
 
 
+def translate_model(model: MLPModel, visited: list[Any]) -> tuple[list[Layer], ...]:
+    """
+    :param model: a model.
+    :param visited: list to which the model and its submodules are appended.
+    :return: the layers of representation, dynamics, trunk, policy, value and reward.
+    :raises UnsupportedModelError: if the compiled planner does not support the model.
+    """
+    prediction = model.prediction
+    if kind_of(prediction) != "prediction":
+        raise UnsupportedModelError(f"{type(prediction).__qualname__} is not supported by the compiled planner")
+    visited += [model, prediction]
+    representation = translate(model.input_norm, None, visited)
+    representation += translate(model.representation, representation[-1].width if representation else None, visited)
+    dynamics = translate(model.dynamics, None, visited)
+    if not representation or not dynamics:
+        raise UnsupportedModelError("a representation or dynamics without layers is not supported by the compiled planner")
+    latent_dim = representation[-1].width
+    trunk = translate(prediction.trunk, latent_dim, visited)
+    hidden = trunk[-1].width if trunk else latent_dim
+    policy = translate(prediction.policy_head, hidden, visited)
+    value = translate(prediction.value_head, hidden, visited)
+    reward = translate(prediction.reward_head, hidden, visited)
+    if not policy or not value or not reward:
+        raise UnsupportedModelError("a head without layers is not supported by the compiled planner")
+    value += translate(model.value_support, value[-1].width, visited)
+    reward += translate(model.reward_support, reward[-1].width, visited)
+    return representation, dynamics, trunk, policy, value, reward
+
+
 class CompiledModel:
     """
-    A model that plans in compiled code, as a ``recurrent_fn``. It reads the parameters where PyTorch keeps them, so the model
-    may be trained on between searches; but ask ``is_current`` before each whether they are still there.
+    A model whose searches run in compiled code, as a ``recurrent_fn``. It reads the parameters in place, so the model may be
+    trained between searches; ``is_current`` says whether the model's structure is still the same.
 
     :param model: the model.
     :param discount: factor from the value of the next state to the value of this one.
-    :raises NotCompilable: if some part of it has no equal in compiled code.
+    :raises UnsupportedModelError: if the compiled planner does not support it.
     """
 
     def __init__(self, model: MLPModel, discount: float) -> None:
-        prediction = model.prediction
-        if kernel_of(prediction) != "prediction":
-            raise NotCompilable(f"a {type(prediction).__qualname__} has no compiled equal")
-        visited = [model, prediction]
-        representation = translate(model.input_norm, None, visited)
-        representation += translate(model.representation, representation[-1].width if representation else None, visited)
-        dynamics = translate(model.dynamics, None, visited)
-        if not representation or not dynamics:
-            raise NotCompilable("a representation or dynamics without layers has no compiled equal")
-        self.latent_dim = representation[-1].width
-        trunk = translate(prediction.trunk, self.latent_dim, visited)
-        hidden = trunk[-1].width if trunk else self.latent_dim
-        policy = translate(prediction.policy_head, hidden, visited)
-        value = translate(prediction.value_head, hidden, visited)
-        reward = translate(prediction.reward_head, hidden, visited)
-        if not policy or not value or not reward:
-            raise NotCompilable("a head without layers has no compiled equal")
-        value += translate(model.value_support, value[-1].width, visited)
-        reward += translate(model.reward_support, reward[-1].width, visited)
-        self.num_features, self.num_actions = num_inputs(representation[0]), policy[-1].width
-        check_fits(dynamics[-1].width == self.latent_dim, model.dynamics, self.latent_dim)
-        check_fits(num_inputs(dynamics[0]) == self.latent_dim + self.num_actions, model.dynamics, self.latent_dim)
+        visited: list[Any] = []
+        sections = translate_model(model, visited)
+        representation, dynamics, _, policy, _, _ = sections
         self.model = model
         self.discount = discount
-        parts = (representation, dynamics, trunk, policy, value, reward)
-        tensors = [tensor for part in parts for layer in part for tensor in (layer.weight, layer.bias) if tensor is not None]
-        self._snapshot = Snapshot(visited, tensors)
-        self._program = assemble(parts, max(self.num_features, self.latent_dim + self.num_actions))
+        self.num_features, self.latent_dim = num_inputs(representation[0]), representation[-1].width
+        self.num_actions = policy[-1].width
+        check_fits(dynamics[-1].width == self.latent_dim, model.dynamics, self.latent_dim)
+        check_fits(num_inputs(dynamics[0]) == self.latent_dim + self.num_actions, model.dynamics, self.latent_dim)
+        layers = [layer for section in sections for layer in section]
+        self._snapshot = Snapshot(visited, [t for layer in layers for t in (layer.weight, layer.bias) if t is not None])
+        self._program = assemble(sections, max(self.num_features, self.latent_dim + self.num_actions))
         self._workspaces: list[Workspace] = []
 
     def is_current(self) -> bool:
         """
-        :return: whether the model still is what it was when this was made, but for the numbers in its tensors.
+        :return: whether nothing about the model has changed since translation except for the numbers in its tensors.
         """
         return self._snapshot.holds()
 
     def __call__(self, latent: Array, action: Array) -> RecurrentOutput:
         """
-        One step, without a search.
+        One step of the model.
 
         :param latent: latent states. Shape ``[B, latent_dim]``.
         :param action: actions. Shape ``[B]``.
-        :return: the answer as NumPy arrays.
+        :return: the model's output as NumPy arrays.
         """
         latent = to_float32("latent", latent, (len(latent), self.latent_dim))
         one_hot = np.eye(self.num_actions, dtype=np.float32)[to_numpy(action)]
@@ -145,7 +151,7 @@ class CompiledModel:
     def initial_inference(self, features: Array) -> RootOutput:
         """
         :param features: inputs of the representation function. Shape ``[B, num_features]``.
-        :return: what the model says about the roots, as NumPy arrays.
+        :return: the roots as NumPy arrays.
         """
         inputs = to_float32("features", features, (len(features), self.num_features))
         latents, prior_logits, (value, _) = self._evaluate(REPRESENTATION, inputs)
@@ -153,8 +159,8 @@ class CompiledModel:
 
     def search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Array) -> None:
         """
-        Grow the trees by all simulations and conclude, in as many threads as PyTorch uses. Each thread has blocks of roots of
-        its own, so that the result does not depend on their number.
+        Run all simulations, in as many threads as PyTorch uses. Each thread has its own blocks of roots, so the result does
+        not depend on the number of threads.
 
         :param tree: room for the trees.
         :param roots: what is given at the roots, and room for what the search says.
@@ -198,7 +204,7 @@ class CompiledModel:
         return latents, prior_logits, values_and_rewards
 
     def _take_workspace(self, num_nodes: int) -> Workspace:
-        """:return: what a search of so many nodes works in, and no other thread until it is put back"""
+        """:return: buffers for a search with this many nodes, which no other thread uses until they are put back"""
         try:
             workspace = self._workspaces.pop()
         except IndexError:

@@ -1,61 +1,62 @@
-"""The search over a compiled model: all simulations of all roots in one call."""
+"""Search and model fused in one compiled function, which runs all simulations of all roots in one call."""
 
 import numpy as np
 
-from sb3_muzero.common.jit import is_on_disk, kernel
-from sb3_muzero.search.backends.numba.program import BLOCK, GROUPS, WIDTH, Program, apply, layer
+from sb3_muzero.common.jit import is_on_disk, njit_cached, njit_uncached
+from sb3_muzero.search.backends.numba.program import BLOCK, GROUPS, WIDTH, Program, apply
 from sb3_muzero.search.backends.numba.simd import FLOAT_BYTES, LANES, LANES_BYTES, lanes_to_rows, rows_to_lanes
-from sb3_muzero.search.kernels import conclude, grow, plant, select_leaves
+from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree
 
 # The sections of a program
 REPRESENTATION, DYNAMICS, TRUNK, POLICY, VALUE, REWARD = range(6)
 
-NUM_ROOMS = 8
+NUM_ACTIVATION_BUFFERS = 8
 """
-One for the inputs, two for each of three functions of which one works on the other's outputs, one for a packed row.
+One for the inputs; two each for the latents, the trunk and a head, each of which reads the outputs of the one before; one
+for ``linear_of_one_row``.
 """
 
 
-@layer
+@njit_uncached
 def forward(program: Program, section: int, num_rows: int, num_inputs: int, latent_dim: int, leaves: Leaves) -> int:
     """
-    Compute the latents of a block of rows, and what the prediction function says of them.
+    Compute latents and predictions for a block of rows.
 
-    :param program: the model, with the inputs in its first room.
-    :param section: what computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
+    :param program: the model, with the inputs in its first activation buffer.
+    :param section: section that computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
     :param num_rows: number of rows, at most ``BLOCK``.
     :param num_inputs: number of inputs.
-    :param latent_dim: number of units of the latents.
-    :param leaves: receives prior logits, value and reward.
-    :return: number of the room with the latents.
+    :param latent_dim: size of a latent.
+    :param leaves: receives prior logits, values and rewards.
+    :return: index of the activation buffer with the latents.
     """
-    rooms = program.rooms
+    buffers = program.activation_buffers
     latent = hidden = 0
     width = num_inputs
-    for step in range(5):  # in a loop because each call of `apply` would be compiled on its own
+    for step in range(5):  # a loop, because each call site of `apply` would be compiled separately
         number = section if step == 0 else TRUNK + step - 1
-        room = apply(program, number, num_rows, width, hidden, min(1 + 2 * step, 5))
+        buffer = apply(program, number, num_rows, width, hidden, min(1 + 2 * step, 5))
         if step == 0:
-            latent = hidden = room
+            latent = hidden = buffer
             width = latent_dim
         elif number == TRUNK:
-            hidden = room
+            hidden = buffer
             width = program.layers[program.sections[TRUNK + 1] - 1, WIDTH]
         for row in range(num_rows):
             group, lane = row // LANES, row % LANES
             if number == POLICY:
                 for action in range(leaves.prior_logits.shape[1]):
-                    leaves.prior_logits[row, action] = rooms[room, group, action, lane]
+                    leaves.prior_logits[row, action] = buffers[buffer, group, action, lane]
             elif number == VALUE:
-                leaves.value[row] = rooms[room, group, 0, lane]
+                leaves.value[row] = buffers[buffer, group, 0, lane]
             elif number == REWARD:
-                leaves.reward[row] = rooms[room, group, 0, lane]
+                leaves.reward[row] = buffers[buffer, group, 0, lane]
     return latent
 
 
-@kernel
+@njit_cached
 def evaluate(
     program: Program,
     leaves: Leaves,
@@ -69,31 +70,31 @@ def evaluate(
     Run the model on any number of rows.
 
     :param program: the model.
-    :param leaves: room for a block.
-    :param section: what computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
-    :param inputs: its inputs. Shape ``[B, inputs]``.
+    :param leaves: scratch for a block of rows.
+    :param section: section that computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
+    :param inputs: inputs of the section. Shape ``[B, inputs]``.
     :param latents: receives the latents. Shape ``[B, latent_dim]``.
     :param prior_logits: receives the policy logits. Shape ``[B, A]``.
     :param values_and_rewards: receives the values and the rewards. Shape ``[2, B]``.
     """
-    rooms = program.rooms
+    buffers = program.activation_buffers
     batch_size, latent_dim = latents.shape
     for first in range(0, batch_size, BLOCK):
         num_rows = min(BLOCK, batch_size - first)
         for row in range(num_rows):
             for unit in range(inputs.shape[1]):
-                rooms[0, row // LANES, unit, row % LANES] = inputs[first + row, unit]
-        room = forward(program, section, num_rows, inputs.shape[1], latent_dim, leaves)
+                buffers[0, row // LANES, unit, row % LANES] = inputs[first + row, unit]
+        buffer = forward(program, section, num_rows, inputs.shape[1], latent_dim, leaves)
         for row in range(num_rows):
             for unit in range(latent_dim):
-                latents[first + row, unit] = rooms[room, row // LANES, unit, row % LANES]
+                latents[first + row, unit] = buffers[buffer, row // LANES, unit, row % LANES]
             for action in range(prior_logits.shape[1]):
                 prior_logits[first + row, action] = leaves.prior_logits[row, action]
             values_and_rewards[0, first + row] = leaves.value[row]
             values_and_rewards[1, first + row] = leaves.reward[row]
 
 
-@kernel
+@njit_cached
 def run_simulations(
     tree: Tree,
     roots: Roots,
@@ -107,25 +108,28 @@ def run_simulations(
     end_row: int,
 ) -> int:
     """
-    The whole search from some of the roots, block by block, so that what a block works on stays in the cache.
+    Run the whole search for a range of roots, block by block, so that the data of a block stays in the processor's cache.
 
+    :param tree: flat trees of all roots.
+    :param roots: inputs and results of the search at the roots.
+    :param settings: settings of the search.
     :param root_latents: latents of the roots. Shape ``[B, latent_dim]``.
     :param program: the model.
-    :param latents: room for those of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
-    :param parents: room for addresses. Shape ``[BLOCK]``, int64.
-    :param leaves: room for one simulation of ``BLOCK`` trees; the discount is given.
-    :param first_row: the first root of those to search from.
-    :param end_row: the root after the last.
-    :return: the first row whose root, or an answer of the model to it, is none to search with, which ends the search, or -1.
+    :param latents: scratch for the latents of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
+    :param parents: scratch for the addresses of the parents' latents. Shape ``[BLOCK]``, int64.
+    :param leaves: scratch for one simulation of a block; holds the discount already.
+    :param first_row: first root to search from.
+    :param end_row: last root to search from, plus one.
+    :return: -1, or the first row whose root or model output is not finite, at which the search stopped.
     """
-    rooms = program.rooms
+    buffers = program.activation_buffers
     latent_dim = root_latents.shape[1]
     num_inputs = latent_dim + settings.num_actions
     latents_start, row_bytes = latents.ctypes.data, latents.shape[2] * FLOAT_BYTES
-    group_bytes = rooms.shape[2] * LANES_BYTES
+    group_bytes = buffers.shape[2] * LANES_BYTES
     for first in range(first_row, end_row, BLOCK):
         num_rows = min(BLOCK, end_row - first)
-        failed = plant(tree, roots, settings, first, num_rows, leaves.scores[0])
+        failed = initialize_roots(tree, roots, settings, first, num_rows, leaves.scores[0])
         if failed >= 0:
             return failed
         for row in range(num_rows):
@@ -136,25 +140,25 @@ def run_simulations(
             for row in range(BLOCK):
                 parents[row] = latents_start + (leaves.parent[row] * BLOCK + row) * row_bytes
             for row in range(0, num_rows, LANES):
-                rows_to_lanes(parents, row, latent_dim, rooms.ctypes.data + row // LANES * group_bytes)
+                rows_to_lanes(parents, row, latent_dim, buffers.ctypes.data + row // LANES * group_bytes)
             for row in range(num_rows):
                 for action in range(settings.num_actions):
                     is_taken = np.float32(action == leaves.action[row])
-                    rooms[0, row // LANES, latent_dim + action, row % LANES] = is_taken
-            room = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, leaves)
-            x = rooms.ctypes.data + room * GROUPS * group_bytes
+                    buffers[0, row // LANES, latent_dim + action, row % LANES] = is_taken
+            buffer = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, leaves)
+            x = buffers.ctypes.data + buffer * GROUPS * group_bytes
             y = latents_start + (simulation + 1) * BLOCK * row_bytes
             for row in range(0, num_rows, LANES):
                 lanes_to_rows(x + row // LANES * group_bytes, latent_dim, y + row * row_bytes, row_bytes)
-            failed = grow(tree, settings, first, num_rows, leaves)
+            failed = expand_and_backup(tree, settings, first, num_rows, leaves)
             if failed >= 0:
                 return first + failed
-        conclude(tree, roots, settings, first, num_rows, leaves.scores[0])
+        select_root_actions(tree, roots, settings, first, num_rows, leaves.scores[0])
     return -1
 
 
 def is_cached() -> bool:
     """
-    :return: whether a compiled search is on disk, so that its first use does not have to wait for the compiler.
+    :return: whether the compiled search is cached on disk, so that the first search does not compile.
     """
     return is_on_disk(run_simulations)

@@ -1,14 +1,12 @@
 """
-The matrix product of a layer, y = W x + b, in three forms: for a group of ``LANES`` rows, for two groups that share each
-weight, and for a row on its own. Weights are read in place; what differs is what is kept in registers meanwhile.
+Linear layers, y = W x + b, for a group of ``LANES`` rows, for two groups at once, and for a single row.
+
+Weights are read in place from PyTorch's memory. The variants differ in what they keep in registers.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
-from sb3_muzero.common.jit import OPTIONS
+from sb3_muzero.common.jit import njit_uncached
 from sb3_muzero.search.backends.numba.simd import (
     FLOAT_BYTES,
     LANES,
@@ -25,21 +23,23 @@ from sb3_muzero.search.backends.numba.simd import (
 
 ZERO = np.float32(0.0)
 
-product: Any = njit(**OPTIONS)
 
-
-@product
+@njit_uncached
 def linear(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int) -> None:
     """
-    y = W x + b for eight outputs at a time, whose sums stay in registers.
+    y = W x + b for one group of rows, eight outputs at a time.
 
+    :param inputs: number of inputs.
+    :param outputs: number of outputs.
     :param weight: address of W. Shape ``[outputs, inputs]``.
-    :param bias: address of b, or 0.
+    :param bias: address of b, or 0 for none. Shape ``[outputs]``.
+    :param x: address of the inputs. Shape ``[inputs, LANES]``.
+    :param y: address of the outputs. Shape ``[outputs, LANES]``.
     """
     stride = inputs * FLOAT_BYTES
     last = outputs - 1
     for first in range(0, outputs, 8):
-        # Beyond the last output the last one is computed again
+        # Past the end, the last output is computed again
         o1, o2, o3, o4 = min(first + 1, last), min(first + 2, last), min(first + 3, last), min(first + 4, last)
         o5, o6, o7 = min(first + 5, last), min(first + 6, last), min(first + 7, last)
         w0, w1, w2, w3 = weight + first * stride, weight + o1 * stride, weight + o2 * stride, weight + o3 * stride
@@ -71,13 +71,13 @@ def linear(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int) ->
         store(y + o7 * LANES_BYTES, y7)
 
 
-@product
+@njit_uncached
 def linear_of_two_groups(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int, group_bytes: int) -> None:
     """
-    The same for two groups of rows, six outputs at a time: a weight once loaded is used twice, so that the multiplications
-    and no longer the loads are what takes the time.
+    ``linear`` for two groups of rows, six outputs at a time. Each weight that is loaded is used twice, so that arithmetic
+    and not memory is the bottleneck.
 
-    :param group_bytes: distance from the first group to the second.
+    :param group_bytes: bytes from the first group to the second, of inputs and outputs.
     """
     stride = inputs * FLOAT_BYTES
     last = outputs - 1
@@ -121,12 +121,12 @@ def linear_of_two_groups(inputs: int, outputs: int, weight: int, bias: int, x: i
         store(y + group_bytes + o5 * LANES_BYTES, z5)
 
 
-@product
+@njit_uncached
 def linear_of_one_row(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int, packed: int) -> None:
     """
-    The same for the row in the first lane, as dot products along the inputs. Its results fill all lanes.
+    ``linear`` for the row in the first lane, as dot products over the inputs. The results fill all lanes.
 
-    :param packed: address of room for the inputs of that row.
+    :param packed: address of a scratch buffer for the row's inputs. Shape ``[inputs]``.
     """
     for i in range(inputs):
         store_number(packed + i * FLOAT_BYTES, load_number(x + i * LANES_BYTES))

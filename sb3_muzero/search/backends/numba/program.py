@@ -1,17 +1,16 @@
 """
-The layers of an MLP in compiled code, and the interpreter that runs a table of them.
+A compiled model as a program, a table of layers, with the layers' implementations and the interpreter that runs them.
 
-Activations of ``LANES`` rows lie together, ``[width, LANES]``, and each row keeps to its lane: every loop is vectorised over
-rows whatever the widths, no sum runs across lanes, and a weight once read serves all of them. Parameters are read in place
-from PyTorch's memory. One signature fits every architecture, so the disk cache serves all models.
+The activations of ``LANES`` rows form a group of shape ``[width, LANES]``, in which each row has its own lane. All loops are
+vectorised over rows, whatever the widths of the layers, and no sum runs across lanes. Parameters are read in place from
+PyTorch's memory. All architectures share one compiled signature, and therefore one entry in the on-disk cache.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-from sb3_muzero.common.jit import OPTIONS
+from sb3_muzero.common.jit import njit_inline, njit_uncached
 from sb3_muzero.search.backends.numba.matmul import linear, linear_of_one_row, linear_of_two_groups
 from sb3_muzero.search.backends.numba.simd import (
     FLOAT_BYTES,
@@ -19,7 +18,6 @@ from sb3_muzero.search.backends.numba.simd import (
     LANES_BYTES,
     absolute,
     exponential,
-    inlined,
     load,
     load_splat,
     maximum,
@@ -40,27 +38,26 @@ CODE, WIDTH, WEIGHT, BIAS = range(4)
 
 GROUPS = 2
 BLOCK = GROUPS * LANES
-"""Rows that a program runs on at once, at most."""
-
-layer: Any = njit(**OPTIONS)
+"""Largest number of rows that a program runs on at once."""
 
 
 class Program(NamedTuple):
     """
     A model as a table of layers.
 
-    :param layers: code, number of outputs, address of the weight and of the bias (0 for none) of each layer.
+    :param layers: code, number of outputs, address of the weight and address of the bias (0 for none) of each layer.
         Shape ``[num_layers, 4]``, int64.
-    :param constants: the one constant that a layer may have. Shape ``[num_layers]``, float32.
-    :param sections: the first layer of each of the model's functions, and the end. Shape ``[num_sections + 1]``, int64.
-    :param rooms: where activations are kept while the program runs; row ``r`` of a block is lane ``r % LANES`` of group
-        ``r // LANES``. Shape ``[num_rooms, GROUPS, max_width, LANES]``, float32.
+    :param constants: constant of each layer, e.g. the epsilon of a layer normalisation. Shape ``[num_layers]``, float32.
+    :param sections: index of the first layer of each section (a function of the model), followed by the number of layers.
+        Shape ``[num_sections + 1]``, int64.
+    :param activation_buffers: activations while the program runs. Row ``r`` of a block is lane ``r % LANES`` of group
+        ``r // LANES``. Shape ``[num_buffers, GROUPS, max_width, LANES]``, float32.
     """
 
     layers: np.ndarray
     constants: np.ndarray
     sections: np.ndarray
-    rooms: np.ndarray
+    activation_buffers: np.ndarray
 
 
 ZERO, HALF, ONE, TWO = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.float32(2.0)
@@ -74,15 +71,15 @@ ERF_1, ERF_2, ERF_3 = np.float32(0.254829592), np.float32(-0.284496736), np.floa
 ERF_4, ERF_5 = np.float32(-1.453152027), np.float32(1.061405429)
 
 
-@inlined
+@njit_inline
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e ** -x)."""
     return splat(ONE) / (splat(ONE) + exponential(splat(ZERO) - x))
 
 
-@inlined
+@njit_inline
 def gelu(x: Any) -> Any:
-    """x * Phi(x), the exact one up to 1e-7."""
+    """x * Phi(x), to an error of 1e-7."""
     scaled = absolute(x) * splat(SQRT_HALF)
     t = splat(ONE) / multiply_add(splat(ERF_P), scaled, splat(ONE))
     tail = multiply_add(splat(ERF_5), t, splat(ERF_4))
@@ -93,17 +90,17 @@ def gelu(x: Any) -> Any:
     return x * where_positive(x, splat(ONE) - tail, tail)
 
 
-@inlined
+@njit_inline
 def mish(x: Any) -> Any:
-    """x * tanh(ln(1 + e ** x)), as a ratio of polynomials in e ** x."""
+    """x * tanh(ln(1 + e ** x)) as a ratio of polynomials in e ** x."""
     power = exponential(minimum(splat(MISH_HIGH), x))
     product = power * (power + splat(TWO))
     return x * (product / (product + splat(TWO)))
 
 
-@inlined
+@njit_inline
 def activation(code: int, constant: float, x: Any) -> Any:
-    """The activation function of that code."""
+    """Apply the activation function with this code to a vector."""
     if code == RELU:
         return maximum(splat(ZERO), x)
     if code == SILU:
@@ -121,18 +118,18 @@ def activation(code: int, constant: float, x: Any) -> Any:
     return mish(x)
 
 
-@layer
+@njit_uncached
 def activate(code: int, constant: float, width: int, x: int, y: int) -> None:
     """Apply an activation to each unit."""
     for offset in range(0, width * LANES_BYTES, LANES_BYTES):
         store(y + offset, activation(code, constant, load(x + offset)))
 
 
-@inlined
+@njit_inline
 def moment(x: int, end: int, centre: Any, is_second: bool) -> Any:
     """
-    Sum of the distances from ``centre``, or of their squares, of each row's units. Four partial sums, since each addition
-    waits for the one before.
+    Sum over the units of each row of the differences from ``centre``, or of their squares. Uses four partial sums, because
+    each addition has to wait for the previous one.
     """
     sum0 = sum1 = sum2 = sum3 = splat(ZERO)
     whole_end = end - (end - x) % (4 * LANES_BYTES)
@@ -147,13 +144,13 @@ def moment(x: int, end: int, centre: Any, is_second: bool) -> Any:
     return (sum0 + sum1) + (sum2 + sum3)
 
 
-@layer
+@njit_uncached
 def layer_norm(width: int, weight: int, bias: int, epsilon: float, x: int, y: int) -> None:
     """
     Scale each row to mean 0 and variance 1.
 
-    :param weight: address of the factors to multiply by afterwards, or 0.
-    :param bias: address of the terms to add afterwards, or 0.
+    :param weight: address of the scale, or 0 for none. Shape ``[width]``.
+    :param bias: address of the shift, or 0 for none. Shape ``[width]``.
     """
     end = x + width * LANES_BYTES
     inverse_width = splat(ONE / np.float32(width))
@@ -169,9 +166,9 @@ def layer_norm(width: int, weight: int, bias: int, epsilon: float, x: int, y: in
         store(y + unit * LANES_BYTES, normal)
 
 
-@inlined
+@njit_inline
 def largest(x: int, end: int) -> Any:
-    """The largest unit of each row, from the address ``x`` to the address ``end``; four at a time for the same reason."""
+    """Maximum over the units of each row, which lie between the addresses ``x`` and ``end``; four partial ones."""
     high0 = high1 = high2 = high3 = load(x)
     whole_end = end - (end - x) % (4 * LANES_BYTES)
     for address in range(x, whole_end, 4 * LANES_BYTES):
@@ -182,9 +179,9 @@ def largest(x: int, end: int) -> Any:
     return maximum(maximum(high0, high1), maximum(high2, high3))
 
 
-@layer
+@njit_uncached
 def group_softmax(width: int, group_size: int, x: int, y: int) -> None:
-    """A softmax over each ``group_size`` units."""
+    """Softmax over each ``group_size`` units."""
     group_bytes = group_size * LANES_BYTES
     for group in range(0, width * LANES_BYTES, group_bytes):
         high = largest(x + group, x + group + group_bytes)
@@ -198,9 +195,9 @@ def group_softmax(width: int, group_size: int, x: int, y: int) -> None:
             store(y + offset, load(y + offset) * scale)
 
 
-@layer
+@njit_uncached
 def min_max(width: int, epsilon: float, x: int, y: int) -> None:
-    """Scale each row to [0, 1]; a range below ``epsilon`` counts as ``epsilon``."""
+    """Scale each row to [0, 1]; ranges are clamped to at least ``epsilon``."""
     end = width * LANES_BYTES
     high = largest(x, x + end)
     low = load(x)
@@ -211,12 +208,12 @@ def min_max(width: int, epsilon: float, x: int, y: int) -> None:
         store(y + offset, (load(x + offset) - low) * scale)
 
 
-@layer
+@njit_uncached
 def expectation(width: int, grid: int, bounds: int, x: int, y: int) -> None:
     """
-    The mean of a softmax over bins.
+    Expected value of a categorical distribution over bins, given its logits.
 
-    :param grid: address of the bins' places between the bounds, from 0 to 1. Shape ``[width]``.
+    :param grid: address of the positions of the bins between the bounds, from 0 to 1. Shape ``[width]``.
     :param bounds: address of the lowest and the highest bin. Shape ``[2]``.
     """
     high = largest(x, x + width * LANES_BYTES)
@@ -229,14 +226,14 @@ def expectation(width: int, grid: int, bounds: int, x: int, y: int) -> None:
     store(y, low + (load_splat(bounds + FLOAT_BYTES) - low) * (weighted / total))
 
 
-@layer
+@njit_uncached
 def standardize(width: int, mean: int, variance: int, clip: float, x: int, y: int) -> None:
     """
-    Scale each unit by given statistics.
+    Normalise each unit by a given mean and variance.
 
     :param mean: address of the means. Shape ``[width]``.
     :param variance: address of the variances. Shape ``[width]``.
-    :param clip: largest absolute value afterwards.
+    :param clip: largest absolute value of the result.
     """
     for unit in range(width):
         scale = splat(ONE) / square_root(load_splat(variance + unit * FLOAT_BYTES) + splat(VARIANCE_EPSILON))
@@ -244,7 +241,7 @@ def standardize(width: int, mean: int, variance: int, clip: float, x: int, y: in
         store(y + unit * LANES_BYTES, minimum(splat(clip), maximum(splat(-clip), normal)))
 
 
-@layer
+@njit_uncached
 def apply_to_group(code: int, constant: float, width: int, outputs: int, weight: int, bias: int, x: int, y: int) -> None:
     """Run one layer on one group of rows."""
     if code == LINEAR:
@@ -263,28 +260,29 @@ def apply_to_group(code: int, constant: float, width: int, outputs: int, weight:
         activate(code, constant, width, x, y)
 
 
-@layer
+@njit_uncached
 def apply(program: Program, section: int, num_rows: int, width: int, source: int, target: int) -> int:
     """
-    Run one section of the program on a block of rows.
+    Run one section of a program on a block of rows.
 
-    :param section: number of the section.
+    :param program: the program.
+    :param section: index of the section.
     :param num_rows: number of rows, at most ``BLOCK``.
     :param width: number of inputs.
-    :param source: number of the room with the inputs, which stay as they are.
-    :param target: number of the first of two rooms to work in.
-    :return: number of the room with the outputs.
+    :param source: index of the activation buffer with the inputs, which are not changed.
+    :param target: index of the first of two activation buffers to work in.
+    :return: index of the activation buffer with the outputs.
     """
-    start = program.rooms.ctypes.data
-    group_bytes = program.rooms.shape[2] * LANES_BYTES
-    room_bytes = GROUPS * group_bytes
-    packed = start + (program.rooms.shape[0] - 1) * room_bytes
+    start = program.activation_buffers.ctypes.data
+    group_bytes = program.activation_buffers.shape[2] * LANES_BYTES
+    buffer_bytes = GROUPS * group_bytes
+    packed = start + (program.activation_buffers.shape[0] - 1) * buffer_bytes
     for index in range(program.sections[section], program.sections[section + 1]):
         code, outputs = program.layers[index, CODE], program.layers[index, WIDTH]
         weight, bias = program.layers[index, WEIGHT], program.layers[index, BIAS]
         constant = program.constants[index]
-        room = target + 1 if source == target else target
-        x, y = start + source * room_bytes, start + room * room_bytes
+        buffer = target + 1 if source == target else target
+        x, y = start + source * buffer_bytes, start + buffer * buffer_bytes
         if code == LINEAR and num_rows == 1:
             linear_of_one_row(width, outputs, weight, bias, x, y, packed)
         elif code == LINEAR and num_rows > LANES:
@@ -292,5 +290,5 @@ def apply(program: Program, section: int, num_rows: int, width: int, source: int
         else:
             for offset in range(0, group_bytes * (1 + (num_rows - 1) // LANES), group_bytes):
                 apply_to_group(code, constant, width, outputs, weight, bias, x + offset, y + offset)
-        source, width = room, outputs
+        source, width = buffer, outputs
     return source

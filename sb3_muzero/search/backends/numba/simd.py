@@ -1,4 +1,4 @@
-"""``LANES`` float32 numbers as one value of compiled code: arithmetic that is vectorised by construction, without fastmath."""
+"""SIMD for Numba: a vector of ``LANES`` float32 numbers as a type with arithmetic, loads, stores and transposes."""
 
 import operator
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import extending, types
 from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
 
-from sb3_muzero.common.jit import OPTIONS
+from sb3_muzero.common.jit import njit_inline, njit_uncached
 
 LANES = 8
-"""Numbers per value: one AVX register; where registers are narrower LLVM takes several."""
+"""Numbers per vector: one AVX register. LLVM uses several registers where they are narrower."""
 
 FLOAT_BYTES = 4
 LANES_BYTES = FLOAT_BYTES * LANES
@@ -23,12 +23,11 @@ INT32 = ir.IntType(32)
 VECTOR = ir.VectorType(FLOAT, LANES)
 INT_VECTOR = ir.VectorType(INT32, LANES)
 
-compiled: Any = intrinsic
-inlined: Any = njit(nogil=True, error_model="numpy", forceinline=True)
+intrinsic: Any = extending.intrinsic  # whose type hints describe the decorated function
 
 
 class LanesType(types.Type):
-    """Numba's type of such a value."""
+    """Numba type of a vector of ``LANES`` float32 numbers."""
 
     def __init__(self) -> None:
         super().__init__(name=f"Lanes({LANES})")
@@ -39,7 +38,7 @@ lanes = LanesType()
 
 @register_model(LanesType)
 class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
-    """It lives in a vector register."""
+    """Data model of ``LanesType``: an LLVM vector."""
 
     def __init__(self, manager: Any, numba_type: LanesType) -> None:
         super().__init__(manager, numba_type, VECTOR)
@@ -48,25 +47,25 @@ class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
 def _elementwise(arity: int, instruction: Callable[..., Any]) -> Any:
     """
     :param arity: number of operands.
-    :param instruction: ``instruction(builder, *operands)`` emits it.
-    :return: a function of so many ``Lanes``.
+    :param instruction: ``instruction(builder, *operands)`` emits the LLVM instruction.
+    :return: an intrinsic that takes that many vectors.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return instruction(builder, *args)
 
     if arity == 1:
-        return compiled(lambda typing, a: (lanes(lanes), codegen))
+        return intrinsic(lambda typing, a: (lanes(lanes), codegen))
     if arity == 2:
-        return compiled(lambda typing, a, b: (lanes(lanes, lanes), codegen))
-    return compiled(lambda typing, a, b, c: (lanes(lanes, lanes, lanes), codegen))
+        return intrinsic(lambda typing, a, b: (lanes(lanes, lanes), codegen))
+    return intrinsic(lambda typing, a, b, c: (lanes(lanes, lanes, lanes), codegen))
 
 
 def _llvm(name: str, arity: int) -> Any:
     """
-    :param name: an LLVM intrinsic.
+    :param name: name of an LLVM intrinsic.
     :param arity: number of operands.
-    :return: the same as a function of so many ``Lanes``.
+    :return: a Numba intrinsic that takes that many vectors.
     """
 
     def call(builder: Any, *args: Any) -> Any:
@@ -77,12 +76,12 @@ def _llvm(name: str, arity: int) -> Any:
 
 
 def _power_of_two(builder: Any, exponent: Any) -> Any:
-    """2 ** exponent for whole exponents from -126 to 127, by writing them where a float32 keeps its own."""
+    """2 ** exponent for integral exponents from -126 to 127, by setting the exponent bits of a float32."""
     integer = builder.add(builder.fptosi(exponent, INT_VECTOR), ir.Constant(INT_VECTOR, [127] * LANES))
     return builder.bitcast(builder.shl(integer, ir.Constant(INT_VECTOR, [23] * LANES)), VECTOR)
 
 
-# Where one operand is NaN, both give the second
+# If an operand is NaN, both return the second one
 maximum = _elementwise(2, lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 minimum = _elementwise(2, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
 # a where c > 0, b elsewhere
@@ -101,7 +100,7 @@ def _shuffle(first: int) -> Any:
     return _elementwise(2, lambda builder, a, b: builder.shuffle_vector(a, b, order))
 
 
-# The lower and the upper half of a's and b's lanes in turn: a0 b0 a1 b1 ...
+# Interleave the lower or the upper halves of a and b: a0 b0 a1 b1 ...
 interleave_low = _shuffle(0)
 interleave_high = _shuffle(LANES // 2)
 
@@ -128,7 +127,7 @@ def _splat(builder: Any, scalar: Any) -> Any:
     return builder.shuffle_vector(vector, ir.Constant(VECTOR, ir.Undefined), ir.Constant(INT_VECTOR, [0] * LANES))
 
 
-@compiled
+@intrinsic
 def splat(typing: Any, number: Any) -> Any:
     """The same number in every lane."""
 
@@ -138,7 +137,7 @@ def splat(typing: Any, number: Any) -> Any:
     return lanes(types.float32), codegen
 
 
-@compiled
+@intrinsic
 def load_splat(typing: Any, address: Any) -> Any:
     """The float32 at an address in every lane."""
 
@@ -148,9 +147,9 @@ def load_splat(typing: Any, address: Any) -> Any:
     return lanes(types.int64), codegen
 
 
-@compiled
+@intrinsic
 def load(typing: Any, address: Any) -> Any:
-    """The ``LANES`` float32 from an address on."""
+    """The ``LANES`` float32 that start at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(builder.inttoptr(args[0], VECTOR.as_pointer()), align=4)
@@ -158,9 +157,9 @@ def load(typing: Any, address: Any) -> Any:
     return lanes(types.int64), codegen
 
 
-@compiled
+@intrinsic
 def store(typing: Any, address: Any, value: Any) -> Any:
-    """Write ``LANES`` float32 from an address on."""
+    """Write ``LANES`` float32 to an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(args[1], builder.inttoptr(args[0], VECTOR.as_pointer()), align=4)
@@ -169,7 +168,7 @@ def store(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, lanes), codegen
 
 
-@compiled
+@intrinsic
 def load_number(typing: Any, address: Any) -> Any:
     """The float32 at an address."""
 
@@ -179,9 +178,9 @@ def load_number(typing: Any, address: Any) -> Any:
     return types.float32(types.int64), codegen
 
 
-@compiled
+@intrinsic
 def store_number(typing: Any, address: Any, value: Any) -> Any:
-    """Write a float32 at an address."""
+    """Write a float32 to an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(args[1], builder.inttoptr(args[0], FLOAT.as_pointer()), align=4)
@@ -190,9 +189,9 @@ def store_number(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, types.float32), codegen
 
 
-@compiled
+@intrinsic
 def total(typing: Any, value: Any) -> Any:
-    """The sum over the lanes, halves first."""
+    """Sum over the lanes, computed pairwise by halving the vector."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value, size = args[0], LANES
@@ -216,9 +215,9 @@ E3, E4, E5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float3
 ONE = np.float32(1.0)
 
 
-@inlined
+@njit_inline
 def exponential(x: Any) -> Any:
-    """e ** x to a relative error of 2e-7; x is clamped to [-87, 88], NaN stays NaN. Cephes' range reduction and polynomial."""
+    """e ** x with a relative error of 2e-7 (Cephes' range reduction and polynomial). Clamps x to [-87, 88]; NaN stays NaN."""
     x = minimum(splat(EXP_HIGH), maximum(splat(EXP_LOW), x))
     exponent = rint(x * splat(LOG2_E))
     rest = multiply_add(exponent, splat(-LN2_LOW), multiply_add(exponent, splat(-LN2_HIGH), x))
@@ -230,10 +229,10 @@ def exponential(x: Any) -> Any:
     return (multiply_add(result, rest * rest, rest) + splat(ONE)) * power_of_two(exponent)
 
 
-@inlined
+@njit_inline
 def transpose(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
-    """The square of numbers whose rows are given, by its columns."""
-    for _ in range(3):  # LANES is 2 ** 3, and each round moves one bit of a row's number to that of a column
+    """Transpose a matrix of ``LANES`` x ``LANES`` numbers, given and returned as rows."""
+    for _ in range(3):  # log2(LANES) rounds
         a, b, c, d, e, f, g, h = (
             interleave_low(a, e),
             interleave_high(a, e),
@@ -247,14 +246,14 @@ def transpose(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) ->
     return a, b, c, d, e, f, g, h
 
 
-@njit(**OPTIONS)
+@njit_uncached
 def rows_to_lanes(rows: np.ndarray, first: int, width: int, x: int) -> None:
     """
-    Read a group of rows that lie anywhere.
+    Gather ``LANES`` rows into a group of activations, one row per lane.
 
-    :param rows: their addresses. Shape ``[BLOCK]``, int64.
-    :param first: index of the group's first row.
-    :param width: units of each row; a whole number of ``LANES`` are read.
+    :param rows: addresses of the rows. Shape ``[BLOCK]``, int64.
+    :param first: index of the first row in ``rows``.
+    :param width: units of each row; rounded up to a multiple of ``LANES``.
     :param x: address of the group. Shape ``[width, LANES]``.
     """
     r0, r1, r2, r3 = rows[first], rows[first + 1], rows[first + 2], rows[first + 3]
@@ -275,15 +274,15 @@ def rows_to_lanes(rows: np.ndarray, first: int, width: int, x: int) -> None:
         store(start + 7 * LANES_BYTES, h)
 
 
-@njit(**OPTIONS)
+@njit_uncached
 def lanes_to_rows(x: int, width: int, rows: int, row_bytes: int) -> None:
     """
-    Write a group of rows that lie one after the other.
+    Write a group of activations, one row per lane, to ``LANES`` consecutive rows.
 
     :param x: address of the group. Shape ``[width, LANES]``.
-    :param width: units of each row; a whole number of ``LANES`` are written.
+    :param width: units of each row; rounded up to a multiple of ``LANES``.
     :param rows: address of the first row.
-    :param row_bytes: distance from one row to the next.
+    :param row_bytes: bytes from one row to the next.
     """
     for unit in range(0, width, LANES):
         start = x + unit * LANES_BYTES

@@ -1,30 +1,30 @@
-"""From modules of PyTorch to the table of layers that compiled code runs, which reads their parameters in place."""
+"""Translation of PyTorch modules into the layers of a compiled program, which reads their parameters in place."""
 
 from collections.abc import Callable
 from itertools import accumulate
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from sb3_muzero.search.backends.numba import program as layers
-from sb3_muzero.search.backends.numba.fused import NUM_ROOMS
+from sb3_muzero.search.backends.numba import program
+from sb3_muzero.search.backends.numba.fused import NUM_ACTIVATION_BUFFERS
 from sb3_muzero.search.backends.numba.simd import LANES
+from sb3_muzero.search.backends.snapshot import UnsupportedModelError, check_forward
 
-
-class NotCompilable(Exception):
-    """The model, or the state that it is in, has no equal in compiled code; says what is in the way."""
+PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 
 class Layer(NamedTuple):
     """
-    :param code: what it does.
+    One layer of a program.
+
+    :param code: code of the layer in ``program``.
     :param width: number of outputs.
     :param weight: first parameter, if any.
     :param bias: second parameter, if any.
-    :param constant: its constant, if any.
+    :param constant: constant of the layer, if any.
     """
 
     code: int
@@ -34,158 +34,147 @@ class Layer(NamedTuple):
     constant: float = 0.0
 
 
+Translator = Callable[[Any, int | None], list[Layer]]
+"""``translator(module, number of inputs or None where unknown) -> layers``."""
+
+_REGISTRY: dict[type[nn.Module], str] = {}
+
+
+def register(module_class: type[nn.Module], kind: str) -> None:
+    """
+    Tell the compiled planner what the modules of a class compute. A subclass, which may compute something else, has to be
+    registered itself.
+
+    :param module_class: class of the modules.
+    :param kind: what they compute:
+
+        - ``"simnorm"``: layer normalisation without parameters, then a softmax over each ``group_size`` units;
+        - ``"minmax"``: each row scaled to [0, 1], with ranges clamped to at least ``epsilon``;
+        - ``"standardize"``: ``(x - mean) / sqrt(var + 1e-8)``, clamped to [``-clip``, ``clip``];
+        - ``"expectation"``: expected value of a softmax over bins at ``bounds[0] + (bounds[1] - bounds[0]) * grid``;
+        - ``"sequential"``: its children one after the other, whatever the signature of ``forward`` is;
+        - ``"prediction"``: ``policy_head``, ``value_head`` and ``reward_head`` of the output of ``trunk``;
+        - or a layer of PyTorch, a key of ``TRANSLATORS``.
+    :raises ValueError: for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {sorted(KINDS)}, got {kind!r}")
+    _REGISTRY[module_class] = kind
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """
+    :param module: a module.
+    :return: the kind that its class is registered as, if any.
+    :raises UnsupportedModelError: if it has hooks or a replaced ``forward``.
+    """
+    check_forward(module)
+    return _REGISTRY.get(type(module))
+
+
 def translate(module: nn.Module, width: int | None, visited: list[nn.Module]) -> list[Layer]:
     """
     :param module: a module.
     :param width: number of its inputs, where known.
-    :param visited: receives the module and all that it consists of.
-    :return: the layers that compute the same.
-    :raises NotCompilable: if there are none.
+    :param visited: list to which the module and its submodules are appended.
+    :return: layers that compute the same.
+    :raises UnsupportedModelError: if there are none.
     """
-    kind, name = type(module), kernel_of(module)
+    kind = kind_of(module)
     visited.append(module)
-    if name == "sequential" or getattr(kind, "forward", None) is nn.Sequential.forward:
+    if kind == "sequential" or getattr(type(module), "forward", None) is nn.Sequential.forward:
         result: list[Layer] = []
-        for child in module._modules.values():  # `children` leaves out what comes a second time
+        for child in module._modules.values():  # `children` skips repeated modules
             result += translate(child, result[-1].width if result else width, visited)  # type: ignore[arg-type]
         return result
-    translator = TRANSLATORS.get(kind if name is None else name)
+    translator = TRANSLATORS.get(kind or "")
     if translator is None:
-        raise NotCompilable(f"a {kind.__qualname__} has no compiled equal")
+        raise UnsupportedModelError(f"{type(module).__qualname__} is not supported by the compiled planner")
     return translator(module, width)
-
-
-def kernel_of(module: nn.Module) -> str | None:
-    """
-    :param module: a module.
-    :return: what its class, and not only one that it derives from, says that it computes.
-    :raises NotCompilable: if hooks or a ``forward`` of its own make it compute something else.
-    """
-    state = module.__dict__
-    if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
-        raise NotCompilable(f"the forward function of a {type(module).__qualname__} has hooks or was replaced")
-    return type(module).__dict__.get("kernel")
-
-
-class Snapshot:
-    """
-    What some modules consist of, to notice when they no longer do; a comparison takes a tenth of the time of a translation.
-
-    :param modules: the modules.
-    :param tensors: those of their tensors whose memory is read.
-    :raises NotCompilable: if one of the modules has hooks, or one of the tensors is neither parameter nor buffer of theirs.
-    """
-
-    def __init__(self, modules: list[nn.Module], tensors: list[torch.Tensor]) -> None:
-        for module in modules:
-            kernel_of(module)
-        self.modules = modules
-        self._states = [module.__dict__ for module in modules]
-        self._hooks = [state[name] for state in self._states for name in ("_forward_hooks", "_forward_pre_hooks")]
-        groups = [state[name] for state in self._states for name in ("_parameters", "_buffers")]
-        self._tensors = [(group, name) for group in groups for name in group]
-        if not {id(tensor) for tensor in tensors} <= {id(group[name]) for group, name in self._tensors}:
-            raise NotCompilable("a layer has tensors that are neither parameters nor buffers")
-        # Other views of their memory, which thereby is not freed, whatever becomes of the model
-        self._memory = [NOTHING if (t := group[name]) is None else t.detach() for group, name in self._tensors]
-        self._children = [module._modules for module in modules if module._modules or isinstance(module, nn.Sequential)]
-        self._constants = [
-            (itemgetter(*names), state)
-            for state in self._states
-            if (names := [name for name, value in state.items() if isinstance(value, CONSTANT) and name != "training"])
-        ]
-        self._kept = self._read()
-
-    def _read(self) -> tuple[list[Any], ...]:
-        return (
-            list(map(tuple, map(dict.values, self._children))),
-            [read(state) for read, state in self._constants],
-            ["forward" in state for state in self._states],
-            list(map(type, self.modules)),
-        )
-
-    def holds(self) -> bool:
-        """
-        :return: whether nothing has changed but the numbers in the tensors.
-        """
-        try:
-            tensors = [NOTHING if (tensor := group[name]) is None else tensor for group, name in self._tensors]
-            in_place = all(map(torch.Tensor.is_set_to, tensors, self._memory))
-            return in_place and not any(self._hooks) and self._read() == self._kept
-        except (KeyError, RuntimeError, ValueError):  # something is gone, of another type, or has become an array
-            return False
-
-
-NOTHING = torch.empty(0)
-CONSTANT = (int, float, str, tuple)
 
 
 def _linear(module: Any, width: int | None) -> list[Layer]:
     weight = module.weight
     outputs, inputs = weight.shape
     check_fits(width is None or width == inputs, module, width)
-    return [Layer(layers.LINEAR, outputs, _checked(weight), _checked(module.bias))]
+    return [Layer(program.LINEAR, outputs, _readable(weight), _readable(module.bias))]
 
 
 def _layer_norm(module: Any, width: int | None) -> list[Layer]:
     inputs = module.normalized_shape[-1]
     check_fits(module.normalized_shape == (width or inputs,), module, width)
-    return [Layer(layers.LAYER_NORM, inputs, _checked(module.weight), _checked(module.bias), module.eps)]
+    return [Layer(program.LAYER_NORM, inputs, _readable(module.weight), _readable(module.bias), module.eps)]
 
 
 def _simnorm(module: Any, width: int | None) -> list[Layer]:
     width = _known(module, width)
     check_fits(width % module.group_size == 0, module, width)
-    softmax = Layer(layers.GROUP_SOFTMAX, width, constant=module.group_size)
-    return [Layer(layers.LAYER_NORM, width, constant=1e-5), softmax]
+    softmax = Layer(program.GROUP_SOFTMAX, width, constant=module.group_size)
+    return [Layer(program.LAYER_NORM, width, constant=1e-5), softmax]
 
 
 def _minmax(module: Any, width: int | None) -> list[Layer]:
-    return [Layer(layers.MINMAX, _known(module, width), constant=module.epsilon)]
+    return [Layer(program.MINMAX, _known(module, width), constant=module.epsilon)]
 
 
 def _standardize(module: Any, width: int | None) -> list[Layer]:
     (inputs,) = module.mean.shape
     check_fits(width is None or width == inputs, module, width)
-    return [Layer(layers.STANDARDIZE, inputs, _checked(module.mean), _checked(module.var), module.clip)]
+    return [Layer(program.STANDARDIZE, inputs, _readable(module.mean), _readable(module.var), module.clip)]
 
 
 def _expectation(module: Any, width: int | None) -> list[Layer]:
     check_fits(module.grid.shape == (width,), module, width)
-    return [Layer(layers.EXPECTATION, 1, _checked(module.grid), _checked(module.bounds))]
+    return [Layer(program.EXPECTATION, 1, _readable(module.grid), _readable(module.bounds))]
 
 
 def _gelu(module: Any, width: int | None) -> list[Layer]:
     if module.approximate != "none":
-        raise NotCompilable("an approximate GELU has no compiled equal")
-    return [Layer(layers.GELU, _known(module, width))]
+        raise UnsupportedModelError("the approximate GELU is not supported by the compiled planner")
+    return [Layer(program.GELU, _known(module, width))]
 
 
-def _activation(code: int, constant: str | None = None) -> Callable[[Any, int | None], list[Layer]]:
+def _activation(code: int, constant: str | None = None) -> Translator:
     def translator(module: Any, width: int | None) -> list[Layer]:
         return [Layer(code, _known(module, width), constant=0.0 if constant is None else getattr(module, constant))]
 
     return translator
 
 
-TRANSLATORS: dict[type | str, Callable[[Any, int | None], list[Layer]]] = {
-    nn.Linear: _linear,
-    nn.LayerNorm: _layer_norm,
-    nn.Identity: lambda module, width: [],
-    nn.Flatten: lambda module, width: [],
-    nn.ReLU: _activation(layers.RELU),
-    nn.Tanh: _activation(layers.TANH),
-    nn.SiLU: _activation(layers.SILU),
-    nn.ELU: _activation(layers.ELU, "alpha"),
-    nn.GELU: _gelu,
-    nn.LeakyReLU: _activation(layers.LEAKY_RELU, "negative_slope"),
-    nn.Sigmoid: _activation(layers.SIGMOID),
-    nn.Mish: _activation(layers.MISH),
+TRANSLATORS: dict[str, Translator] = {
+    "linear": _linear,
+    "layer_norm": _layer_norm,
+    "identity": lambda module, width: [],
+    "relu": _activation(program.RELU),
+    "tanh": _activation(program.TANH),
+    "silu": _activation(program.SILU),
+    "elu": _activation(program.ELU, "alpha"),
+    "gelu": _gelu,
+    "leaky_relu": _activation(program.LEAKY_RELU, "negative_slope"),
+    "sigmoid": _activation(program.SIGMOID),
+    "mish": _activation(program.MISH),
     "simnorm": _simnorm,
     "minmax": _minmax,
     "standardize": _standardize,
     "expectation": _expectation,
 }
+KINDS = {*TRANSLATORS, "sequential", "prediction"}
+
+for _module_class, _kind in (
+    (nn.Linear, "linear"),
+    (nn.LayerNorm, "layer_norm"),
+    (nn.Identity, "identity"),
+    (nn.Flatten, "identity"),
+    (nn.ReLU, "relu"),
+    (nn.Tanh, "tanh"),
+    (nn.SiLU, "silu"),
+    (nn.ELU, "elu"),
+    (nn.GELU, "gelu"),
+    (nn.LeakyReLU, "leaky_relu"),
+    (nn.Sigmoid, "sigmoid"),
+    (nn.Mish, "mish"),
+):
+    register(_module_class, _kind)
 
 
 def _known(module: nn.Module, width: int | None) -> int:
@@ -194,26 +183,30 @@ def _known(module: nn.Module, width: int | None) -> int:
 
 
 def check_fits(fits: bool, module: nn.Module, width: int | None) -> None:
+    """
+    :param fits: whether a module takes inputs of this width.
+    :param module: the module.
+    :param width: number of inputs.
+    :raises UnsupportedModelError: if it does not.
+    """
     if not fits:
-        raise NotCompilable(f"{module} does not fit {width} inputs")
+        raise UnsupportedModelError(f"{module} with {width} inputs is not supported by the compiled planner")
 
 
-def _checked(parameter: torch.Tensor | None) -> torch.Tensor | None:
+def _readable(parameter: torch.Tensor | None) -> torch.Tensor | None:
     """Compiled code reads a parameter's memory as it is."""
     if parameter is not None:
         is_plain = type(parameter) in PLAIN_TENSORS and parameter.is_contiguous()
         if not (is_plain and parameter.is_cpu and parameter.dtype is torch.float32):
-            raise NotCompilable(f"parameters must be contiguous float32 on cpu, got {parameter.dtype} on {parameter.device}")
+            given = f"{parameter.dtype} on {parameter.device}"
+            raise UnsupportedModelError(f"parameters must be contiguous float32 on cpu, got {given}")
     return parameter
-
-
-PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 
 def rounded_up(width: int) -> int:
     """
-    :param width: a number of units.
-    :return: the least whole number of ``LANES`` that holds them.
+    :param width: number of units.
+    :return: the smallest multiple of ``LANES`` that is not less.
     """
     return -(-width // LANES) * LANES
 
@@ -223,24 +216,25 @@ def num_inputs(layer: Layer) -> int:
     :param layer: a layer.
     :return: number of its inputs.
     """
-    return layer.weight.shape[1] if layer.code == layers.LINEAR and layer.weight is not None else layer.width
+    return layer.weight.shape[1] if layer.code == program.LINEAR and layer.weight is not None else layer.width
 
 
-def assemble(sections: tuple[list[Layer], ...], max_width: int) -> layers.Program:
+def assemble(sections: tuple[list[Layer], ...], max_inputs: int) -> program.Program:
     """
-    :param sections: the layers of each section.
-    :param max_width: the most inputs that a section has.
+    :param sections: layers of each section.
+    :param max_inputs: largest number of inputs of a section.
     :return: the program.
     """
-    every = [layer for section in sections for layer in section]
+    layers = [layer for section in sections for layer in section]
     table = [
         (layer.code, layer.width, *(0 if tensor is None else tensor.data_ptr() for tensor in (layer.weight, layer.bias)))
-        for layer in every
+        for layer in layers
     ]
     ends = accumulate((len(section) for section in sections), initial=0)
-    return layers.Program(
+    width = rounded_up(max(max_inputs, *(layer.width for layer in layers)))
+    return program.Program(
         np.array(table, np.int64),
-        np.array([layer.constant for layer in every], np.float32),
+        np.array([layer.constant for layer in layers], np.float32),
         np.array(list(ends), np.int64),
-        np.zeros((NUM_ROOMS, layers.GROUPS, rounded_up(max(max_width, *(layer.width for layer in every))), LANES), np.float32),
+        np.zeros((NUM_ACTIVATION_BUFFERS, program.GROUPS, width, LANES), np.float32),
     )
