@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -51,12 +52,14 @@ from sb3_muzero.common.validation import (
     schedule_values,
 )
 from sb3_muzero.common.vec_env_checks import check_axes, frames_in_observation
+from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.exploration.warmup import repeated_random_actions
 from sb3_muzero.learning.losses import LossTerms, muzero_loss
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, is_two_player, symmetries_of
 from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
-from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer, SequenceSamples
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.replay.sequences import SearchStatistics, SequenceSamples
 from sb3_muzero.search import SearchOutput, is_cached
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
@@ -338,7 +341,7 @@ class MuZero(OffPolicyAlgorithm):
             self.action_space,
             device=self.device,
             n_envs=self.n_envs,
-            **(stacked | self.replay_buffer_kwargs),
+            **({"reward_bonus": CountBonus} | stacked | self.replay_buffer_kwargs),
         )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -506,12 +509,14 @@ class MuZero(OffPolicyAlgorithm):
                 check_finite("terminal observation", infos[i]["terminal_observation"], self.num_timesteps, int(i), space)
         self._look_for_reward_signal(raw_reward, dones, infos)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
-        if self.last_search is not None:
-            replay_buffer.store_search(self.last_search.action_weights, self.last_search.value, self._n_updates)
-        if self._last_action_masks is not None:
-            replay_buffer.store_action_masks(self._last_action_masks)
+        statistics = SearchStatistics(action_masks=self._last_action_masks)
+        if (search := self.last_search) is not None:
+            statistics = SearchStatistics(
+                self._n_updates, search.action_weights, root_values=search.value, action_masks=self._last_action_masks
+            )
         self._episode_steps = np.where(dones, 0, self._episode_steps + 1)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        with_search: Any = SimpleNamespace(add=partial(replay_buffer.add, search=statistics))  # SB3's method knows no search
+        super()._store_transition(with_search, buffer_action, new_obs, reward, dones, infos)
 
     def _look_for_reward_signal(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         rewards = np.asarray(rewards, np.float32)  # as they are stored, and in files
@@ -563,7 +568,7 @@ class MuZero(OffPolicyAlgorithm):
             self._skipped_in_a_row = 0
             self.policy.optimizer.step()
             self.policy.value_error.lerp_(terms.value_errors.mean(), 1 / min(self._n_updates + 1, 100))
-            self.replay_buffer.update_priorities(samples.starts, terms.value_errors.cpu().numpy())
+            self.replay_buffer.update_priorities(samples.ids, terms.value_errors.cpu().numpy())
             scalars = [loss, *terms[:5], terms.value_errors.mean(), grad_norm, clipped, policy_age]
             logs.append(th.stack([scalar.detach() for scalar in scalars]))
 
@@ -624,7 +629,7 @@ class MuZero(OffPolicyAlgorithm):
             unroll_steps=unroll_steps,
             n_steps=self.n_steps,
             n_steps_half_life=self.n_steps_half_life,
-            novelty_coef=self.novelty_coef(self._current_progress_remaining) if with_bonus else 0.0,
+            bonus_coef=self.novelty_coef(self._current_progress_remaining) if with_bonus else 0.0,
             progress_remaining=self._current_progress_remaining,
         )
 
@@ -699,7 +704,7 @@ class MuZero(OffPolicyAlgorithm):
             horizon is a single step, the search's at position 0 and the target network's behind it, NaN elsewhere, shape
             ``[K + 1, B]``
         """
-        batch_size = samples.starts.shape[1]
+        batch_size = len(samples.ids)
         reanalyzed_values = th.full((len(samples.policies), batch_size), th.nan, device=self.device)
         count = round(self.reanalyze_ratio * batch_size)
         if count > 0:
@@ -711,7 +716,7 @@ class MuZero(OffPolicyAlgorithm):
             search = self.policy.plan(roots, deterministic=True, model=model, action_masks=masks)
             samples.policies[0, chosen] = th.as_tensor(search.action_weights, device=self.device)
             samples.model_versions[chosen] = self._n_updates
-            self.replay_buffer.update_search(samples.starts[:, chosen], search.action_weights, search.value, self._n_updates)
+            self.replay_buffer.update_search(samples.ids[chosen], search.action_weights, self._n_updates)
 
             is_stale = (samples.horizons[chosen] == 1).numpy(force=True)
             stale = chosen[is_stale]

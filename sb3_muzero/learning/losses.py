@@ -10,7 +10,7 @@ from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.learning.targets import UnrollTargets
 from sb3_muzero.models.mlp import PredictionOutput
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.sequences import SequenceSamples
 
 
 class LossTerms(NamedTuple):
