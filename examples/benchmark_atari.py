@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sb3_muzero import MuZero, muzero
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.replay.sequences import SearchStatistics
 
 gym.register_envs(ale_py)
 FRAME_STACK = 4
@@ -100,13 +101,13 @@ def memory(steps: int, n_envs: int) -> dict[str, float]:
     buffer = SequenceReplayBuffer(steps, space, spaces.Discrete(6), device="cpu", n_envs=n_envs, frame_stack=FRAME_STACK)
     rng = np.random.default_rng(0)
     stacks = np.zeros((n_envs, *space.shape), np.uint8)
-    policies, values = np.full((n_envs, 6), 1 / 6, np.float32), np.zeros(n_envs, np.float32)
+    policies = np.full((n_envs, 6), 1 / 6, np.float32)
     for row in range(steps // n_envs):
         frames = rng.integers(256, size=(n_envs, 1, 84, 84), dtype=np.uint8)
         successors = np.concatenate([stacks[:, 1:], frames], axis=1)
         dones = rng.random(n_envs) < 1 / 200
-        buffer.store_search(policies, values, row)
-        buffer.add(stacks, successors, np.zeros(n_envs), np.zeros(n_envs), dones, [{}] * n_envs)
+        search = SearchStatistics(row, policies)
+        buffer.add(stacks, successors, np.zeros(n_envs), np.zeros(n_envs), dones, [{}] * n_envs, search)
         stacks = successors
         stacks[dones] = 0
         stacks[dones, -1] = frames[dones, 0]

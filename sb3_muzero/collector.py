@@ -12,6 +12,7 @@ from sb3_muzero.common.action_masks import env_action_masks
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.validation import check_finite
 from sb3_muzero.exploration.warmup import repeated_random_actions
+from sb3_muzero.replay.sequences import SearchStatistics
 from sb3_muzero.search import SearchOutput
 
 
@@ -43,6 +44,16 @@ class Decision(NamedTuple):
     search: SearchOutput | None
     action_masks: np.ndarray | None
     seconds: float = 0.0
+
+    def statistics(self, model_version: int) -> SearchStatistics:
+        """
+        :param model_version: Gradient updates of the model that searched
+        :return: What the replay buffer stores of the search
+        """
+        if self.search is None:
+            return SearchStatistics(action_masks=self.action_masks)
+        search = self.search
+        return SearchStatistics(model_version, search.action_weights, root_values=search.value, action_masks=self.action_masks)
 
     def scalars(self) -> dict[str, float]:
         """:return: Figures of the search to log, means over the environments"""

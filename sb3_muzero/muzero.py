@@ -26,7 +26,8 @@ from sb3_muzero.learning.reanalyze import Reanalyzer
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, symmetries_of
 from sb3_muzero.off_policy import SequenceOffPolicyAlgorithm
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy
-from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer, SequenceSamples
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.replay.sequences import SequenceSamples
 from sb3_muzero.search.planner import PlannerSettings
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
@@ -348,7 +349,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
             result = self.learner.update(samples, self._n_updates, self.num_timesteps)
             if result is None:
                 continue
-            self.replay_buffer.update_priorities(samples.starts, result.value_errors)
+            self.replay_buffer.update_priorities(samples.ids, result.value_errors)
             logs.append({**result.scalars, "policy_age": policy_age})
             self._n_updates += 1
 
@@ -376,7 +377,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
             unroll_steps=unroll_steps,
             n_steps=self.n_steps,
             n_steps_half_life=self.n_steps_half_life,
-            novelty_coef=self.novelty_coef(self._current_progress_remaining) if with_bonus else 0.0,
+            bonus_coef=self.novelty_coef(self._current_progress_remaining) if with_bonus else 0.0,
             progress_remaining=self._current_progress_remaining,
         )
 

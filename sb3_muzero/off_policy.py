@@ -20,6 +20,7 @@ from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz, va
 from sb3_muzero.common.time_split import TimeSplit
 from sb3_muzero.common.validation import check_finite
 from sb3_muzero.common.vec_env_checks import frames_in_observation
+from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.exploration.warmup import WarmUp
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.search import is_cached
@@ -56,7 +57,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.action_space,
             device=self.device,
             n_envs=self.n_envs,
-            **(stacked | self.replay_buffer_kwargs),
+            **({"reward_bonus": CountBonus} | stacked | self.replay_buffer_kwargs),
         )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -152,13 +153,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         validate_step(step, self.observation_space, self.num_timesteps)
         self.warmup.update(step.raw_rewards, dones, infos)
         obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-        search, masks = buffer_action.search, buffer_action.action_masks
+        statistics = buffer_action.statistics(model_version=self._n_updates)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
-        if search is not None:
-            replay_buffer.store_search(search.action_weights, search.value, self._n_updates)
-        if masks is not None:
-            replay_buffer.store_action_masks(masks)
-        replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos)  # type: ignore
+        replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos, statistics)  # type: ignore
         self._last_obs, self._last_original_obs = new_obs, step.raw_new_obs
 
     def dump_logs(self) -> None:

@@ -30,6 +30,7 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
+from sb3_muzero.replay.samplers import PrioritizedSampler
 
 FILE = Path(__file__).with_suffix(".json")
 SETTINGS = Path(__file__).parents[1] / "zoo_configs" / "muzero.yml"
@@ -139,8 +140,8 @@ def digests(model: MuZero, rewards: list[float]) -> dict[str, str]:
     buffer, size = model.replay_buffer, model.replay_buffer.size()
     stored = [buffer.actions[:size], buffer.rewards[:size], buffer.policies[:size], buffer.terminals[:size]]
     stored += [buffer.observations.frames[:size], buffer.observations.ends[:size]]
-    if buffer.priorities is not None:
-        stored.append(buffer.priorities[np.arange(size * buffer.n_envs)])
+    if isinstance(buffer.sampler, PrioritizedSampler):
+        stored.append(buffer.sampler.priorities[np.arange(size * buffer.n_envs)])
     parameters = model.policy.state_dict().values()
     return {"parameters": digest(parameters), "buffer": digest(stored), "evaluation": digest([np.asarray(rewards)])}
 

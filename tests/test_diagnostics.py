@@ -235,7 +235,7 @@ def test_everything_is_logged():
 def test_priorities_in_effect():
     """One of a hundred steps with all the priority: coverage 0.01."""
     model = tiny_model(tiny_envs(1), replay_buffer_kwargs={"priority_exponent": 1.0}).learn(100)
-    model.replay_buffer.priorities.update(np.arange(100), np.r_[1.0, np.full(99, 1e-9)])
+    model.replay_buffer.sampler.priorities.update(np.arange(100), np.r_[1.0, np.full(99, 1e-9)])
     callback = DiagnosticsCallback(batch_size=4)
     callback.init_callback(model)
     callback._measure()

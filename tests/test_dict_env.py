@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_muzero import MuZero
-from sb3_muzero.exploration.count_bonus import VisitCounts
+from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.replay.observation_store import stored_dtype
 
 PARTS = spaces.Dict(
@@ -135,7 +135,7 @@ def test_another_space_is_refused_by_name():
 
 def test_integer_parts_are_counted_as_they_are_beside_real_ones():
     space = spaces.Dict({"key": spaces.Discrete(2), "place": spaces.Box(-1, 1, (6,), np.float32)})
-    visits = VisitCounts(space)
+    visits = CountBonus(space)
     rows = np.zeros(500, stored_dtype(space))
     rows["place"] = np.random.default_rng(0).uniform(-1, 1, (500, 6))
     visits.fit(rows)

@@ -15,6 +15,7 @@ from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.models.augmentation import ImageAugmentation
 from sb3_muzero.models.resnet import ConvDynamics, ImageNorm, action_planes
 from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.replay.reading import stacked_on_device
 
 POLICIES: dict[str, type[MuZeroPolicy]] = {"CnnPolicy": CnnPolicy, "ResNetPolicy": ResNetPolicy}
 SMALL = spaces.Box(0, 255, (2, 10, 10), np.uint8)
@@ -328,6 +329,10 @@ FRAMES = {
 }
 
 
+def rows_of(buffer, ids: np.ndarray) -> np.ndarray:
+    return ids // buffer.n_envs % buffer.buffer_size
+
+
 @pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("terminates", [False, True])
 @pytest.mark.parametrize("buffer_size", [1_000, 60])
@@ -336,7 +341,7 @@ def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, termin
     model = tiny_model(stacked(space, terminates=terminates), buffer_size=buffer_size, learning_starts=1_000)
     whole, buffer = [], model.replay_buffer
     original = buffer.add
-    buffer.add = lambda obs, next_obs, *rest: (whole.append((obs.copy(), next_obs.copy())), original(obs, next_obs, *rest))
+    buffer.add = lambda obs, *rest, **search: (whole.append((obs.copy(), rest[0].copy())), original(obs, *rest, **search))
     model.learn(160)
     del buffer.add
 
@@ -355,10 +360,10 @@ def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, termin
             np.testing.assert_array_equal(sequences.observations[0, i], expected)
             np.testing.assert_array_equal(sequences.observations[1, i], whole[oldest + age][1][env])
         positions = np.repeat([[0], [1]], len(ages), axis=1)
-        on_gpu = buffer._stacked_on_device(positions, buffer.observations.oldest_row + ages, np.full_like(ages, env))
+        on_gpu = stacked_on_device(buffer, positions, sequences.ids)
         assert th.equal(on_gpu, sequences.observations[:2])
-    starts = buffer.sample(2_000, unroll_steps=1, n_steps=1).starts[0]
-    assert not buffer.full or not np.isin(starts, (buffer.pos + np.arange(3)) % buffer.buffer_size).any()
+    ids = buffer.sample(2_000, unroll_steps=1, n_steps=1).ids
+    assert not buffer.full or not np.isin(rows_of(buffer, ids), (buffer.pos + np.arange(3)) % buffer.buffer_size).any()
 
 
 def test_stacks_are_joined_over_saved_and_continued_training(tmp_path):
@@ -398,10 +403,10 @@ def test_the_oldest_frames_of_a_full_buffer_are_not_drawn_by_priority_either():
     model = tiny_model(stacked(LARGE), buffer_size=60, replay_buffer_kwargs=settings, learning_starts=1_000).learn(160)
     buffer = model.replay_buffer
     lost = (buffer.pos + np.arange(3)) % buffer.buffer_size
-    starts = buffer.sample(500, unroll_steps=1, n_steps=1).starts
-    assert not np.isin(starts[0], lost).any()
+    ids = buffer.sample(500, unroll_steps=1, n_steps=1).ids
+    assert not np.isin(rows_of(buffer, ids), lost).any()
     leaves = (lost[:, None] * 2 + np.arange(2)).ravel()
-    assert (buffer.priorities[leaves] == 0).all()
+    assert (buffer.sampler.priorities[leaves] == 0).all()
 
 
 def test_a_buffer_without_priorities_gets_none_for_the_oldest_frames(tmp_path):
@@ -411,7 +416,7 @@ def test_a_buffer_without_priorities_gets_none_for_the_oldest_frames(tmp_path):
     save_npz(tmp_path / "buffer", uniform.state())
     buffer.load_state(load_npz(tmp_path / "buffer"))
     lost = (buffer.pos + np.arange(3)) % buffer.buffer_size
-    assert buffer.full and not np.isin(buffer.sample(500, unroll_steps=1, n_steps=1).starts[0], lost).any()
+    assert buffer.full and not np.isin(rows_of(buffer, buffer.sample(500, unroll_steps=1, n_steps=1).ids), lost).any()
 
 
 def test_environments_set_later_are_asked_for_their_stacks(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_muzero.exploration.count_bonus import VisitCounts
+from sb3_muzero.exploration.count_bonus import CountBonus
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from sb3_muzero.exploration.count_bonus import VisitCounts
 def test_integers_are_counted_as_they_are(space):
     space.seed(0)
     observations = np.array([space.sample() for _ in range(300)])
-    visits = VisitCounts(space)
+    visits = CountBonus(space)
     visits.fit(observations)
     bucket_ids = visits.update_counts(observations)
     _, inverse, counts = np.unique(observations.reshape(300, -1), axis=0, return_inverse=True, return_counts=True)
@@ -25,7 +25,7 @@ def test_integers_are_counted_as_they_are(space):
 def test_cells_are_as_wide_as_a_standard_deviation():
     space = spaces.Box(-np.inf, np.inf, (2,))
     rng = np.random.default_rng(0)
-    visits = VisitCounts(space)
+    visits = CountBonus(space)
     visits.fit(rng.normal([5.0, -1.0], [1e-3, 10.0], size=(10_000, 2)))
     here = np.array([[5.0005, 4.0]])
     near, far = here + np.array([1e-4, 1.0]), here + np.array([1e-3, 0.0])
@@ -37,7 +37,7 @@ def test_cells_are_as_wide_as_a_standard_deviation():
 def test_many_features_share_few_axes():
     space = spaces.Box(-np.inf, np.inf, (50,))
     rng = np.random.default_rng(0)
-    visits = VisitCounts(space)
+    visits = CountBonus(space)
     observations = rng.normal(size=(5000, 50))
     visits.fit(observations)
     bucket_ids = visits.update_counts(observations)
@@ -48,4 +48,4 @@ def test_many_features_share_few_axes():
 def test_a_table_full_of_states_tells_them_apart():
     space = spaces.MultiDiscrete([50, 50])
     states = np.stack(np.meshgrid(np.arange(50), np.arange(50)), -1).reshape(-1, 2)
-    assert len(np.unique(VisitCounts(space).bucket_ids(states))) > 0.98 * len(states)
+    assert len(np.unique(CountBonus(space).bucket_ids(states))) > 0.98 * len(states)

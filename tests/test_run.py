@@ -481,7 +481,7 @@ def test_train_passes_on_what_it_was_told(monkeypatch):
     assert [name for name, *_ in calls] == ["sample", "update_priorities"] * 2 + ["update_target"]
     settings = calls[0][2]
     assert (settings["n_steps"], settings["n_steps_half_life"], settings["progress_remaining"]) == (7, 50.0, 0.25)
-    assert settings["novelty_coef"] == 0.2 and calls[-1][1] == (0.3,)
+    assert settings["bonus_coef"] == 0.2 and calls[-1][1] == (0.3,)
     errors = calls[1][1][1]
     assert errors.shape == (8,) and (errors >= 0).all() and errors.std() > 0
 

@@ -306,7 +306,6 @@ def test_replay_buffer_files_restore_everything(tmp_path, n_envs, buffer_size, s
     sequences = everything(mine, n_envs)
     assert (sequences[4].sum(-1) > 0).any(), "search policies are in it"
     assert differences(sequences, everything(theirs, n_envs)) == []
-    np.testing.assert_array_equal(mine.root_values[: mine.size()], theirs.root_values[: theirs.size()])
     # And goes on to be filled as before
     for each in (model, other):
         each.learning_starts = 100

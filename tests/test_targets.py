@@ -25,7 +25,7 @@ def random_samples(length: int, terminated: bool, unroll: int, n: int, horizon: 
         terminated=th.tensor([terminated]),
         horizons=th.tensor([horizon]),
         weights=th.ones(1),
-        starts=np.zeros((2, 1), int),
+        ids=np.zeros(1, int),
         model_versions=np.zeros(1, int),
     )
     return samples, th.stack([state_values[min(k + horizon, length)] for k in range(unroll + 1)]).unsqueeze(-1)

@@ -19,7 +19,8 @@ from sb3_muzero.learning.losses import LossTerms, cosine_similarity, muzero_loss
 from sb3_muzero.learning.targets import UnrollTargets
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.policies import MuZeroPolicy
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.samplers import PrioritizedSampler
+from sb3_muzero.replay.sequences import SequenceSamples
 from sb3_muzero.search import SearchOutput
 
 METRICS = {
@@ -205,9 +206,9 @@ def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErr
     imagine = partial(unroll, policy, roots, samples.actions)
     figures["dormant_units"] = dormant_share(policy.latent_model, type(policy.activation_fn()), imagine)
 
-    priorities = model.replay_buffer.priorities
-    if priorities is not None:
-        shares = priorities[np.arange(model.replay_buffer.size() * model.replay_buffer.n_envs)]
+    buffer = model.replay_buffer
+    if isinstance(buffer.sampler, PrioritizedSampler) and buffer.sampler.priorities is not None:
+        shares = buffer.sampler.priorities[buffer.index.places(buffer.index.stored())]
         figures["replay_coverage"] = float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
 
     parameters = [parameter for parameter in policy.latent_model.parameters() if parameter.requires_grad]

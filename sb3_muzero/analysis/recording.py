@@ -13,6 +13,7 @@ from sb3_muzero.common.action_masks import env_action_masks, has_action_masks
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.replay.sequences import SearchStatistics
 
 
 class Episode(NamedTuple):
@@ -145,12 +146,10 @@ def play(
         following = successors(observations, endings)
         raw_rewards = rewards if normalize is None else normalize.get_original_reward()
         if replay_buffer is not None:
-            replay_buffer.store_search(search.action_weights, search.value, 0)
-            if masks is not None:
-                replay_buffer.store_action_masks(masks)
             raw = observations if normalize is None else normalize.get_original_obs()
             raw_endings = endings if normalize is None else {i: normalize.unnormalize_obs(end) for i, end in endings.items()}
-            replay_buffer.add(stored, successors(raw, raw_endings), search.action, raw_rewards, dones, infos)
+            statistics = SearchStatistics(0, search.action_weights, root_values=search.value, action_masks=masks)
+            replay_buffer.add(stored, successors(raw, raw_endings), search.action, raw_rewards, dones, infos, statistics)
             stored = raw
         earned, steps = earned + raw_rewards, steps + 1
         for i, episode in enumerate(running):

@@ -1,4 +1,4 @@
-"""How often the agent has been where: visit counts over regions of the observation space."""
+"""Count-based exploration: a bonus for regions of the observation space that were visited rarely."""
 
 from typing import Any
 
@@ -18,18 +18,18 @@ def as_features(observations: np.ndarray) -> np.ndarray:
     return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
 
-class VisitCounts:
+class CountBonus:
     """
-    Visit counts for count-based exploration (#Exploration, https://arxiv.org/abs/1611.04717). Integers are counted as they
-    are. Real numbers fall into cells: of their standardised features or, where there are more than ``max_axes``, of as
-    many random projections of these. All cells share a hash table of ``TABLE_SIZE`` counts.
+    Bonus of one over the square root of the visits (#Exploration, https://arxiv.org/abs/1611.04717). Integers are counted as
+    they are. Real numbers are standardised and fall into cells; where there are more than ``max_axes`` of them, as many
+    random projections do. All cells share a hash table of ``num_buckets`` counts.
 
     :param observation_space: Observation space
     :param cell_width: Side of a cell, in standard deviations of what ``fit`` sees
-    :param max_axes: Most axes of a cell
+    :param max_axes: Largest number of axes of a cell
     """
 
-    TABLE_SIZE = 1 << 18
+    num_buckets = 1 << 18
     _STATE = ("_mean", "_scale", "counts", "_sum_of_bonuses", "_num_visits")
 
     def __init__(self, observation_space: spaces.Space, cell_width: float = 1.0, max_axes: int = 4) -> None:
@@ -46,13 +46,13 @@ class VisitCounts:
             self._axes = np.linalg.qr(constants.normal(size=(num_real, num_axes)))[0]
         self._factors = constants.integers(1, 1 << 62, size=num_axes + len(self._is_real) - num_real) | 1
         self._mean, self._scale = np.zeros(num_real), np.ones(num_real)
-        self.counts = np.zeros(self.TABLE_SIZE, dtype=np.int64)
+        self.counts = np.zeros(self.num_buckets, dtype=np.int64)
         # n visits of one place have n bonuses of 1 / sqrt(n)
         self._sum_of_bonuses, self._num_visits = 0.0, 0
 
     def fit(self, observations: np.ndarray) -> None:
         """
-        Take the units of the cells from observations, once: cells that move would lose their counts.
+        Take the units of the cells from observations, once: counts do not follow cells that move.
 
         :param observations: Shape ``[N, *obs_shape]``
         """
@@ -60,29 +60,28 @@ class VisitCounts:
             features = as_features(observations)[:, self._is_real].astype(np.float64)
             self._mean = features.mean(axis=0)
             deviations = features.std(axis=0)
-            # The unit of what does not vary yet is unknown: that of the environment will have to do
+            # Features that do not vary yet keep the environment's own unit
             self._scale = 1 / (self.cell_width * np.where(deviations > 1e-6, deviations, 1.0))
 
     def state(self) -> dict[str, Any]:
-        """:return: Units and counts, as a tree (``sb3_muzero.common.serialization``)"""
+        """:return: Units and counts, for ``sb3_muzero.common.serialization``"""
         return {name: getattr(self, name) for name in self._STATE}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """
-        :param state: What ``state`` gave
+        :param state: What ``state`` returned
         :raises ValueError: if it is anything else
         """
         for name in ("_mean", "_scale"):
-            setattr(self, name, validate_array(f"visits.{name}", state[name], getattr(self, name)))
-        self.counts = validate_array("visits.counts", state["counts"], self.counts, low=0, high=2**53)
-        self._num_visits = visits = validate_number("visits._num_visits", state["_num_visits"], int, 0, 2**53)
-        bonuses = state["_sum_of_bonuses"]  # each is 1 at most; some may have been lost to rounding
-        self._sum_of_bonuses = validate_number("visits._sum_of_bonuses", bonuses, float, -1, visits + 1)
+            setattr(self, name, validate_array(f"bonus.{name}", state[name], getattr(self, name)))
+        self.counts = validate_array("bonus.counts", state["counts"], self.counts, low=0, high=2**53)
+        self._num_visits = validate_number("bonus._num_visits", state["_num_visits"], int, low=0)
+        self._sum_of_bonuses = validate_number("bonus._sum_of_bonuses", state["_sum_of_bonuses"], float)
 
     def bucket_ids(self, observations: np.ndarray) -> np.ndarray:
         """
         :param observations: Shape ``[N, *obs_shape]``
-        :return: Their places in the table, shape ``[N]``
+        :return: Indices of their counts, shape ``[N]``
         """
         features = as_features(observations)
         cells = features[:, ~self._is_real].astype(np.int64)
@@ -93,14 +92,14 @@ class VisitCounts:
         hashes = (cells * self._factors).sum(axis=1).view(np.uint64)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of SplitMix64
             hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
-        return (hashes >> np.uint64(32)).astype(np.int64) % self.TABLE_SIZE
+        return (hashes >> np.uint64(32)).astype(np.int64) % self.num_buckets
 
     def update_counts(self, observations: np.ndarray) -> np.ndarray:
         """
         Count observations.
 
         :param observations: Shape ``[N, *obs_shape]``
-        :return: Their bucket_ids, shape ``[N]``
+        :return: Their bucket ids, shape ``[N]``
         """
         bucket_ids = self.bucket_ids(observations)
         visited = np.unique(bucket_ids)
@@ -112,10 +111,10 @@ class VisitCounts:
 
     def bonus(self, bucket_ids: np.ndarray) -> np.ndarray:
         """
-        How much newer observations are than the average visit. Going on is worth nothing in itself then: were every bonus
-        positive, a goal that ends the episode would cost all bonuses to come, and the agent would stay away from it.
+        How much rarer observations are than those of the average visit. If every bonus were positive, the end of an episode
+        would cost all bonuses to come, and the agent would avoid a goal that ends it.
 
-        :param bucket_ids: Of visited observations, any shape
+        :param bucket_ids: Of observations that were counted, any shape
         :return: One over the square root of the visits, less its mean over all visits so far, same shape
         """
         return 1 / np.sqrt(np.maximum(self.counts[bucket_ids], 1)) - self._sum_of_bonuses / max(self._num_visits, 1)

@@ -14,7 +14,7 @@ from sb3_muzero.common.serialization import validate_number
 from sb3_muzero.learning.losses import LossOutput, muzero_loss
 from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.models.base import LatentModel
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.sequences import SequenceSamples
 from sb3_muzero.search.planner import Planner
 
 

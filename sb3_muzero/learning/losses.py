@@ -8,7 +8,7 @@ from sb3_muzero.actions import DiscreteActions
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.learning.targets import UnrollTargets
 from sb3_muzero.models.base import LatentModel
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.sequences import SequenceSamples
 
 
 class LossOutput(NamedTuple):

@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.models.base import LatentModel
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.sequences import SequenceSamples
 from sb3_muzero.search import SearchOutput
 
 
@@ -23,7 +23,6 @@ class SearchUpdate(NamedTuple):
 
     ids: np.ndarray
     weights: np.ndarray
-    root_values: np.ndarray
     model_version: int
 
 
@@ -75,4 +74,4 @@ class Reanalyzer:
         reanalyzed = samples._replace(
             policies=policies, model_versions=model_versions, reanalyzed_values=values, has_reanalyzed_value=known
         )
-        return reanalyzed, SearchUpdate(samples.starts[:, chosen], search.action_weights, search.value, model_version)
+        return reanalyzed, SearchUpdate(samples.ids[chosen], search.action_weights, model_version)

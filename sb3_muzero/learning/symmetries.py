@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero.actions import make_actions
 from sb3_muzero.common.vec_env_checks import ask_environments
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.sequences import SequenceSamples
 
 
 class Symmetries(NamedTuple):

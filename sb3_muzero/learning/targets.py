@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.sequences import SequenceSamples
 
 
 class UnrollTargets(NamedTuple):

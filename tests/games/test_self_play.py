@@ -24,7 +24,7 @@ from sb3_muzero.games.rules import GOES_ON, WON, Rules, play
 from sb3_muzero.games.self_play import SelfPlayEvalCallback
 from sb3_muzero.games.simulator import SimulatorPolicy, positions_of, simulator, with_rules
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.sequences import SearchStatistics, SequenceSamples
 from sb3_muzero.search import RootOutput, SearchOutput, gumbel_muzero_search, muzero_search
 from sb3_muzero.zoo import CONF_FILE
 
@@ -221,9 +221,8 @@ def test_turned_sequences_are_those_of_the_turned_game() -> None:
         moves = np.array([move, 6 - move])
         policy = rng.dirichlet(np.ones(7))
         new_obs, rewards, dones, infos = env.step(moves)
-        buffer.store_search(np.stack([policy, policy[::-1]]), np.zeros(2), 0)
-        buffer.store_action_masks(masks)
-        buffer.add(obs, new_obs, moves, rewards, dones, infos)
+        search = SearchStatistics(0, np.stack([policy, policy[::-1]]), action_masks=masks)
+        buffer.add(obs, new_obs, moves, rewards, dones, infos, search)
         obs = new_obs
 
     def sequences(in_env: int) -> SequenceSamples:

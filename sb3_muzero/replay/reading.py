@@ -1,0 +1,98 @@
+"""Reads sequences from a replay buffer."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.replay.observation_store import parts_of
+from sb3_muzero.replay.ring import take
+from sb3_muzero.replay.sequences import SequenceSamples
+
+if TYPE_CHECKING:
+    from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+
+
+def read_sequences(
+    buffer: "SequenceReplayBuffer",
+    ids: np.ndarray,
+    unroll_steps: int,
+    n_steps: int,
+    env: VecNormalize | None = None,
+    horizons: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    bonus_coef: float = 0.0,
+) -> SequenceSamples:
+    """
+    :param buffer: A replay buffer
+    :param ids: Stored steps that the sequences start at, shape ``[B]``
+    :param unroll_steps: Steps K that the model is unrolled over
+    :param n_steps: Steps n of the value targets
+    :param env: Normalises observations and rewards, which are stored as they came
+    :param horizons: Each sequence's own n, at most ``n_steps``, shape ``[B]``
+    :param weights: Importance weights, shape ``[B]``
+    :param bonus_coef: Coefficient of the buffer's ``reward_bonus``
+    :return: The sequences
+    """
+    index, batch_size = buffer.index, len(ids)
+    n_steps = min(n_steps, buffer.size())  # a sequence is no longer than that
+    horizons = np.minimum(n_steps, n_steps if horizons is None else horizons) + np.zeros_like(ids)
+    offsets = np.arange(unroll_steps + n_steps)[:, None]
+    positions = offsets[: unroll_steps + 1]
+    steps = ids + offsets * index.n_envs
+    places = index.places(steps)
+    # A sequence ends with its episode, or with the newest step
+    ends = (take(buffer.observations.slots, places) >= 0) | (steps >= index.ends[ids % index.n_envs] - index.n_envs)
+    ends[-1] = True
+    lengths = ends.argmax(axis=0) + 1
+    inside = offsets < lengths
+    before_end = inside[: unroll_steps + 1, :, None]
+
+    seen = np.concatenate([np.broadcast_to(positions, (len(positions), batch_size)), positions + horizons])
+    observations = _observations(buffer, np.minimum(seen, lengths), ids, env)
+    actions = take(buffer.actions, places[:unroll_steps])
+    beyond = ~inside[:unroll_steps]
+    actions[beyond] = buffer.action_type.sample(beyond.shape)[beyond]
+    rewards = buffer._normalize_reward(take(buffer.rewards, places), env)
+    if bonus_coef > 0:
+        rewards = rewards + buffer.bonus.of(steps, bonus_coef, env)
+    candidates = action_masks = None
+    if buffer.candidates is not None:
+        candidates = buffer.to_torch(take(buffer.candidates, places[: unroll_steps + 1]), copy=False)
+    if buffer.action_masks is not None:
+        action_masks = buffer.to_torch(take(buffer.action_masks, places[: unroll_steps + 1]) | ~before_end, copy=False)
+    # None of these arrays shares memory with the ring
+    return SequenceSamples(
+        observations=tree_map(lambda part: part[: unroll_steps + 1], observations),
+        bootstrap_observations=tree_map(lambda part: part[unroll_steps + 1 :], observations),
+        actions=buffer.to_torch(actions, copy=False),
+        rewards=buffer.to_torch((rewards * inside).astype(np.float32), copy=False),
+        policies=buffer.to_torch(take(buffer.policies, places[: unroll_steps + 1]) * before_end, copy=False),
+        candidates=candidates,
+        action_masks=action_masks,
+        lengths=buffer.to_torch(lengths, copy=False),
+        terminated=buffer.to_torch(take(buffer.terminals, places[lengths - 1, np.arange(batch_size)]), copy=False),
+        horizons=buffer.to_torch(horizons, copy=False),
+        weights=buffer.to_torch((np.ones(batch_size) if weights is None else weights).astype(np.float32), copy=False),
+        ids=ids,
+        model_versions=take(buffer.model_versions, places[0]),
+    )
+
+
+def _observations(buffer: "SequenceReplayBuffer", positions: np.ndarray, ids: np.ndarray, env: VecNormalize | None) -> Any:
+    """:return: What ``ObservationRing.at`` returns, normalised and on the buffer's device"""
+    stored = buffer.observations
+    if buffer.device.type == "cuda" and stored.frame_stack > 1 and (env is None or not env.norm_obs):
+        return stacked_on_device(buffer, positions, ids)
+    parts = buffer._normalize_obs(parts_of(stored.at(positions, ids)), env)
+    return tree_map(lambda part: buffer.to_torch(part, copy=False), parts)
+
+
+def stacked_on_device(buffer: "SequenceReplayBuffer", positions: np.ndarray, ids: np.ndarray) -> th.Tensor:
+    """Stacks share frames, and each frame is copied to the GPU once."""
+    distinct, where = np.unique(buffer.observations.places(positions, ids), return_inverse=True)
+    frames = buffer.to_torch(buffer.observations.fetch(distinct), copy=False)
+    stacks = frames.index_select(0, buffer.to_torch(where.reshape(-1), copy=False))
+    return stacks.reshape(*positions.shape, *buffer.observations.shape)

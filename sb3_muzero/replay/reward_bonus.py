@@ -1,0 +1,136 @@
+"""A bonus for exploration on stored rewards, which follows the present visit counts."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
+from sb3_muzero.replay.observation_store import ObservationRing
+from sb3_muzero.replay.ring import flat, take
+
+
+class RewardBonus(Protocol):
+    """A bonus that depends on how often the agent has been where: ``exploration.count_bonus.CountBonus`` is one."""
+
+    num_buckets: int
+    """Bucket ids are smaller."""
+
+    def fit(self, observations: np.ndarray) -> None:
+        """
+        :param observations: Early ones, to learn their scale from, shape ``[N, *obs_shape]``, records for a Dict space
+        """
+
+    def update_counts(self, observations: np.ndarray) -> np.ndarray:
+        """
+        :param observations: New ones, shape ``[N, *obs_shape]``, records for a Dict space
+        :return: Their bucket ids, shape ``[N]``
+        """
+
+    def bonus(self, bucket_ids: np.ndarray) -> np.ndarray:
+        """
+        :param bucket_ids: Of observations that were counted, any shape
+        :return: Bonus of the steps that led there, same shape
+        """
+
+    def state(self) -> dict[str, Any]:
+        """:return: All that was counted, for ``sb3_muzero.common.serialization``"""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What ``state`` returned
+        :raises ValueError: if it is anything else
+        """
+
+
+class StoredBonus:
+    """
+    Connects a bonus with the steps of a ring: keeps the bucket of each step, so that the bonus of an old step is what it is
+    by now, and the mean size of the rewards other than zero, which is the bonus's unit.
+
+    Counting begins when the bonus is first asked for; what is stored by then is counted, too.
+
+    :param bonus: Has counted nothing yet
+    :param observations: Observations of the ring
+    """
+
+    MIN_TRANSITIONS = 256
+    """There is no bonus before that many are stored."""
+    MAX_TRANSITIONS_FOR_FIT = 10_000
+
+    def __init__(self, bonus: RewardBonus | None, observations: ObservationRing) -> None:
+        self.bonus = bonus
+        self.observations = observations
+        self.bucket_ids: np.ndarray | None = None
+        """Shape ``[num_rows, n_envs]``; ``None`` until counting begins."""
+        # Mean size of the rewards other than zero, and their number
+        self._reward_size = 1.0
+        self._num_rewards = 0
+
+    def add(self, ids: np.ndarray, next_observations: np.ndarray, rewards: np.ndarray) -> None:
+        """
+        :param ids: New steps, shape ``[N]``
+        :param next_observations: Those after the steps, shape ``[N, *obs_shape]``, records for a Dict space
+        :param rewards: Shape ``[N]``
+        """
+        sizes = np.abs(rewards[rewards != 0])
+        self._num_rewards += len(sizes)
+        self._reward_size += (sizes - self._reward_size).sum() / max(self._num_rewards, 1)
+        if self.bucket_ids is not None:
+            assert self.bonus is not None
+            flat(self.bucket_ids)[self.observations.index.places(ids)] = self.bonus.update_counts(next_observations)
+
+    def of(self, ids: np.ndarray, coef: float, env: VecNormalize | None) -> np.ndarray | float:
+        """
+        :param ids: Steps, any shape
+        :param coef: Coefficient of the bonus
+        :param env: Normalises rewards
+        :return: What to add to the steps' rewards, same shape
+        :raises ValueError: if the buffer has no ``reward_bonus``
+        """
+        if self.bonus is None:
+            raise ValueError("`bonus_coef` above 0 needs a replay buffer with a `reward_bonus`")
+        index = self.observations.index
+        if index.lengths.sum() < self.MIN_TRANSITIONS:
+            return 0.0
+        if self.bucket_ids is None:
+            self._begin(self.bonus)
+            assert self.bucket_ids is not None
+        unit: Any = 1.0
+        if self._num_rewards > 0:
+            unit = np.array(self._reward_size)
+            unit = unit if env is None else env.normalize_reward(unit).astype(np.float32)
+        return coef * unit * self.bonus.bonus(take(self.bucket_ids, index.places(ids)))
+
+    def _begin(self, bonus: RewardBonus) -> None:
+        index = self.observations.index
+        ids = index.stored()
+        some = ids[np.linspace(0, len(ids) - 1, min(len(ids), self.MAX_TRANSITIONS_FOR_FIT)).astype(np.int64)]
+        bonus.fit(self.observations.at(np.zeros_like(some), some))
+        self.bucket_ids = np.zeros((index.num_rows, index.n_envs), dtype=np.int64)
+        for first in range(0, len(ids), index.n_envs):
+            row = ids[first : first + index.n_envs]
+            flat(self.bucket_ids)[index.places(row)] = bonus.update_counts(self.observations.at(np.ones_like(row), row))
+
+    def state(self) -> dict[str, Any]:
+        """:return: All that is to be saved, for ``sb3_muzero.common.serialization``"""
+        state: dict[str, Any] = {"reward_size": self._reward_size, "num_rewards": self._num_rewards}
+        if self.bucket_ids is not None:
+            assert self.bonus is not None
+            state["bucket_ids"] = self.bucket_ids[: self.observations.index.lengths.max()]
+            state["counts"] = self.bonus.state()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What ``state`` returned; the observations must be loaded before
+        :raises ValueError: if it is anything else
+        """
+        self._reward_size = validate_number("reward_size", state["reward_size"], float, low=0)
+        self._num_rewards = validate_number("num_rewards", state["num_rewards"], int, low=0)
+        if "counts" in state and self.bonus is not None:
+            self.bonus.load_state(state["counts"])
+            index = self.observations.index
+            bucket_ids = np.zeros((index.num_rows, index.n_envs), dtype=np.int64)
+            like, high = bucket_ids[: index.lengths.max()], self.bonus.num_buckets - 1
+            self.bucket_ids = copy_into(bucket_ids, validate_array("bucket_ids", state["bucket_ids"], like, 0, high))

@@ -1,0 +1,75 @@
+"""Serialization of what a replay buffer holds; ``sb3_muzero.common.serialization`` writes it to files."""
+
+from typing import TYPE_CHECKING, Any
+
+from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
+
+if TYPE_CHECKING:
+    from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+
+SHAPE = ("observation_space", "action_space", "n_envs", "frame_stack", "buffer_size")
+"""What another buffer must have in common with a saved one, all but the last."""
+RINGS = ("actions", "rewards", "terminals", "policies", "model_versions")
+OPTIONAL_RINGS = ("action_masks", "candidates")
+
+
+def buffer_state(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
+    """
+    :param buffer: A replay buffer
+    :return: All that it holds, filled rows only
+    """
+    state: dict[str, Any] = {"shape": {name: _plain(getattr(buffer, name)) for name in SHAPE}}
+    if buffer.size() > 0:
+        rings = {name: getattr(buffer, name) for name in RINGS + OPTIONAL_RINGS}
+        state["num_written"] = buffer.index.num_written
+        state["rings"] = {name: None if ring is None else ring[: buffer.size()] for name, ring in rings.items()}
+        state["observations"] = buffer.observations.state()
+        state["sampler"] = buffer.sampler.state(buffer.index)
+        state["bonus"] = buffer.bonus.state()
+    return state
+
+
+def load_buffer_state(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> None:
+    """
+    Arrays of the state may become the buffer's own. Ids of samples from before are invalid.
+
+    :param buffer: A replay buffer, which takes over the saved ``buffer_size`` and keeps its other settings
+    :param state: What ``buffer_state`` returned
+    :raises ValueError: for other spaces, another number of environments or frames, or anything but a buffer's state
+    """
+    theirs = state.get("shape")
+    if not isinstance(theirs, dict) or theirs.keys() != set(SHAPE):
+        raise ValueError(f"This is not a replay buffer, it holds {sorted(state)}")
+    for name in SHAPE[:-1]:
+        mine = _plain(getattr(buffer, name))
+        if repr(theirs[name]) != repr(mine):  # it may be of any type
+            raise ValueError(f"The replay buffer must be of `{name}` {mine}, got one of {theirs[name]!r:.200}")
+    try:
+        buffer.buffer_size = validate_number("buffer_size", theirs["buffer_size"], int, low=1, high=2**40)
+        buffer.reset()
+        if "num_written" in state:
+            _load_transitions(buffer, state)
+    except (LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"This is not a replay buffer: {error!r}") from error
+
+
+def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> None:
+    num_written = validate_array("num_written", state["num_written"], buffer.index.num_written, low=0, high=2**40)
+    buffer.allocate()
+    buffer.index.num_written = num_written
+    buffer.update_position()
+    size = buffer.size()
+    for name in RINGS + OPTIONAL_RINGS:
+        given = state["rings"][name]
+        if name in OPTIONAL_RINGS and given is None:
+            continue
+        ring = getattr(buffer, name) if name in RINGS else buffer.make_optional_ring(name)
+        bounds = (0, buffer.action_type.num_candidates - 1) if name == "actions" else ()
+        setattr(buffer, name, copy_into(ring, validate_array(name, given, ring[:size], *bounds)))
+    buffer.observations.load_state(state["observations"])
+    buffer.sampler.load_state(buffer.index, state["sampler"])
+    buffer.bonus.load_state(state["bonus"])
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int) else str(value)
