@@ -39,7 +39,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from sb3_muzero import MuZero
 from sb3_muzero.analysis.plotting import plot_learning_curves
 from sb3_muzero.common.cli import key_value
-from sb3_muzero.models.resnet import GridCNN  # noqa: F401  # settings name it
+from sb3_muzero.models.encoders import GridCNN  # noqa: F401  # settings name it
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE_EPISODES, CURVE_SEED = 20, 10_000

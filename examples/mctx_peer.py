@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sb3_muzero.models.categorical import CategoricalSupport
-from sb3_muzero.models.mlp import RunningNorm, SimNorm
+from sb3_muzero.models.normalization import RunningNorm, SimNorm
 from sb3_muzero.policies import MuZeroPolicy
 
 MCTX_QVALUES: dict[str, Any] = {"qvalue_scope": "node", "min_qvalue_range": 1e-8}  # how mctx normalises Q values

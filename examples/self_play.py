@@ -26,7 +26,8 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
-from sb3_muzero.checkpointing.run_state import checkpoints_in
+from sb3_muzero.checkpointing import resume
+from sb3_muzero.checkpointing.files import checkpoints_in
 from sb3_muzero.common.cli import key_value
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
@@ -121,7 +122,7 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     name = f"{args.game}{'_simulator' if args.simulator else ''}_{seed}"
     checkpoints = args.output / name
     if args.resume and checkpoints_in(checkpoints):
-        model = MuZero.resume(checkpoints, env, restore_environments=True)
+        model = resume(checkpoints, env, restore_environments=True)
     else:
         model = MuZero(policy, env, seed=seed, device="cpu", **settings)
     opponents: dict[str, Player] = {

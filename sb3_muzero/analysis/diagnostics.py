@@ -14,8 +14,9 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_muzero.checkpointing.settings import constructor_arguments
 from sb3_muzero.common.pytree import tree_map
-from sb3_muzero.learning.losses import LossTerms, cosine_similarity, muzero_loss, unroll
+from sb3_muzero.learning.losses import cosine_similarity, muzero_loss
 from sb3_muzero.learning.targets import UnrollTargets
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.policies import MuZeroPolicy
@@ -77,7 +78,7 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
     :return: Errors by unroll depth
     """
     model = policy.latent_model
-    latents, predicted = unroll(policy, tree_map(lambda part: part[0], samples.observations), samples.actions)
+    latents, predicted = model.unroll(tree_map(lambda part: part[0], samples.observations), samples.actions)
     observed = policy.represent(tree_map(lambda part: part[1:], samples.observations))
     values = model.value_support.expectation(predicted.value_logits)
     rewards = model.reward_support.expectation(predicted.reward_logits[1:])
@@ -196,14 +197,14 @@ def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErr
     policy = model.policy
     policy.set_training_mode(False)
     samples = model.sample(batch_size, unroll_steps)
-    targets = model.targets(samples)
+    targets = model.learner.targets(samples)
     roots = tree_map(lambda part: part[0], samples.observations)
     masks = None if samples.action_masks is None else samples.action_masks[0].numpy(force=True)
     figures = policy_improvement(policy.plan(roots, deterministic=True, action_masks=masks))._asdict()
 
     with th.no_grad():
         figures["effective_rank"] = effective_rank(policy.represent(roots))
-    imagine = partial(unroll, policy, roots, samples.actions)
+    imagine = partial(policy.latent_model.unroll, roots, samples.actions)
     figures["dormant_units"] = dormant_share(policy.latent_model, type(policy.activation_fn()), imagine)
 
     buffer = model.replay_buffer
@@ -213,8 +214,8 @@ def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErr
 
     parameters = [parameter for parameter in policy.latent_model.parameters() if parameter.requires_grad]
     trained = model.sample(batch_size, model.unroll_steps)
-    losses = model.weighted_losses(muzero_loss(policy, trained, model.targets(trained)))
-    for name, loss in zip(LossTerms._fields, losses, strict=False):  # value_errors is no loss
+    terms = muzero_loss(policy.latent_model, policy.actions, trained, model.learner.targets(trained)).losses
+    for name, loss in model.learner.weighted_losses(terms).items():
         gradients = th.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         norms = [gradient.norm() for gradient in gradients if gradient is not None]
         figures[f"grad_norm_{name}"] = float(th.stack(norms).norm())
@@ -239,4 +240,4 @@ def settings_of(model: MuZero) -> dict[str, Any]:
     :return: Its arguments, by name, but for the environment and what is of this machine
     """
     others = {"policy", "tensorboard_log", "verbose", "device", "stats_window_size"}
-    return {name: value for name, value in model.settings().items() if name not in others}
+    return {name: value for name, value in constructor_arguments(model).items() if name not in others}

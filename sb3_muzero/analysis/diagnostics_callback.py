@@ -8,10 +8,11 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_muzero.analysis.diagnostics import ModelErrors, discounted_returns, measure, value_figures
-from sb3_muzero.checkpointing.run_state import random_state_kept
 from sb3_muzero.common.callback_checks import check_callback
+from sb3_muzero.common.random_state import random_state_kept
 from sb3_muzero.common.validation import check_integer
 from sb3_muzero.muzero import MuZero
+from sb3_muzero.search import SearchOutput
 
 
 class DiagnosticsCallback(BaseCallback):
@@ -45,6 +46,7 @@ class DiagnosticsCallback(BaseCallback):
         # Root values and the returns that followed, of each episode
         self.episodes: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=self.NUM_EPISODES)
         self._measured: MuZero | None = None
+        self.last_search: SearchOutput | None = None
 
     def _init_callback(self) -> None:
         check_callback(self, MuZero, "log_freq")
@@ -64,7 +66,8 @@ class DiagnosticsCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         start = time.perf_counter()
-        search = self.model.last_search
+        search = self.locals["buffer_actions"].search  # of the Decision that SB3 hands on to the replay buffer
+        self.last_search = search or self.last_search
         num_envs = len(self._running)
         values = np.full(num_envs, np.nan) if search is None else search.value
         for env, (value, reward) in enumerate(zip(values.tolist(), self.locals["rewards"].tolist(), strict=True)):

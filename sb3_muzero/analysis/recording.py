@@ -7,13 +7,13 @@ import numpy as np
 import torch as th
 from PIL import Image
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
-from sb3_muzero.common.action_masks import env_action_masks, has_action_masks
+from sb3_muzero.collector import Collector
+from sb3_muzero.common.action_masks import has_action_masks
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
-from sb3_muzero.replay.sequences import SearchStatistics
 
 
 class Episode(NamedTuple):
@@ -55,22 +55,6 @@ class _Running:
 def one_of(observations: Any, env: int) -> Any:
     """:return: A copy of one environment's"""
     return tree_map(lambda part: np.array(part[env]), observations)
-
-
-def successors(next_observations: Any, endings: dict[int, Any]) -> Any:
-    """
-    :param next_observations: Of ``VecEnv.step``, which resets environments that are done
-    :param endings: What episodes ended with, by environment
-    :return: What followed, the ends of episodes for the resets in their place
-    """
-    result = tree_map(np.copy, next_observations)
-    for env, ending in endings.items():
-        if isinstance(result, dict):
-            for key in result:
-                result[key][env] = ending[key]
-        else:
-            result[env] = ending
-    return result
 
 
 class Recording(NamedTuple):
@@ -127,38 +111,31 @@ def play(
     :return: What was played
     :raises ValueError: if the model was trained with action masks, of which the environments have none
     """
-    space = model.policy.action_space
-    masked, normalize = plays_with_masks(model, env), unwrap_vec_normalize(env)
+    collector = Collector(model.policy, env, use_masking=plays_with_masks(model, env))
     monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
     share = -(-num_episodes // env.num_envs)
     observations: Any = env.reset()
-    stored = observations if normalize is None else normalize.get_original_obs()
+    stored = observations if collector.normalize is None else collector.normalize.get_original_obs()
     running = [_Running(one_of(observations, i)) for i in range(env.num_envs)]
     complete: list[Episode] = []
     results: list[list[tuple[float, int]]] = [[] for _ in running]
     earned, steps = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     for _ in range(max_steps // env.num_envs):
-        masks = env_action_masks(env, int(space.n)) if masked else None
-        obs_tensor, _ = model.policy.obs_to_tensor(observations)
-        search = model.policy.plan(obs_tensor, deterministic=deterministic, action_masks=masks)
-        observations, rewards, dones, infos = env.step(search.action + space.start)
-        endings = {i: infos[i]["terminal_observation"] for i in np.flatnonzero(dones).tolist()}
-        following = successors(observations, endings)
-        raw_rewards = rewards if normalize is None else normalize.get_original_reward()
+        step = collector.step(collector.act(observations, deterministic))
+        observations, dones, infos = step.new_obs, step.dones, step.infos
+        decision, statistics = step.decision, step.decision.statistics(model_version=0)
+        assert statistics.root_values is not None
         if replay_buffer is not None:
-            raw = observations if normalize is None else normalize.get_original_obs()
-            raw_endings = endings if normalize is None else {i: normalize.unnormalize_obs(end) for i, end in endings.items()}
-            statistics = SearchStatistics(0, search.action_weights, root_values=search.value, action_masks=masks)
-            replay_buffer.add(stored, successors(raw, raw_endings), search.action, raw_rewards, dones, infos, statistics)
-            stored = raw
-        earned, steps = earned + raw_rewards, steps + 1
+            replay_buffer.add(stored, step.raw_final_obs, decision.actions, step.raw_rewards, dones, infos, statistics)
+            stored = step.raw_new_obs
+        earned, steps = earned + step.raw_rewards, steps + 1
         for i, episode in enumerate(running):
-            episode.actions.append(int(search.action[i]))
-            episode.rewards.append(float(rewards[i]))
-            episode.root_values.append(float(search.value[i]))
-            if masks is not None:
-                episode.action_masks.append(masks[i])
-            episode.observations.append(one_of(following, i))
+            episode.actions.append(int(decision.actions[i]))
+            episode.rewards.append(float(step.rewards[i]))
+            episode.root_values.append(float(statistics.root_values[i]))
+            if decision.action_masks is not None:
+                episode.action_masks.append(decision.action_masks[i])
+            episode.observations.append(one_of(step.final_obs, i))
             if not dones[i]:
                 continue
             if len(results[i]) < share:
@@ -197,11 +174,11 @@ def record_frames(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray
     :param num_steps: Steps at most
     :return: Frames, each of shape ``[height, width, 3]``, uint8
     """
-    masked = plays_with_masks(model, env)
+    collector = Collector(model.policy, env, use_masking=plays_with_masks(model, env))
     observations: Any = env.reset()
     frames = [env.render()]
     for _ in range(num_steps):
-        masks = env_action_masks(env, int(model.policy.action_space.n)) if masked else None
+        masks = collector.action_masks()
         actions, _ = model.predict(observations, deterministic=True, action_masks=masks)
         observations, _, dones, _ = env.step(actions)
         if dones[0]:  # what is there to see is the next episode

@@ -26,7 +26,6 @@ from sb3_muzero.analysis.plotting import (
 from sb3_muzero.analysis.recording import Episode, Recording, play, stacked
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.vec_env_checks import frames_in_observation
-from sb3_muzero.learning.losses import unroll
 from sb3_muzero.models.decoder import DecoderProbe
 from sb3_muzero.muzero import MuZero
 
@@ -86,7 +85,7 @@ class OpenLoopPrediction:
         seen = stacked(episode.observations, model.device)
         actions = th.as_tensor(episode.actions[self.starts + np.arange(self.depth)[:, None]], device=model.device)
         with th.no_grad():
-            latents, predicted = unroll(policy, tree_map(lambda part: part[self.starts], seen), actions)
+            latents, predicted = latent_model.unroll(tree_map(lambda part: part[self.starts], seen), actions)
             values = latent_model.value_support.expectation(predicted.value_logits).T.numpy(force=True)
             rewards = latent_model.reward_support.expectation(predicted.reward_logits).T.numpy(force=True)
             real_values = policy.predict_values(seen).squeeze(-1).numpy(force=True)

@@ -92,7 +92,7 @@ class MuZeroWandbCallback(DiagnosticsCallback):
         with th.no_grad():
             latents, values = policy.represent(roots), policy.predict_values(roots).squeeze(-1)
         figures["latents"] = plot_latent_map(latents.numpy(force=True), values.numpy(force=True))
-        if self.model.last_search is not None:
-            figures["search_tree"] = plot_search_tree(self.model.last_search)
-            figures["policies"] = plot_policies(self.model.last_search)
+        if self.last_search is not None:
+            figures["search_tree"] = plot_search_tree(self.last_search)
+            figures["policies"] = plot_policies(self.last_search)
         return figures

@@ -11,7 +11,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_muzero.checkpointing.run_state import checkpoints_in
+from sb3_muzero.checkpointing.files import check_checkpoint_folder, checkpoints_in, save_checkpoint
 from sb3_muzero.common.callback_checks import check_callback
 from sb3_muzero.common.validation import check_integer
 from sb3_muzero.muzero import MuZero
@@ -53,9 +53,9 @@ class ResumableCheckpointCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._saved_at, self._seconds, self._started = self.n_calls, 0.0, time.perf_counter()
         if checkpoints_in(self.save_path):
-            self.model.check_checkpoint_folder(self.save_path)
+            check_checkpoint_folder(self.model, self.save_path)
         else:
-            self.model.save_checkpoint(self.save_path, self.keep)  # what can't be saved shows before any work is lost
+            save_checkpoint(self.model, self.save_path, self.keep)  # what can't be saved shows before any work is lost
         self.model.after_learning.push(self._leave)
         self._signal, self._process = None, os.getpid()
         self._take_signals()
@@ -111,7 +111,7 @@ class ResumableCheckpointCallback(BaseCallback):
     def _save(self) -> None:
         self._saved_at, start = self.n_calls, time.perf_counter()
         try:
-            path = self.model.save_checkpoint(self.save_path, self.keep)
+            path = save_checkpoint(self.model, self.save_path, self.keep)
         except (OSError, FloatingPointError) as error:
             warnings.warn(f"No checkpoint was saved after {self.num_timesteps} steps, the ones before stay: {error}")
         else:

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_muzero.checkpointing.environments import environment_state, load_statistics, unpickle_environments, unwrapped
 from sb3_muzero.checkpointing.optimizer import load_optimizer_state, optimizer_state
-from sb3_muzero.checkpointing.settings import encode, settings_of
+from sb3_muzero.checkpointing.settings import constructor_arguments, encode
 from sb3_muzero.common.random_state import random_state, set_random_state
 from sb3_muzero.muzero import MuZero
 
@@ -32,7 +32,7 @@ def run_state(model: MuZero) -> dict[str, Any]:
     assert model.env is not None
     return {
         "format": FORMAT,
-        "settings": {name: encode(value) for name, value in settings_of(model).items()},
+        "settings": {name: encode(value) for name, value in constructor_arguments(model).items()},
         "policy": model.policy.state_dict(),
         "optimizer": optimizer_state(model.policy.optimizer),
         "replay_buffer": model.replay_buffer.state(),

@@ -91,7 +91,7 @@ def decode(tree: Any, name: str) -> Any:
     return found
 
 
-def settings_of(model: MuZero) -> dict[str, Any]:
+def constructor_arguments(model: MuZero) -> dict[str, Any]:
     """
     :param model: A model
     :return: Arguments of its constructor as they are now, without the environment

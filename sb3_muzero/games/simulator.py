@@ -12,9 +12,10 @@ import torch as th
 from sb3_muzero.cnn_policies import CnnPolicy, ResNetPolicy
 from sb3_muzero.games.players import observe_boards
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play_all
-from sb3_muzero.models.mlp import LatentModel
+from sb3_muzero.models.base import LatentModel
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy
 from sb3_muzero.search import RecurrentFn, RecurrentOutput, RootOutput
+from sb3_muzero.search.planner import Planner, PlannerSettings
 
 OUTCOME = -1
 """Where a position's row says how its game stands; the cells before it are the board."""
@@ -62,6 +63,31 @@ def positions_of(observations: np.ndarray) -> np.ndarray:
     return np.concatenate([boards, np.full((len(boards), 1), GOES_ON)], axis=1)
 
 
+class RulesPlanner(Planner):
+    """
+    Plans with the rules of a game in the place of the dynamics.
+
+    :param settings: Settings of the searches
+    :param rules: Of the game
+    """
+
+    def __init__(self, settings: PlannerSettings, rules: Rules) -> None:
+        super().__init__(settings)
+        self.rules = rules
+
+    def root_inference(self, model: LatentModel, obs: Any) -> tuple[RootOutput, RecurrentFn]:
+        def evaluate(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            root, _ = super(RulesPlanner, self).root_inference(model, th.as_tensor(observations, device=obs.device))
+            return th.as_tensor(root.prior_logits).numpy(force=True), th.as_tensor(root.value).numpy(force=True)
+
+        observations = obs.numpy(force=True)
+        logits, values = evaluate(observations)
+        positions = positions_of(observations)
+        _, legal = observe_boards(self.rules, positions[:, :OUTCOME].astype(np.int8))
+        logits = np.where(legal | ~legal.any(1, keepdims=True), logits, -np.inf)
+        return RootOutput(logits, values, positions), simulator(self.rules, evaluate, self.settings.discount)
+
+
 class PlansWithRules(MuZeroPolicy):
     """
     Mixed into a policy class, makes it plan with the rules of a game: policy and value of positions that it would come to, as
@@ -77,24 +103,15 @@ class PlansWithRules(MuZeroPolicy):
             raise ValueError(f"`rules` must be those of a game, as `env.unwrapped.rules`, got {rules}")
         self.rules = rules = Rules(*rules)  # a model's file has it as a list
         super().__init__(*args, **kwargs)
-        shape, num_actions = (2, rules.num_rows, rules.num_columns), int(self.action_space.n)
+        shape, num_actions = (2, rules.num_rows, rules.num_columns), self.actions.num_candidates
         if (self.observation_space.shape, num_actions) != (shape, rules.num_actions):
             raise ValueError(
                 f"`rules` must be those of the game, with observations of {self.observation_space.shape} and {num_actions} "
                 f"moves, got {rules}"
             )
 
-    def _root_inference(self, obs: Any, model: LatentModel) -> tuple[RootOutput, RecurrentFn]:
-        def evaluate(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            root, _ = super(PlansWithRules, self)._root_inference(th.as_tensor(observations, device=self.device), model)
-            return th.as_tensor(root.prior_logits).numpy(force=True), th.as_tensor(root.value).numpy(force=True)
-
-        observations = obs.numpy(force=True)
-        logits, values = evaluate(observations)
-        positions = positions_of(observations)
-        _, legal = observe_boards(self.rules, positions[:, :OUTCOME].astype(np.int8))
-        logits = np.where(legal | ~legal.any(1, keepdims=True), logits, -np.inf)
-        return RootOutput(logits, values, positions), simulator(self.rules, evaluate, self.discount)
+    def make_planner(self, settings: PlannerSettings) -> Planner:
+        return RulesPlanner(settings, self.rules)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"rules": self.rules}
