@@ -42,8 +42,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     allocated with the first transition. Observations are stored once (``ObservationRing``), so there is no
     ``optimize_memory_usage``.
 
-    ``pos``, ``full`` and ``size()`` are SB3's as long as all environments have equally many steps, with ``add_episode`` those of
-    the one with the most.
+    ``pos``, ``full`` and ``size()`` are those of the environment with the most steps; without ``add_episode`` all have equally
+    many, as in SB3.
 
     :param buffer_size: Number of transitions over all environments
     :param observation_space: Observation space
