@@ -71,7 +71,7 @@ def test_no_illegal_action_is_taken_or_learned(search, start):
     model = tiny_model(env, search=search, reanalyze_ratio=1.0, learning_starts=60, random_action_repeat=3.0)
     model.learn(240)  # an illegal action ends it
     buffer = model.replay_buffer
-    shown = buffer.observations.at(*np.meshgrid([0], np.arange(buffer.size()), indexing="ij"), np.zeros(buffer.size(), int))[0]
+    shown = buffer.observations.at(np.zeros((1, buffer.size()), int), buffer.index.stored()[::2])[0]
     assert np.array_equal(buffer.action_masks[: buffer.size(), 0], shown > 0)
     searched = buffer.policies[: buffer.size()].sum(-1) > 0
     assert searched.sum() > 100

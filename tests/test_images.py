@@ -480,7 +480,7 @@ def test_images_that_sb3_transposes_around_vec_normalize_are_refused(stacks):
 
 
 def test_stacks_of_another_number_of_frames_are_refused():
-    with pytest.raises(ValueError, match="no stacks of 2"):
+    with pytest.raises(ValueError, match="not stacks of 2"):
         tiny_model(stacked(LARGE), policy="CnnPolicy", replay_buffer_kwargs=dict(frame_stack=2)).learn(40)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from sb3_muzero.learning.losses import cosine_similarity, muzero_loss, scale_gradient
 from sb3_muzero.learning.targets import unroll_targets
 from sb3_muzero.models.mlp import Dynamics, RunningNorm, SimNorm
+from sb3_muzero.replay.reading import read_sequences
 
 
 def assert_same(ours, theirs, *inputs):
@@ -75,10 +76,10 @@ def test_running_norm_has_the_statistics_of_all_that_it_saw():
 
 def test_importance_weights_weigh_sequences():
     model = scramble(tiny_model(tiny_envs(2)).learn(60))
-    ages, envs = np.arange(8), np.arange(8) % 2
+    ids = model.replay_buffer.index.stored()[:16:2] + np.arange(8) % 2
 
     def terms(weights: np.ndarray) -> list[th.Tensor]:
-        samples = model.replay_buffer.sequences(ages, envs, 3, 4, weights=weights)
+        samples = read_sequences(model.replay_buffer, ids, 3, 4, weights=weights)
         targets = unroll_targets(samples, th.zeros(4, 8), th.full((4, 8), th.nan), 0.99)
         return list(muzero_loss(model.policy, samples, targets)[:5])
 

@@ -452,7 +452,7 @@ def test_the_buffer_of_another_algorithm_is_refused(tmp_path):
     dqn.save_replay_buffer(tmp_path / "dqn")
     model = tiny_model().learn(24)
     kept = model.replay_buffer
-    with pytest.raises(ValueError, match=r"none of sb3_muzero.s files"):
+    with pytest.raises(ValueError, match=r"not a file of sb3_muzero"):
         model.load_replay_buffer(tmp_path / "dqn")
     assert model.replay_buffer is kept
     model.learn(8, reset_num_timesteps=False)

@@ -1,8 +1,8 @@
 """
-Arrays, tensors and plain values in one file that runs no code when it is read, and that is whole or not there at all.
+Files without pickle for arrays, tensors and plain values: reading one runs no code.
 
-A tree is a dictionary with names for keys, or a list, of trees; its leaves are NumPy arrays, tensors, strings, numbers,
-booleans and ``None``. The file is NumPy's ``.npz``, not compressed, with the tree itself as JSON in it.
+What is saved is nested: dictionaries with strings as keys, and lists; the leaves are NumPy arrays, tensors, strings, numbers,
+booleans and ``None``. The file is an uncompressed ``.npz`` that also contains the nesting as JSON.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ ARRAY, TENSOR = "array of the file", "tensor of the file"
 
 
 def _flatten(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """:return: The tree with names in place of its arrays, which are added to ``arrays``"""
+    """:return: The structure with names in place of its arrays, which are added to ``arrays``"""
     if isinstance(tree, dict):
         if not all(isinstance(key, str) and key not in (ARRAY, TENSOR) for key in tree):
             raise TypeError(f"Names must be strings other than {ARRAY!r} and {TENSOR!r}, got {list(tree)}")
@@ -44,7 +44,7 @@ def _restore(tree: Any, arrays: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     if set(tree) == {ARRAY}:
-        return arrays.pop(tree[ARRAY])  # none is two things
+        return arrays.pop(tree[ARRAY])  # each array is used once
     if set(tree) == {TENSOR}:
         return th.from_numpy(arrays.pop(tree[TENSOR]))
     return {key: _restore(part, arrays) for key, part in tree.items()}
@@ -52,10 +52,10 @@ def _restore(tree: Any, arrays: Any) -> Any:
 
 def save_npz(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> None:
     """
-    :param path: File to write, which is ``atomic_write``, or an open one
-    :param tree: What is in it
-    :raises OSError: if it can't be written, after which no part of it is left
-    :raises TypeError: for a leaf that is none of those in a tree
+    :param path: File to write (see ``atomic_write``), or one that is open for writing
+    :param tree: Nested dictionaries and lists
+    :raises OSError: if the file cannot be written; nothing of it is left then
+    :raises TypeError: for a leaf that cannot be saved without pickle
     """
     arrays: dict[str, np.ndarray] = {}
     structure = json.dumps(_flatten(tree, arrays))
@@ -68,14 +68,14 @@ def save_npz(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> None
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[io.BufferedIOBase]:
     """
-    Write a file under another name, make sure that it is on disk, and only then give it its name: whatever happens meanwhile,
-    the file that was there before stays whole.
+    Write a file under a temporary name and rename it once it is on disk. If that fails or is interrupted, a file that existed
+    before stays as it was.
 
     :param path: File to write
     :return: Context with the open file
-    :raises OSError: if it can't be written, after which no part of it is left
+    :raises OSError: if the file cannot be written; nothing of it is left then
     """
-    path = path.resolve()  # what a link leads to
+    path = path.resolve()  # the target of a link
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         with open(unfinished, "wb") as file:
@@ -86,8 +86,8 @@ def atomic_write(path: Path) -> Iterator[io.BufferedIOBase]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    if os.name != "nt":  # where folders can't be opened
-        with contextlib.suppress(OSError):  # not everybody may, nor can every file system, and the file is there
+    if os.name != "nt":  # Windows cannot open folders
+        with contextlib.suppress(OSError):  # some file systems do not allow it
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -110,10 +110,10 @@ def with_suffix(path: Any, suffix: str) -> Any:
 
 def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     """
-    :param path: File that ``save_npz`` wrote
-    :return: What is in it
-    :raises FileNotFoundError: if there is none
-    :raises ValueError: if it is none of those, or damaged
+    :param path: File that ``save_npz`` wrote, or one that is open for reading
+    :return: What was saved
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if the file is damaged or of another kind
     """
     opened: Any = open(path, "rb") if isinstance(path, str | Path) else contextlib.nullcontext(path)
     try:
@@ -121,17 +121,17 @@ def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
             arrays = {member.filename.removesuffix(".npy"): _read(file, member) for member in file.infolist()}
         tree = _restore(json.loads(arrays.pop(STRUCTURE).tobytes()), arrays)
         if not isinstance(tree, dict):
-            raise ValueError(f"it holds a {type(tree).__name__}")
+            raise ValueError(f"it contains a {type(tree).__name__}")
         return tree
-    except Exception as error:  # a damaged header may say anything
-        raise ValueError(f"{path} is damaged, or none of sb3_muzero's files: {error!r}") from error
+    except Exception as error:  # damaged files lead to errors of any kind
+        raise ValueError(f"{path} is damaged, or not a file of sb3_muzero: {error!r}") from error
 
 
 def copy_into(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """
     :param ring: A new array
-    :param rows: Of a file, no more than it has
-    :return: It with those as its first rows. Where they are all, it is the file's array: memory need not hold both
+    :param rows: Its first rows, read from a file
+    :return: The array with these rows; ``rows`` itself if they are all of them, so that memory need not hold both
     """
     if rows.shape == ring.shape and rows.flags.c_contiguous:
         return rows
@@ -141,15 +141,15 @@ def copy_into(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def validate_array(name: str, given: Any, like: np.ndarray, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
     """
-    An array of a file, whoever wrote it.
+    Check an array that was read from a file.
 
-    :param name: What is said of it
-    :param given: What the file has there
-    :param like: An array of the dtype and shape that it must have
-    :param low: Least number that it may hold
-    :param high: Largest number that it may hold, none of which may be infinite
+    :param name: Name of the array in error messages
+    :param given: What was read
+    :param like: An array of the expected dtype and shape
+    :param low: Smallest number allowed
+    :param high: Largest number allowed
     :return: The array
-    :raises ValueError: if it is anything else
+    :raises ValueError: for anything but an array of that dtype and shape whose numbers are finite and in the range
     """
     if not isinstance(given, np.ndarray) or (given.dtype, given.shape) != (like.dtype, like.shape):
         what = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else repr(given)
@@ -164,15 +164,15 @@ def validate_array(name: str, given: Any, like: np.ndarray, low: float = -np.inf
 
 def validate_number(name: str, given: Any, kind: type, low: float = -np.inf, high: float = np.inf) -> Any:
     """
-    A number of a file, whoever wrote it.
+    Check a number that was read from a file.
 
-    :param name: What is said of it
-    :param given: What the file has there
-    :param kind: ``bool``, ``int`` or ``float``, which may be written as an integer
-    :param low: Least allowed
-    :param high: Largest allowed, infinity never
+    :param name: Name of the number in error messages
+    :param given: What was read
+    :param kind: ``bool``, ``int`` or ``float`` (which may be written as an integer)
+    :param low: Smallest number allowed
+    :param high: Largest number allowed
     :return: The number
-    :raises ValueError: if it is anything else
+    :raises ValueError: for anything but a finite number of that kind and in the range
     """
     kinds = (float, int) if kind is float else (kind,)
     is_kind = isinstance(given, kinds) and isinstance(given, bool) == (kind is bool)
@@ -182,11 +182,9 @@ def validate_number(name: str, given: Any, kind: type, low: float = -np.inf, hig
 
 
 def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """:return: An array, all of which was read, so that its checksum was compared, and nothing else"""
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise ValueError(f"{member.filename} is compressed or encrypted")
+    """:return: An array without pickled objects; all of the member is read, so that its checksum is verified"""
     with file.open(member) as content:
         array = np.lib.format.read_array(content, allow_pickle=False)
         if content.read(1):
-            raise ValueError(f"{member.filename} holds more than its array")
+            raise ValueError(f"{member.filename} contains more than its array")
     return array

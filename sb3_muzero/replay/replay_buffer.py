@@ -42,8 +42,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     allocated with the first transition. Observations are stored once (``ObservationRing``), so there is no
     ``optimize_memory_usage``.
 
-    ``pos``, ``full`` and ``size()`` are SB3's as long as all environments have equally many steps; with ``add_episode`` they
-    are those of the environment with the most steps.
+    ``pos``, ``full`` and ``size()`` are those of the environment with the most steps; without ``add_episode`` all have equally
+    many, as in SB3.
 
     :param buffer_size: Number of transitions over all environments
     :param observation_space: Observation space
@@ -132,7 +132,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     def update_position(self) -> None:
         """Make SB3's ``pos`` and ``full`` follow the index."""
         self.full = bool(self.index.lengths.max() == self.buffer_size)
-        self.pos = int(self.index.num_written.max()) % self.buffer_size
+        self.pos = int(self.index.ends.max()) // self.n_envs % self.buffer_size
 
     def add(  # type: ignore[override]
         self,
@@ -158,10 +158,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         action = self.action_type.check(action, self.n_envs)
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=np.bool_)
-        terminated = np.asarray(done, np.bool_) & ~(truncated & self.handle_timeout_termination)
+        done = np.asarray(done, np.bool_)
+        terminated = done & ~(truncated & self.handle_timeout_termination)
         ids = self.index.ends.copy()
         self._store(ids, obs, next_obs, action, reward, terminated, search or SearchStatistics())
-        self.observations.end_episodes(ids[np.flatnonzero(done)])
+        self.observations.end_episodes(ids[done])
 
     def add_episode(
         self,

@@ -45,6 +45,15 @@ class StepIndex:
         """Smallest id of each environment, shape ``[n_envs]``."""
         self.ends = self.first.copy()
         """Id of each environment's next step, shape ``[n_envs]``."""
+        self._update()
+
+    def _update(self) -> None:
+        self.begins = np.maximum(self.ends - self.capacity, self.first)
+        """Id of each environment's oldest step, shape ``[n_envs]``."""
+        self.lengths = (self.ends - self.begins) // self.n_envs
+        """Number of steps of each environment that are stored, shape ``[n_envs]``."""
+        self.num_readable = self.lengths - self.context * (self.lengths == self.num_rows)
+        """Number of steps of each environment, its newest ones, where a sequence can start, shape ``[n_envs]``."""
 
     def cleared(self, num_rows: int) -> "StepIndex":
         """
@@ -56,21 +65,6 @@ class StepIndex:
         return StepIndex(num_rows, self.n_envs, self.context, first)
 
     @property
-    def begins(self) -> np.ndarray:
-        """Id of each environment's oldest step, shape ``[n_envs]``."""
-        return np.maximum(self.ends - self.capacity, self.first)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of steps of each environment that are stored, shape ``[n_envs]``."""
-        return (self.ends - self.begins) // self.n_envs
-
-    @property
-    def num_readable(self) -> np.ndarray:
-        """Number of steps of each environment, its newest ones, where a sequence can start, shape ``[n_envs]``."""
-        return self.lengths - self.context * (self.lengths == self.num_rows)
-
-    @property
     def num_written(self) -> np.ndarray:
         """Number of steps of each environment that were ever written, shape ``[n_envs]``."""
         return (self.ends - self.first) // self.n_envs
@@ -78,12 +72,14 @@ class StepIndex:
     @num_written.setter
     def num_written(self, num_written: np.ndarray) -> None:
         self.ends = self.first + num_written * self.n_envs
+        self._update()
 
     def append(self, ids: np.ndarray) -> None:
         """
         :param ids: Ids that follow on ``ends``, those of one environment in their order, shape ``[N]``
         """
         self.ends[ids % self.n_envs] = ids + self.n_envs
+        self._update()
 
     def places(self, ids: np.ndarray) -> np.ndarray:
         """

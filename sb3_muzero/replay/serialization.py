@@ -7,8 +7,6 @@ from sb3_muzero.common.serialization import copy_into, validate_array, validate_
 if TYPE_CHECKING:
     from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
-SHAPE = ("observation_space", "action_space", "n_envs", "frame_stack", "buffer_size")
-"""What another buffer must have in common with a saved one, all but the last."""
 RINGS = ("actions", "rewards", "terminals", "policies", "model_versions")
 OPTIONAL_RINGS = ("action_masks", "candidates")
 
@@ -18,7 +16,7 @@ def buffer_state(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
     :param buffer: A replay buffer
     :return: All that it holds, filled rows only
     """
-    state: dict[str, Any] = {"shape": {name: _plain(getattr(buffer, name)) for name in SHAPE}}
+    state: dict[str, Any] = {"shape": _shape(buffer), "buffer_size": int(buffer.buffer_size)}
     if buffer.size() > 0:
         rings = {name: getattr(buffer, name) for name in RINGS + OPTIONAL_RINGS}
         state["num_written"] = buffer.index.num_written
@@ -37,15 +35,14 @@ def load_buffer_state(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
     :param state: What ``buffer_state`` returned
     :raises ValueError: for other spaces, another number of environments or frames, or anything but a buffer's state
     """
-    theirs = state.get("shape")
-    if not isinstance(theirs, dict) or theirs.keys() != set(SHAPE):
+    mine, theirs = _shape(buffer), state.get("shape")
+    if not isinstance(theirs, dict) or theirs.keys() != mine.keys():
         raise ValueError(f"This is not a replay buffer, it holds {sorted(state)}")
-    for name in SHAPE[:-1]:
-        mine = _plain(getattr(buffer, name))
-        if repr(theirs[name]) != repr(mine):  # it may be of any type
-            raise ValueError(f"The replay buffer must be of `{name}` {mine}, got one of {theirs[name]!r:.200}")
+    for name in mine:
+        if repr(theirs[name]) != repr(mine[name]):  # it may be of any type
+            raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]!r:.200}")
     try:
-        buffer.buffer_size = validate_number("buffer_size", theirs["buffer_size"], int, low=1, high=2**40)
+        buffer.buffer_size = validate_number("buffer_size", state["buffer_size"], int, low=1, high=2**40)
         buffer.reset()
         if "num_written" in state:
             _load_transitions(buffer, state)
@@ -71,5 +68,7 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
     buffer.bonus.load_state(state["bonus"])
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int) else str(value)
+def _shape(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
+    """:return: What another buffer must have in common"""
+    both_spaces = {"observation_space": str(buffer.observation_space), "action_space": str(buffer.action_space)}
+    return {**both_spaces, "n_envs": buffer.n_envs, "frame_stack": buffer.frame_stack}
