@@ -38,7 +38,7 @@ def solve(rules: Rules) -> dict[bytes, np.ndarray]:
     """
     if (count := max_num_positions(rules)) > MAX_POSITIONS:
         raise ValueError(
-            f"`rules` must be of a game of at most {MAX_POSITIONS} positions to be solved, got {rules}, which may have {count:.1e}"
+            f"`rules` must be of a game of at most {MAX_POSITIONS} positions to be solved, got {rules} with up to {count:.1e}"
         )
     solution: dict[bytes, np.ndarray] = {}
 
