@@ -5,20 +5,19 @@ MuZero against PPO and DQN under one evaluation protocol: a table, a JSON file w
 
 Every algorithm is evaluated every ``--eval-every`` environment steps on the same 20 seeded episodes with a deterministic
 policy, and on others at the end. Times exclude evaluation; each run has one thread. MuZero takes its settings from
-``zoo_configs/muzero.yml`` if that lists the environment, else its defaults.
+``zoo_configs/muzero.yml``, PPO and DQN from the installed RL Zoo (``pip install rl_zoo3``), or their defaults for environments
+that are not listed there.
 """
 
 import argparse
-import functools
 import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
 import platform
-import pydoc
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import distributions
 from pathlib import Path
@@ -38,7 +37,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
 from sb3_muzero.analysis.plotting import plot_learning_curves
-from sb3_muzero.common.cli import key_value
+from sb3_muzero.common.cli import key_value, wrapper_class
 from sb3_muzero.models.encoders import GridCNN  # noqa: F401  # settings name it
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,80 +46,52 @@ FINAL_SEED = 20_000
 PROTOCOL = ("env", "steps", "eval_every", "threshold", "stop_at_threshold", "final_episodes")
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"muzero": MuZero, "ppo": PPO, "dqn": DQN}
 LABELS = {algo: algorithm.__name__ for algo, algorithm in ALGORITHMS.items()}
-# RL Zoo 2.9.2, hyperparams/ppo.yml and dqn.yml. An environment that is not there gets SB3's defaults, in a MiniGrid with the
-# Zoo's wrapper. MinAtar's games get DQN's settings of Atari with the network and the exploration of their paper
-# (https://arxiv.org/abs/1903.03176, Section 4), and PPO's of Atari with that network.
-_MINIGRID: dict[str, Any] = {"env_wrapper": "minigrid.wrappers.FlatObsWrapper"}
-_DQN_256: dict[str, Any] = {"policy_kwargs": {"net_arch": [256, 256]}}
-_DQN_SMALL = dict(_DQN_256, n_timesteps=1e5, learning_rate=6.3e-4, batch_size=128, buffer_size=50_000, learning_starts=0,
-                  gamma=0.99, target_update_interval=250, train_freq=4, gradient_steps=-1, exploration_fraction=0.12,
-                  exploration_final_eps=0.1)  # fmt: skip
-_MINATAR: dict[str, Any] = dict(
+# MinAtar's games, which RL Zoo does not have, get its settings for Atari with the network and DQN's exploration of their paper
+# (https://arxiv.org/abs/1903.03176, Section 4)
+MINATAR: dict[str, Any] = dict(
     env_wrapper="sb3_muzero.envs.minatar.ImageObservation",
-    policy="CnnPolicy",
+    frame_stack=None,
+    n_timesteps=None,
     policy_kwargs="dict(features_extractor_class=GridCNN, net_arch=[128])",
 )
-_ATARI: dict[str, Any] = dict(
-    env_wrapper="stable_baselines3.common.atari_wrappers.AtariWrapper", frame_stack=4, policy="CnnPolicy", n_timesteps=1e7
-)
-_PPO_ATARI: dict[str, Any] = dict(
-    n_envs=8,
-    n_steps=128,
-    n_epochs=4,
-    batch_size=256,
-    learning_rate="lin_2.5e-4",
-    clip_range="lin_0.1",
-    vf_coef=0.5,
-    ent_coef=0.01,
-)
-_DQN_ATARI: dict[str, Any] = dict(
-    buffer_size=100_000, learning_rate=1e-4, batch_size=32, target_update_interval=1000, train_freq=4, gradient_steps=1
-)
-TUNED: dict[str, dict[str, dict[str, Any]]] = {
-    "ppo": {
-        "CartPole-v1": dict(n_timesteps=1e5, n_envs=8, n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20,
-                            ent_coef=0.0, learning_rate="lin_0.001", clip_range="lin_0.2"),
-        "Acrobot-v1": dict(n_timesteps=1e6, normalize=True, n_envs=16, n_steps=256, gae_lambda=0.94, gamma=0.99, n_epochs=4,
-                           ent_coef=0.0),
-        "LunarLander-v3": dict(n_timesteps=1e6, n_envs=16, n_steps=1024, batch_size=64, gae_lambda=0.98, gamma=0.999,
-                               n_epochs=4, ent_coef=0.01),
-        "MountainCar-v0": dict(n_timesteps=1e6, normalize=True, n_envs=16, n_steps=16, gae_lambda=0.98, gamma=0.99,
-                               n_epochs=4, ent_coef=0.0),
-        "MiniGrid-DoorKey-5x5-v0": dict(n_timesteps=1e5, env_wrapper="minigrid.wrappers.FlatObsWrapper", normalize=True,
-                                        n_envs=8, n_steps=128, batch_size=64, gae_lambda=0.95, gamma=0.99, n_epochs=10,
-                                        ent_coef=0.0, learning_rate=2.5e-4, clip_range=0.2),
-        "atari": _ATARI | _PPO_ATARI,
-        "MinAtar": _MINATAR | _PPO_ATARI,
-    },
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "ppo": {"MinAtar": MINATAR},
     "dqn": {
-        "CartPole-v1": dict(_DQN_256, n_timesteps=5e4, learning_rate=2.3e-3, batch_size=64, buffer_size=100_000,
-                            learning_starts=1000, gamma=0.99, target_update_interval=10, train_freq=256, gradient_steps=128,
-                            exploration_fraction=0.16, exploration_final_eps=0.04),
-        "Acrobot-v1": _DQN_SMALL,
-        "LunarLander-v3": _DQN_SMALL,
-        "MountainCar-v0": dict(_DQN_256, n_timesteps=1.2e5, learning_rate=4e-3, batch_size=128, buffer_size=10_000,
-                               learning_starts=1000, gamma=0.98, target_update_interval=600, train_freq=16,
-                               gradient_steps=8, exploration_fraction=0.2, exploration_final_eps=0.07),
-        "MiniGrid-DoorKey-5x5-v0": _MINIGRID,
-        "atari": _ATARI | _DQN_ATARI | dict(learning_starts=100_000, exploration_fraction=0.1, exploration_final_eps=0.01),
-        "MinAtar": _MINATAR | _DQN_ATARI | dict(n_timesteps=3e5, learning_starts=5000, exploration_fraction=1 / 3,
-                                                exploration_final_eps=0.1),
+        "MinAtar": MINATAR
+        | dict(n_timesteps=3e5, learning_starts=5000, exploration_fraction=1 / 3, exploration_final_eps=0.1),
+        "MiniGrid-DoorKey-5x5-v0": dict(env_wrapper="minigrid.wrappers.FlatObsWrapper"),
     },
-}  # fmt: skip
+}
 
 
 def label_of(algo: str) -> str:
     return LABELS.get(algo, algo)
 
 
+def zoo_settings(algo: str) -> dict[str, dict[str, Any]]:
+    """:return: RL Zoo's tuned settings by environment, read from the installed package without importing it"""
+    spec = importlib.util.find_spec("rl_zoo3")
+    if spec is None or spec.origin is None:
+        sys.exit(f"The settings of {algo} are RL Zoo's: pip install rl_zoo3")
+    return yaml.safe_load((Path(spec.origin).parent / "hyperparams" / f"{algo}.yml").read_text())
+
+
 def settings_for(algo: str, env_id: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Settings in RL Zoo's format; ``overrides`` are MuZero's, what follows its name (``muzero n_steps=5``) a variant's."""
+    """
+    :param algo: Algorithm, for MuZero perhaps with the settings of a variant, as ``muzero n_steps=5``
+    :param env_id: Gymnasium id; an environment without settings gets SB3's defaults
+    :param overrides: Other settings of MuZero
+    :return: Settings in RL Zoo's format
+    """
     is_atari = env_id.startswith("ALE/") or "NoFrameskip" in env_id
     family = "atari" if is_atari else env_id.rpartition("/")[0]
-    if not algo.startswith("muzero"):
-        return dict(TUNED[algo].get(env_id, TUNED[algo].get(family, {})))
-    sections = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
-    return sections.get(env_id, sections.get(family, {})) | overrides | dict(map(key_value, algo.split()[1:]))
+    if algo.startswith("muzero"):
+        sections = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
+        return sections.get(env_id, sections.get(family, {})) | overrides | dict(map(key_value, algo.split()[1:]))
+    sections = zoo_settings(algo)
+    ours = OURS[algo].get(env_id, OURS[algo].get(family, {}))
+    settings = sections.get(env_id, sections.get("atari" if family == "MinAtar" else family, {})) | ours
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def resolve(value: Any) -> Any:
@@ -130,13 +101,6 @@ def resolve(value: Any) -> Any:
     return eval(value) if isinstance(value, str) and value.startswith("dict(") else value
 
 
-def wrapper(names: str | list[str]) -> Callable[[gym.Env], gym.Env]:
-    """RL Zoo's ``env_wrapper``: dotted names, innermost first, whose import also registers their environments."""
-    classes = [pydoc.locate(name) for name in ([names] if isinstance(names, str) else names)]
-    assert None not in classes, f"no such wrapper among {names}"
-    return lambda env: functools.reduce(lambda inner, outer: outer(inner), classes, env)  # type: ignore[operator]
-
-
 def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Namespace) -> tuple[BaseAlgorithm, VecEnv]:
     """:return: the model, and an evaluation environment wrapped as its training environment is"""
     kwargs = {key: resolve(value) for key, value in settings.items() if key != "n_timesteps"}
@@ -144,7 +108,7 @@ def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Na
     # AtariWrapper skips frames, so that the emulator must not
     defaults = {"frameskip": 1, "repeat_action_probability": 0.0} if args.env.startswith("ALE/") else {}
     env_kwargs: dict[str, Any] = {
-        "wrapper_class": wrapper(kwargs.pop("env_wrapper", [])),
+        "wrapper_class": wrapper_class(kwargs.pop("env_wrapper", [])),
         "env_kwargs": defaults | dict(args.env_kwargs),
     }
     env = make_vec_env(args.env, kwargs.pop("n_envs", 1), seed=seed, **env_kwargs)

@@ -9,47 +9,15 @@ import os
 from pathlib import Path
 
 import gymnasium as gym
-import matplotlib
 import numpy as np
 import torch
-from PIL import Image
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_muzero import MuZero
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-
-def plot_learning_curve(evaluations: Path, png: Path, title: str) -> None:
-    """Draws what EvalCallback recorded: mean and standard deviation of the evaluation episodes over environment steps."""
-    data = np.load(evaluations)
-    steps, mean, std = data["timesteps"], data["results"].mean(axis=1), data["results"].std(axis=1)
-    fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    ax.plot(steps, mean, color="#D55E00", linewidth=2)
-    ax.fill_between(steps, mean - std, mean + std, color="#D55E00", alpha=0.18, linewidth=0)
-    ax.set(xlabel="environment steps", ylabel="evaluation return (mean and std)", title=title)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(color="0.92")
-    fig.savefig(png, dpi=150)
-
-
-def record_gif(model: MuZero, env_id: str, gif: Path, seed: int) -> None:
-    """Plays one episode and saves every second frame at half size."""
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display needed
-    env = gym.make(env_id, render_mode="rgb_array")
-    obs, _ = env.reset(seed=seed)
-    frames, over = [], False
-    while not over:
-        frames.append(Image.fromarray(np.asarray(env.render())))
-        action, _ = model.predict(obs, deterministic=True)
-        obs, _, terminated, truncated, _ = env.step(action)
-        over = terminated or truncated
-    env.close()
-    small = [frame.reduce(2) for frame in frames[::2]]
-    small[0].save(gif, save_all=True, append_images=small[1:], duration=40, loop=0)
+from sb3_muzero.analysis.plotting import plot_learning_curves
+from sb3_muzero.analysis.recording import record_frames, save_gif
 
 
 def main() -> None:
@@ -76,14 +44,20 @@ def main() -> None:
     print(f"{args.env} after {args.steps} steps: return {mean:.1f} +/- {std:.1f} over 20 episodes")
     print(f"model:          {args.out / 'model.zip'}")
 
-    plot_learning_curve(args.out / "evaluations.npz", args.out / "learning_curve.png", f"MuZero on {args.env}")
+    evaluations = np.load(args.out / "evaluations.npz")
+    curve = {"MuZero": (evaluations["timesteps"], evaluations["results"].T)}
+    figure = plot_learning_curves(curve, title=f"MuZero on {args.env}", samples="evaluation episodes")
+    figure.savefig(args.out / "learning_curve.png", dpi=150)
     print(f"learning curve: {args.out / 'learning_curve.png'}")
 
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display needed
     try:
-        record_gif(model, args.env, args.out / "agent.gif", args.seed)
+        video_env = make_vec_env(args.env, seed=args.seed, env_kwargs={"render_mode": "rgb_array"})
+        frames = record_frames(model, video_env, num_steps=1000)
+        save_gif([frame[::2, ::2] for frame in frames[::2]], args.out / "agent.gif", fps=25)
         print(f"animation:      {args.out / 'agent.gif'}")
     except gym.error.DependencyNotInstalled:
-        print('animation:      needs pygame; for it, pip install -e ".[plots]" and run again')
+        print('animation:      needs pygame: pip install "sb3_muzero[plots]"')
 
 
 if __name__ == "__main__":

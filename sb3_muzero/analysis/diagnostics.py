@@ -1,8 +1,8 @@
 """
-What a model says about itself: errors of the model, the search and the values, the state of the networks.
+Diagnostics of a model: errors of its predictions, effect of the search, calibration of values, state of the networks.
 
-``METRICS`` says what each figure is, what is healthy and what the alarm means. All are of sequences that are drawn as training
-draws them: by priorities, and with bonuses for novelty among the rewards, where there are any.
+All are computed from sequences that are sampled as in training: with priorities, and with bonuses for novelty added to the
+rewards, where there are any.
 """
 
 from collections.abc import Callable
@@ -25,42 +25,46 @@ from sb3_muzero.replay.sequences import SequenceSamples
 from sb3_muzero.search import SearchOutput
 
 METRICS = {
-    "model_error/reward": "Mean absolute error of the reward after k imagined steps. Far below the size of a reward; if it "
-    "grows with k, the dynamics lose what rewards depend on.",
-    "model_error/value": "Mean absolute error of the value from its target. Falls with training and grows little with k. What "
-    "is high at k = 0 already is noise of the returns, or a value that is not learned.",
-    "model_error/policy": "KL divergence of the policy from the search's, in nats. Below 0.1 late in training; high at k = 0: "
-    "old search results contradict each other (`reanalyze_ratio`).",
-    "model_error/consistency": "One minus the cosine between imagined and observed latents. Below 0.1; near 1: the model sees "
-    "nothing of what follows.",
-    "policy_kl": "KL divergence of the search's policy from the network's, in nats. Falls as the policy learns; 0 from the "
-    "beginning: values are flat, planning finds nothing.",
-    "agreement": "Share of states whose likeliest action is the same before and after the search. Above 0.7 late in training; "
-    "near 1 / number of actions: the network does not follow.",
-    "prior_entropy": "Entropy of the network's policy, in nats. Near 0 while the return is low: collapsed (`ent_coef`).",
-    "search_entropy": "Entropy of the search's policy, in nats. That of the network: planning changes nothing.",
-    "value_bias": "Mean of root value minus the discounted return that followed. Small against their size; well above 0: "
-    "values promise what does not come (bonuses for novelty are part of values, and so is what priorities repeat).",
-    "value_correlation": "Correlation of root values with the returns that followed. Above 0.5; near 0: planning by noise.",
-    "effective_rank": "Directions that latents make use of (Roy and Vetterli, 2007). Falling to a few: states look alike.",
-    "dormant_units": "Share of hidden units that hardly ever act (https://arxiv.org/abs/2302.12902). Above 0.5: a layer has "
-    "died, observations may need scaling.",
-    "replay_coverage": "Share of the stored steps that priorities leave in effect, (sum p)^2 / (n sum p^2). Below 0.05: few "
-    "steps are replayed again and again.",
-    "grad_norm": "Gradient norm of each weighted loss, without reanalysis. One that is ten times the others decides alone "
-    "what latents hold.",
+    "model_error/reward": "Mean absolute error of the predicted reward after k unrolled steps. Should be small against the "
+    "size of rewards; an error that grows with k means that the dynamics lose what rewards depend on.",
+    "model_error/value": "Mean absolute error of the predicted value from its target after k unrolled steps. Should fall "
+    "during training and grow little with k; a high error at k = 0 means noisy returns, or a value that is not learned.",
+    "model_error/policy": "KL(search policy || predicted policy) after k unrolled steps, in nats. Should be below 0.1 late in "
+    "training; a high value at k = 0 means that stored search results contradict each other (`reanalyze_ratio`).",
+    "model_error/consistency": "One minus the cosine similarity of predicted and encoded latents. Should be below 0.1; near 1 "
+    "the dynamics do not predict the next observation.",
+    "policy_kl": "KL(search policy || prior policy), in nats. Should fall during training; 0 from the "
+    "beginning means that values are flat and that the search does not change the policy.",
+    "agreement": "Fraction of states in which prior and search policy have the same most likely action. Should be above 0.7 "
+    "late in training; near 1 / number of actions the network does not learn the search policy.",
+    "prior_entropy": "Entropy of the prior policy, in nats. Near 0 while returns are low, the policy has "
+    "collapsed (`ent_coef`).",
+    "search_entropy": "Entropy of the search policy, in nats. If it equals the entropy of the prior, the search does not "
+    "change the policy.",
+    "value_bias": "Mean difference of root values and the discounted returns that followed. Should be small against their "
+    "size; far above 0, values are overestimated (bonuses for novelty and priorities count, too).",
+    "value_correlation": "Correlation of root values and the discounted returns that followed. Should be above 0.5; near 0, "
+    "the search plans with noise.",
+    "effective_rank": "Effective dimension of the latents (Roy and Vetterli, 2007). If it falls to a few, the representation "
+    "collapses.",
+    "dormant_units": "Fraction of hidden units that are almost never active (https://arxiv.org/abs/2302.12902). Above 0.5 a "
+    "layer has died; observations may need normalization.",
+    "replay_coverage": "Effective fraction of the stored steps under prioritized sampling, (sum p)^2 / (n sum p^2). Below "
+    "0.05 the same few steps are sampled again and again.",
+    "grad_norm": "Gradient norm of each weighted loss, without reanalysis. A loss whose norm is ten times that of the others "
+    "dominates the representation.",
 }
+"""What each figure is, which values are healthy, and what others mean."""
 
 
 class ModelErrors(NamedTuple):
     """
-    How far what the model imagines is from what happened, by unroll depth, up to the end of the episode; NaN where nothing
-    was known at that depth.
+    Errors of the model's predictions by unroll depth, up to the end of episodes; NaN for depths without a target.
 
     :param reward: Mean absolute error of the reward at depths 1..K, in reward units, shape ``[K]``
     :param value: Of the value from its n-step target at depths 0..K, in reward units, shape ``[K + 1]``
     :param policy: KL divergence of the policy from the search policy at depths 0..K, in nats, shape ``[K + 1]``
-    :param consistency: One minus the cosine between imagined and observed latents at depths 1..K, shape ``[K]``
+    :param consistency: One minus the cosine of predicted and encoded latents at depths 1..K, shape ``[K]``
     """
 
     reward: np.ndarray
@@ -72,8 +76,8 @@ class ModelErrors(NamedTuple):
 @th.no_grad()
 def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: UnrollTargets) -> ModelErrors:
     """
-    :param policy: Its online model is looked at
-    :param samples: The sequences
+    :param policy: Policy, whose online model is evaluated
+    :param samples: Sequences
     :param targets: Their targets
     :return: Errors by unroll depth
     """
@@ -97,7 +101,7 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
 
 class PolicyImprovement(NamedTuple):
     """
-    Search against prior, means over decisions.
+    Search policy against prior policy, means over decisions.
 
     :param policy_kl: KL divergence of the improved policy from the prior, in nats
     :param agreement: Share of decisions whose likeliest action is the same in both
@@ -114,7 +118,7 @@ class PolicyImprovement(NamedTuple):
 def policy_improvement(search: SearchOutput) -> PolicyImprovement:
     """
     :param search: Result of a search
-    :return: What it changed
+    :return: How it changed the policy
     """
     prior, improved = search.tree.children_prior_probs[:, 0], search.action_weights
     log_prior, log_improved = (np.log(np.maximum(policy, np.finfo(np.float32).tiny)) for policy in (prior, improved))
@@ -128,11 +132,11 @@ def policy_improvement(search: SearchOutput) -> PolicyImprovement:
 
 def effective_rank(latents: th.Tensor) -> float:
     """
-    Exponential of the entropy of the singular values' shares (Roy and Vetterli, 2007, Definition 2), of latents around their
-    mean: how many directions they make use of.
+    Effective dimension of latents: the exponential of the entropy of the normalized singular values (Roy and Vetterli, 2007,
+    Definition 2) of centred latents.
 
     :param latents: Shape ``[B, latent_dim]``
-    :return: From 1, or 0 where all are alike, to the smaller of both sizes
+    :return: From 1 to ``min(B, latent_dim)``, or 0 if all latents are equal
     """
     singular = th.linalg.svdvals((latents - latents.mean(0)).double())
     if singular.sum() < 1e-12:
@@ -143,13 +147,13 @@ def effective_rank(latents: th.Tensor) -> float:
 
 def dormant_share(model: nn.Module, activation: type[nn.Module], run: Callable[[], object], threshold: float = 0.025) -> float:
     """
-    Share of a model's hidden units that hardly ever act: whose mean activation is at most ``threshold`` of their layer's
+    Fraction of dormant hidden units: those whose mean activation is at most ``threshold`` times the mean of their layer
     (Sokar et al., https://arxiv.org/abs/2302.12902, Definition 3.1).
 
-    :param model: Module whose activations are looked at
-    :param activation: What counts as one, besides ``nn.ReLU``
+    :param model: Module
+    :param activation: Its activation function, besides ``nn.ReLU``
     :param run: Runs the model
-    :param threshold: Share of the layer's mean
+    :param threshold: Fraction of the layer's mean
     :return: From 0 to 1; NaN for a model without such activations
     """
     sums: dict[tuple[nn.Module, int], th.Tensor] = {}  # one module may serve layers of several widths
@@ -175,8 +179,8 @@ def discounted_returns(rewards: np.ndarray, discount: float, last_value: float =
     """
     :param rewards: Of an episode, shape ``[T]``
     :param discount: Factor from one step's return to that of the step before, negative where players move in turn
-    :param last_value: Value of the state after the last step, 0 where that is terminal
-    :return: What was earned from each step on, shape ``[T]``
+    :param last_value: Value of the state after the last step, 0 if that is terminal
+    :return: Discounted return from each step on, shape ``[T]``
     """
     returns = np.empty(len(rewards))
     for step in range(len(rewards) - 1, -1, -1):
@@ -187,12 +191,12 @@ def discounted_returns(rewards: np.ndarray, discount: float, last_value: float =
 
 def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErrors, dict[str, float]]:
     """
-    All that can be told of a model and its replay buffer at one moment. Draws random numbers, but trains nothing.
+    Compute all diagnostics that need no episodes. Draws random numbers, but trains nothing.
 
-    :param model: Model with something in its buffer
-    :param batch_size: Sequences that it is taken from
-    :param unroll_steps: Depth of the errors
-    :return: The model's errors by unroll depth, and the other figures of ``METRICS`` but for those of episodes
+    :param model: Model whose replay buffer is not empty
+    :param batch_size: Number of sequences
+    :param unroll_steps: Depth of the model's errors
+    :return: The model's errors by unroll depth, and the other figures of ``METRICS``
     """
     policy = model.policy
     policy.set_training_mode(False)
@@ -237,7 +241,7 @@ def value_figures(values: np.ndarray, returns: np.ndarray) -> dict[str, float]:
 def settings_of(model: MuZero) -> dict[str, Any]:
     """
     :param model: The model
-    :return: Its arguments, by name, but for the environment and what is of this machine
+    :return: Its constructor's arguments by name, without the environment and without those that depend on the machine
     """
     others = {"policy", "tensorboard_log", "verbose", "device", "stats_window_size"}
     return {name: value for name, value in constructor_arguments(model).items() if name not in others}

@@ -1,4 +1,4 @@
-"""Logs from time to time whether the model predicts, the search improves and the values come true."""
+"""Logs errors of the model, the effect of the search and the calibration of values during training."""
 
 import time
 from collections import deque
@@ -17,20 +17,20 @@ from sb3_muzero.search import SearchOutput
 
 class DiagnosticsCallback(BaseCallback):
     """
-    Log from time to time whether the model predicts, the search improves and the values come true. What each figure means,
-    what is healthy and what the alarm says stands in ``sb3_muzero.analysis.diagnostics.METRICS``. It changes nothing: with it
-    and without, the same seed gives the same parameters. ``model_error/*`` is not printed, but goes to every file;
-    ``time/diagnostics_share`` is the share of the time that all this takes.
+    Callback for logging diagnostics of the model, the search and the values, which
+    ``sb3_muzero.analysis.diagnostics.METRICS`` explains. It does not affect training: the same seed gives the same parameters
+    with and without it. ``model_error/*`` is written to files but not printed; ``time/diagnostics_share`` is the fraction of
+    the time that diagnostics take.
 
     :param log_freq: Environment steps between two measurements
-    :param batch_size: Sequences that each is taken from
-    :param unroll_steps: Depth K of ``model_error``; beyond the model's own ``unroll_steps`` it tells how far ahead planning
-        can be trusted
+    :param batch_size: Number of sequences of each measurement
+    :param unroll_steps: Depth K of ``model_error``; beyond the model's own ``unroll_steps`` it shows how many steps ahead
+        planning is reliable
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     """
 
-    NUM_EPISODES = 100  # of late, whose returns the values are compared with
-    MOST_STEPS = 10_000  # of each that are kept, the last ones
+    NUM_EPISODES = 100  # latest episodes, whose returns values are compared with
+    MAX_STEPS = 10_000  # latest steps of each
 
     model: MuZero
 
@@ -43,7 +43,7 @@ class DiagnosticsCallback(BaseCallback):
         self.unroll_steps = unroll_steps
         self.timesteps: list[int] = []
         self.errors: list[ModelErrors] = []
-        # Root values and the returns that followed, of each episode
+        # Of each episode, root values and the returns that followed
         self.episodes: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=self.NUM_EPISODES)
         self._measured: MuZero | None = None
         self.last_search: SearchOutput | None = None
@@ -62,7 +62,7 @@ class DiagnosticsCallback(BaseCallback):
         self._started, self._seconds = time.perf_counter(), 0.0
 
     def _new_episode(self) -> deque[tuple[float, float]]:
-        return deque(maxlen=self.MOST_STEPS)
+        return deque(maxlen=self.MAX_STEPS)
 
     def _on_step(self) -> bool:
         start = time.perf_counter()
@@ -109,7 +109,7 @@ class DiagnosticsCallback(BaseCallback):
         for name, by_depth in errors._asdict().items():
             first = self.unroll_steps + 1 - len(by_depth)
             for depth, error in enumerate(by_depth.tolist(), start=first):
-                if np.isfinite(error):  # there are episodes that long
+                if np.isfinite(error):  # no episode may be that long
                     self.logger.record(f"model_error/{name}_{depth}", error, exclude="stdout")
         if self.episodes:
             figures |= value_figures(*map(np.concatenate, zip(*self.episodes, strict=True)))

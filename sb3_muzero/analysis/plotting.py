@@ -76,7 +76,7 @@ def plot_learning_curves(
         mean = trim_mean(returns, 0.25, axis=0)
         ax.plot(steps, mean, color=colour, linewidth=2, label=f"{label} ({count} {samples})")
         ax.fill_between(steps, *np.quantile(bootstrap, (0.025, 0.975), axis=0), color=colour, alpha=0.18, linewidth=0)
-    ax.set(xlabel="environment steps", ylabel="mean return of an evaluation")
+    ax.set(xlabel="environment steps", ylabel="evaluation return")
     ax.set_xlim(left=0)
     ax.set_title(title, fontsize=11, loc="left")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")

@@ -1,4 +1,4 @@
-"""Episodes that a model plays, to look into or to watch."""
+"""Episodes played by a model: their data, or frames to watch."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
 class Episode(NamedTuple):
     """
-    What one environment showed from a reset on, T steps.
+    One episode of T steps.
 
-    :param observations: As the model saw them, T + 1 of them, the last one after the last step
+    :param observations: Observations of the model, ``T + 1`` of them, the last one after the last step
     :param actions: Indices, counted from 0, shape ``[T]``
     :param rewards: Shape ``[T]``
-    :param root_values: Of the search at each step, shape ``[T]``
-    :param action_masks: True for legal actions, shape ``[T, num_actions]``; ``None`` where every action always is
+    :param root_values: Root value of the search at each step, shape ``[T]``
+    :param action_masks: True for legal actions, shape ``[T, num_actions]``; ``None`` without masks
     :param terminated: Whether it ended in a terminal state
     """
 
@@ -37,7 +37,7 @@ class Episode(NamedTuple):
 
 
 class _Running:
-    """An episode that goes on."""
+    """An unfinished episode."""
 
     def __init__(self, observation: Any) -> None:
         self.observations = [observation]
@@ -53,19 +53,19 @@ class _Running:
 
 
 def one_of(observations: Any, env: int) -> Any:
-    """:return: A copy of one environment's"""
+    """:return: A copy of the observation of one environment"""
     return tree_map(lambda part: np.array(part[env]), observations)
 
 
 class Recording(NamedTuple):
     """
-    What a model played.
+    Episodes played by a model.
 
-    :param episodes: As the model saw them (lost lives and normalised rewards, if that is what it was trained with), each
-        environment's share of complete ones, then those that were cut short
-    :param returns: Of all complete episodes as Monitor tells them, where there is one, and in the environment's own units
-    :param lengths: Their steps
-    :param cut_short: How many were not complete when the steps were used up
+    :param episodes: Episodes as in training (with lost lives as ends and normalised rewards, if it was trained so), first the
+        complete ones of each environment, then those that were cut short
+    :param returns: Returns of complete episodes in the environment's own units, as Monitor reports them if there is one
+    :param lengths: Their numbers of steps
+    :param cut_short: Number of episodes that were incomplete when the limit of steps was reached
     """
 
     episodes: list[Episode]
@@ -78,8 +78,8 @@ def plays_with_masks(model: MuZero, env: VecEnv) -> bool:
     """
     :param model: A model
     :param env: Environments
-    :return: Whether it plays them with action masks, as it was trained; untrained wherever there are some
-    :raises ValueError: if it was trained with masks and there are none
+    :return: Whether the model plays with action masks: as in training, or, if untrained, if the environments have masks
+    :raises ValueError: if the model was trained with masks and the environments have none
     """
     supported = has_action_masks(env)
     if model.uses_action_masks and not supported:
@@ -99,17 +99,17 @@ def play(
     replay_buffer: SequenceReplayBuffer | None = None,
 ) -> Recording:
     """
-    Let a model play from a reset on, in all environments at once. As for ``evaluate_policy`` each environment has its share of
-    the episodes, since those that come first are the short ones.
+    Let a model play in all environments at once. As in ``evaluate_policy``, each environment plays the same number of
+    episodes, since the first episodes to end are the short ones.
 
     :param model: The model
-    :param env: Environments as it was trained in
-    :param num_episodes: Episodes to complete, rounded up to as many for each environment
-    :param max_steps: Steps of all environments together after which it ends anyhow
-    :param deterministic: Without the noise that explores
-    :param replay_buffer: Keeps the steps too, as ``MuZero`` does, with their searches
-    :return: What was played
-    :raises ValueError: if the model was trained with action masks, of which the environments have none
+    :param env: Environments, wrapped as in training
+    :param num_episodes: Number of episodes, rounded up to a multiple of the number of environments
+    :param max_steps: Maximum number of steps of all environments together
+    :param deterministic: Whether to play without exploration noise
+    :param replay_buffer: Optionally stores the steps with their search results, as in training
+    :return: The episodes
+    :raises ValueError: if the model was trained with action masks and the environments have none
     """
     collector = Collector(model.policy, env, use_masking=plays_with_masks(model, env))
     monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
@@ -142,7 +142,7 @@ def play(
                 complete.append(episode.ended(not infos[i].get("TimeLimit.truncated", False)))
                 if not monitored:
                     results[i].append((float(earned[i]), int(steps[i])))
-                elif "episode" in infos[i]:  # not for a lost life
+                elif "episode" in infos[i]:  # missing at a lost life
                     results[i].append((infos[i]["episode"]["r"], infos[i]["episode"]["l"]))
             running[i] = _Running(one_of(observations, i))
             earned[i] = steps[i] = 0
@@ -156,9 +156,9 @@ def play(
 
 def stacked(observations: list[Any], device: th.device) -> Any:
     """
-    :param observations: Single ones
-    :param device: Where to
-    :return: One batch of them
+    :param observations: Single observations
+    :param device: Device of the batch
+    :return: One batch of all
     """
     if isinstance(observations[0], dict):
         return {key: stacked([part[key] for part in observations], device) for key in observations[0]}
@@ -167,11 +167,11 @@ def stacked(observations: list[Any], device: th.device) -> Any:
 
 def record_frames(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray]:
     """
-    Let a model play an episode and watch.
+    Record an episode of a model.
 
     :param model: The model
     :param env: An environment with the render mode "rgb_array"
-    :param num_steps: Steps at most
+    :param num_steps: Maximum number of steps
     :return: Frames, each of shape ``[height, width, 3]``, uint8
     """
     collector = Collector(model.policy, env, use_masking=plays_with_masks(model, env))
@@ -181,7 +181,7 @@ def record_frames(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray
         masks = collector.action_masks()
         actions, _ = model.predict(observations, deterministic=True, action_masks=masks)
         observations, _, dones, _ = env.step(actions)
-        if dones[0]:  # what is there to see is the next episode
+        if dones[0]:  # the frame is already that of the next episode
             break
         frames.append(env.render())
     return [frame for frame in frames if frame is not None]

@@ -28,15 +28,15 @@ from sb3_muzero.common.validation import check_integer
 
 class MuZeroWandbCallback(DiagnosticsCallback):
     """
-    ``DiagnosticsCallback`` whose pictures go to the W&B run: the model's errors, the values, the latents, the latest decision
-    and episodes to watch; besides the settings. Scalars come with ``wandb.init(sync_tensorboard=True)`` and the model's
-    ``tensorboard_log``; ``wandb.integration.sb3.WandbCallback`` beside it saves the model.
+    ``DiagnosticsCallback`` that also logs settings, figures and videos to the current W&B run. Scalars are logged with
+    ``wandb.init(sync_tensorboard=True)`` and the model's ``tensorboard_log``; ``wandb.integration.sb3.WandbCallback``, used
+    beside it, saves the model.
 
-    :param video_env: Environment with the render mode "rgb_array", of which an episode is played and shown each time. With a
-        VecNormalize for training it needs one too, whose statistics are made the same, as for ``EvalCallback``
-    :param video_length: Steps that are shown at most
+    :param video_env: Environment with the render mode "rgb_array", of which an episode is recorded at each measurement. If
+        the training environment is a VecNormalize, it must be one too; its statistics are synchronized as in ``EvalCallback``
+    :param video_length: Maximum number of steps of a video
     :param kwargs: See ``DiagnosticsCallback``
-    :raises ValueError: for an environment that does not render arrays, and, when training begins, without a run
+    :raises ValueError: for an environment that does not render arrays; when training begins, without a W&B run
     """
 
     def __init__(self, video_env: VecEnv | None = None, video_length: int = 500, **kwargs: Any) -> None:
@@ -61,12 +61,12 @@ class MuZeroWandbCallback(DiagnosticsCallback):
                     f"`video_env` must {'' if normalized else 'not '}be normalised, like the training environment"
                 )
             self.video_env.reset()
-            self.video_env.render()  # whatever it lacks for that, it had better say so now
+            self.video_env.render()  # errors now and not during training
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
         if self.video_env is not None:
-            plays_with_masks(self.model, self.video_env)  # or says so now, too
+            plays_with_masks(self.model, self.video_env)  # errors now and not during training
 
     def _measure(self) -> None:
         super()._measure()

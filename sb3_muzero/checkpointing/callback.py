@@ -19,17 +19,16 @@ from sb3_muzero.muzero import MuZero
 
 class ResumableCheckpointCallback(BaseCallback):
     """
-    Callback for saving, before training and every ``save_freq`` calls to ``env.step()``, when the rollout that is then under
-    way is done, all that a run consists of: ``MuZero.resume`` goes on from there. SIGTERM and Ctrl-C end a run with a last
-    checkpoint, once the rollout and the updates that are under way are done. A disk that is full is reported, and training
-    goes on; so are networks whose loss is not finite, which are not saved. ``time/checkpoint_share`` is the share of the time
-    that saving takes.
+    Callback for saving checkpoints from which ``MuZero.resume`` continues a run: before training, and every ``save_freq``
+    calls to ``env.step()``, at the end of the current rollout. On SIGTERM and Ctrl-C a last checkpoint is saved once the
+    current rollout and its updates are done. If a checkpoint can't be saved (full disk, a loss that is not finite), a warning
+    is issued and training continues. ``time/checkpoint_share`` is the fraction of the time that saving takes.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback.
     :param save_path: Path to the folder where checkpoints will be saved.
-    :param keep: Newest checkpoints that stay
+    :param keep: Number of checkpoints to keep, the newest ones
     :param verbose: Verbosity level: 0 for no output, 2 for the name of each file
-    :raises ValueError: for less than one call, or to keep less than one; when training begins, for a folder of another run
+    :raises ValueError: for a ``save_freq`` or ``keep`` below 1; when training begins, for a folder of another run
     :raises OSError: when training begins, if no checkpoint can be written
     """
 
@@ -55,13 +54,13 @@ class ResumableCheckpointCallback(BaseCallback):
         if checkpoints_in(self.save_path):
             check_checkpoint_folder(self.model, self.save_path)
         else:
-            save_checkpoint(self.model, self.save_path, self.keep)  # what can't be saved shows before any work is lost
+            save_checkpoint(self.model, self.save_path, self.keep)  # errors before any work is lost
         self.model.after_learning.push(self._leave)
         self._signal, self._process = None, os.getpid()
         self._take_signals()
 
     def _take_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():  # Python has handlers set nowhere else
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
             return
         for number in (signal.SIGTERM, signal.SIGINT):
             holder = getattr(signal.getsignal(number), "__self__", None)
@@ -74,17 +73,17 @@ class ResumableCheckpointCallback(BaseCallback):
     def _interrupt(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:
             return self._obey(number)
-        if self._signal is not None:  # who asks twice does not want to wait
+        if self._signal is not None:  # the second signal ends the run at once
             self._obey(number)
             self._take_signals()
         self._signal, self.model.interrupted = number, True
 
     def _obey(self, number: int) -> None:
-        """Let those who had handlers before do what they do; some of them want to go on."""
+        """Call the handlers that were there before, which may continue the run."""
         self._signal, self.model.interrupted = None, False
         self._give_back_signals()
         if number == signal.SIGTERM and signal.getsignal(number) is signal.SIG_DFL and os.getpid() == self._process:
-            raise SystemExit(128 + number)  # so that what is open is closed
+            raise SystemExit(128 + number)  # runs `finally` blocks and exit handlers
         signal.raise_signal(number)
 
     def _give_back_signals(self) -> None:
@@ -97,11 +96,11 @@ class ResumableCheckpointCallback(BaseCallback):
         self._give_back_signals()
         if self._signal is not None:
             if error is not None:
-                traceback.print_exception(error)  # the end of the process would hide it
+                traceback.print_exception(error)  # the exit would hide it
             self._obey(self._signal)
 
     def _on_rollout_start(self) -> None:
-        # The step before is stored and learned from here, which it is not in `_on_step`
+        # Not in `_on_step`, which is called before the step is stored
         if self._signal is not None or self.n_calls - self._saved_at >= self.save_freq:
             self._save()
         if self._signal is not None:

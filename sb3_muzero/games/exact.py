@@ -1,6 +1,7 @@
 """Small games solved exactly, and players tried against everything that can happen."""
 
 from collections.abc import Callable
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -15,20 +16,35 @@ def legal_moves(rules: Rules, board: np.ndarray) -> list[int]:
     return [action for action in range(rules.num_actions) if landing(rules, board, action) >= 0]
 
 
+def max_num_positions(rules: Rules) -> int:
+    """
+    :param rules: Of a game
+    :return: How many positions can occur before the board is full, if no game ended earlier
+    """
+    # Ways to fill some cells, by the number of cells: columns fill up from below where there is gravity
+    ways = [1]
+    for _ in range(rules.num_columns if rules.has_gravity else rules.num_cells):
+        height = rules.num_rows if rules.has_gravity else 1
+        ways = [sum(ways[max(k - height, 0) : k + 1]) for k in range(len(ways) + height)]
+    return sum(count * comb(stones, stones // 2) for stones, count in enumerate(ways[:-1]))
+
+
 def solve(rules: Rules) -> dict[bytes, np.ndarray]:
     """
     :param rules: Of a game on a small board
     :return: For each position that can occur and is not over, by the bytes of its board as the mover sees it, what each move
         is worth to the mover if nobody errs: 1, 0 or -1, NaN where illegal; shape ``[num_actions]``
-    :raises ValueError: if there are more than ``MAX_POSITIONS``
+    :raises ValueError: if there may be more than ``MAX_POSITIONS``
     """
+    if (count := max_num_positions(rules)) > MAX_POSITIONS:
+        raise ValueError(
+            f"`rules` must be of a game of at most {MAX_POSITIONS} positions to be solved, got {rules} with up to {count:.1e}"
+        )
     solution: dict[bytes, np.ndarray] = {}
 
     def value_of(board: np.ndarray) -> float:
         key = board.tobytes()
         if key not in solution:
-            if len(solution) >= MAX_POSITIONS:
-                raise ValueError(f"`rules` must be of a game of at most {MAX_POSITIONS} positions to be solved, got {rules}")
             values = np.full(rules.num_actions, np.nan)
             for action in legal_moves(rules, board):
                 after = board.copy()

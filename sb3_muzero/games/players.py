@@ -163,7 +163,8 @@ class MCTSPlayer:
 
 class PerfectPlayer:
     """
-    Never errs, on boards that are small enough to be solved. Draws among the best moves.
+    Plays perfectly, on boards that are small enough to be solved (TicTacToe; Connect Four up to 4 x 4). Draws among the best
+    moves. The first move on a board takes seconds, in which the game is solved.
 
     :param seed: For the draws
     """

@@ -1,5 +1,6 @@
 """Players and solvers, against brute force and one another."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from gymnasium import spaces
 from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games.adapters import from_open_spiel
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
-from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve
+from sb3_muzero.games.exact import count_leaves, legal_moves, max_num_positions, share_of_errors, solve
 from sb3_muzero.games.match import Opening, Score, elo_ratings, play_games, play_match, random_openings
 from sb3_muzero.games.minimax import LOWEST, WIN, evaluate, minimax_scores, move_order
 from sb3_muzero.games.players import MCTSPlayer, MinimaxPlayer, ModelPlayer, PerfectPlayer, RandomPlayer
@@ -121,6 +122,20 @@ def test_a_solver_without_time_says_nothing() -> None:
     assert np.isnan(ConnectFourSolver(game.rules, max_positions=100).values(game.board)).all()
     with pytest.raises(ValueError, match="Connect Four"):
         ConnectFourSolver(HexEnv().rules)
+
+
+@pytest.mark.parametrize("make", [ConnectFourEnv, GomokuEnv, lambda: GomokuEnv(4, 4)])
+def test_a_game_that_is_too_large_to_be_solved_is_an_error_at_once(make) -> None:
+    start = time.process_time()
+    with pytest.raises(ValueError, match="of a game of at most 1000000 positions to be solved"):
+        PerfectPlayer().act([make()])
+    assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize("game", [TicTacToeEnv(), HexEnv(3), ConnectFourEnv(4, 3), ConnectFourEnv(3, 4)])
+def test_the_estimate_of_positions_is_an_upper_bound(game) -> None:
+    positions = len(solve(game.rules))
+    assert positions <= max_num_positions(game.rules) < 2 * positions
 
 
 def test_perfect_players_draw_and_stronger_players_win() -> None:
