@@ -26,11 +26,14 @@ from sb3_muzero.search import (
     SearchOutput,
     UnsupportedModelError,
     gumbel_muzero_search,
+    gumbel_settings,
     muzero_search,
+    puct_settings,
 )
 from sb3_muzero.search.backends.cuda_graphs import CudaGraphCache
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
+SETTINGS: dict[str, Callable[..., tuple]] = {"gumbel": gumbel_settings, "puct": puct_settings}
 # The noise with which either search explores
 NOISE: dict[str, dict[str, float]] = {
     name: {noise: inspect.signature(SEARCHES[name]).parameters[noise].default for noise in noises}

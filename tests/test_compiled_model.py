@@ -363,7 +363,7 @@ def test_a_registered_module_is_compiled(monkeypatch):
     monkeypatch.setattr(translate, "_REGISTRY", translate._REGISTRY.copy())
     translate.register(SeparateHeads, "prediction")
     assert_same_plan(policy)
-    with pytest.raises(ValueError, match="kind must be one of .*simnorm.* got 'attention'"):
+    with pytest.raises(ValueError, match=r"kind must be one of .*simnorm.* got 'attention'"):
         translate.register(SeparateHeads, "attention")
 
 

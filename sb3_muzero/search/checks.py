@@ -1,4 +1,4 @@
-"""Bad input is turned away here, with a message that says what was wrong, before compiled code could see it."""
+"""Checks of arguments, roots and model outputs, which compiled code relies on."""
 
 from math import isfinite
 from operator import index
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sb3_muzero.search.state import MAX_VALUE
+from sb3_muzero.search.state import MAX_VALUE, Leaves, Roots, SearchSettings
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -125,6 +125,40 @@ def check_invalid_actions(invalid_actions: Any, shape: tuple[int, int]) -> np.nd
         row = int(np.argmax(mask.all(axis=1)))
         raise ValueError(f"invalid_actions must leave each row at least one valid action, got none in row {row}")
     return mask
+
+
+def check_root_latent(latent: Any, batch_size: int) -> None:
+    """
+    :param latent: latent states of the roots.
+    :param batch_size: number of roots ``B``.
+    :raises ValueError: if it is not an array or tensor with a row for each root.
+    """
+    if not isinstance(latent, np.ndarray | torch.Tensor) or tuple(latent.shape[:1]) != (batch_size,):
+        given = getattr(latent, "shape", type(latent).__name__)
+        raise ValueError(f"root's latent must be an array or tensor of shape [{batch_size}, ...], got {given}")
+
+
+def check_roots(roots: Roots, settings: SearchSettings) -> None:
+    """
+    :param roots: roots.
+    :param settings: settings of the search.
+    :raises ValueError: naming the field and the row with invalid numbers.
+    """
+    shape = (-1, settings.num_actions)
+    check_prior_logits("root's prior_logits", roots.prior_logits.reshape(shape), roots.invalid.reshape(shape))
+    check_finite("root's value", roots.value)
+
+
+def check_leaves(leaves: Leaves, first_row: int = 0) -> None:
+    """
+    :param leaves: the model's output for one simulation.
+    :param first_row: root of the first leaf.
+    :raises ValueError: naming the field and the row with invalid numbers.
+    """
+    check_finite("recurrent_fn's reward", leaves.reward, first_row)
+    check_finite("recurrent_fn's discount", leaves.discount, first_row, largest=1.0)
+    check_finite("recurrent_fn's value", leaves.value, first_row)
+    check_prior_logits("recurrent_fn's prior_logits", leaves.prior_logits, first_row=first_row)
 
 
 def check_count(name: str, value: Any) -> int:

@@ -9,7 +9,7 @@ from reference import ReferenceSearch
 from tabular import TabularModel, bandit, random_model
 
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search, muzero_search
-from sb3_muzero.search.kernels import mixed_value
+from sb3_muzero.search.selection import mixed_value
 from sb3_muzero.search.tree import UNVISITED, flatten, instantiate_tree
 
 DETERMINISTIC = {
