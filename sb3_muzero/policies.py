@@ -53,15 +53,12 @@ def check_search_settings(search: str, num_simulations: int, search_kwargs: dict
     if not isinstance(search_kwargs, (dict, type(None))):
         raise ValueError(f"`search_kwargs` must be a dictionary, got {search_kwargs!r}")
     check_number("num_simulations", num_simulations)
-    parameters = inspect.signature(SEARCHES[search]).parameters.values()
-    settings = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"invalid_actions", "root_gumbel", "generator"}
-    unknown = set(search_kwargs or {}) - settings
+    parameters = inspect.signature(SEARCHES[search]).parameters
+    settings = {name: parameters[name].default for name in inspect.getfullargspec(SETTINGS[search]).kwonlyargs}
+    unknown = set(search_kwargs or {}) - set(settings)
     if unknown:
         raise ValueError(f"`search_kwargs` of the {search} search has no {sorted(unknown)}; it takes {sorted(settings)}")
-    if search_kwargs:  # the search checks the values itself
-        root = RootOutput(np.zeros((1, 2)), np.zeros(1), np.zeros((1, 1)))
-        step = RecurrentOutput(np.zeros(1), np.ones(1), *root)
-        SEARCHES[search](root, lambda latent, action: step, 1, **search_kwargs)
+    SETTINGS[search](num_simulations, 1, **settings | (search_kwargs or {}))
 
 
 class MuZeroPolicy(BasePolicy):
