@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -36,7 +37,7 @@ from sb3_muzero.checkpointing.run_state import (
     save_checkpoint,
 )
 from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
-from sb3_muzero.common.action_masks import env_action_masks, has_action_masks
+from sb3_muzero.common.action_masks import has_action_masks
 from sb3_muzero.common.progress_bar import MuZeroProgressBar
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz
@@ -58,6 +59,7 @@ from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_t
 from sb3_muzero.policies import MlpPolicy, MuZeroPolicy, check_search_settings
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer, SequenceSamples
 from sb3_muzero.search import SearchOutput, is_cached
+from sb3_muzero.search.checks import check_action_masks
 
 SelfMuZero = TypeVar("SelfMuZero", bound="MuZero")
 
@@ -455,7 +457,9 @@ class MuZero(OffPolicyAlgorithm):
         :return: actions for the environments and their indices, counted from 0, for the replay buffer
         """
         assert self.env is not None
-        masks = env_action_masks(self.env, int(self.action_space.n)) if self.uses_action_masks else None
+        masks = None
+        if self.uses_action_masks:
+            masks = check_action_masks(get_action_masks(self.env), self.n_envs, int(self.action_space.n))
         self._last_action_masks = masks
         novelty = self.novelty_coef(self._current_progress_remaining)
         if self.num_timesteps < learning_starts or not (self.reward_signal_seen or novelty > 0):

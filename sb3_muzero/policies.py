@@ -14,7 +14,6 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_muzero.common.action_masks import check_action_masks
 from sb3_muzero.common.validation import CLASSES, MAX_MAGNITUDE, check_number, is_in_space
 from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.mlp import LATENT_NORMS, Dynamics, LatentModel, Prediction, Representation, RunningNorm
@@ -31,6 +30,7 @@ from sb3_muzero.search import (
     puct_settings,
 )
 from sb3_muzero.search.backends.cuda_graphs import CudaGraphCache
+from sb3_muzero.search.checks import check_action_masks
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
 SETTINGS: dict[str, Callable[..., tuple]] = {"gumbel": gumbel_settings, "puct": puct_settings}
@@ -351,7 +351,7 @@ class MuZeroPolicy(BasePolicy):
         for name, default in NOISE[self.search].items():
             settings[name] = 0.0 if deterministic else exploration * settings.get(name, default)
         if action_masks is not None:
-            settings["invalid_actions"] = ~action_masks
+            settings["action_masks"] = action_masks
         if self.search == "puct":
             settings["dirichlet_fraction"] = min(settings["dirichlet_fraction"], 1.0)
         with th.no_grad():

@@ -36,7 +36,7 @@ from sb3_muzero.policies import check_search_settings
         ({"search": "puct", "search_kwargs": {"gumbel_scale": 1.0}}, "`search_kwargs`.*puct.*gumbel_scale.*pb_c_init"),
         ({"search_kwargs": {"nonsense": 1}}, "`search_kwargs`.*nonsense"),
         ({"search_kwargs": {"num_simulations": 3}}, "`search_kwargs`.*num_simulations"),
-        ({"search_kwargs": {"invalid_actions": None}}, "`search_kwargs`.*invalid_actions"),
+        ({"search_kwargs": {"action_masks": None}}, "`search_kwargs`.*action_masks"),
         ({"n_steps_half_life": 0}, "`n_steps_half_life` must be above 0, got 0"),
         ({"tau": 0.0}, "`tau` must be above 0 and at most 1, got 0.0"),
         ({"ent_coef": -0.1}, "`ent_coef` must be at least 0 and finite, got -0.1"),

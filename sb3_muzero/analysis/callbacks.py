@@ -30,8 +30,8 @@ from sb3_muzero.analysis.plotting import (
 )
 from sb3_muzero.analysis.recording import plays_with_masks, record_frames, save_gif
 from sb3_muzero.checkpointing.run_state import checkpoints_in, random_state_kept
+from sb3_muzero.common.numeric import is_integer
 from sb3_muzero.common.pytree import tree_map
-from sb3_muzero.common.validation import is_integer
 from sb3_muzero.muzero import MuZero
 
 

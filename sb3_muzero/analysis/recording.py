@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from PIL import Image
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
-from sb3_muzero.common.action_masks import env_action_masks, has_action_masks
+from sb3_muzero.common.action_masks import has_action_masks
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.muzero import MuZero
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.search.checks import check_action_masks
 
 
 class Episode(NamedTuple):
@@ -137,7 +139,7 @@ def play(
     results: list[list[tuple[float, int]]] = [[] for _ in running]
     earned, steps = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     for _ in range(max_steps // env.num_envs):
-        masks = env_action_masks(env, int(space.n)) if masked else None
+        masks = check_action_masks(get_action_masks(env), env.num_envs, int(space.n)) if masked else None
         obs_tensor, _ = model.policy.obs_to_tensor(observations)
         search = model.policy.plan(obs_tensor, deterministic=deterministic, action_masks=masks)
         observations, rewards, dones, infos = env.step(search.action + space.start)
@@ -202,7 +204,7 @@ def record_frames(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray
     observations: Any = env.reset()
     frames = [env.render()]
     for _ in range(num_steps):
-        masks = env_action_masks(env, int(model.policy.action_space.n)) if masked else None
+        masks = check_action_masks(get_action_masks(env), env.num_envs, int(model.policy.action_space.n)) if masked else None
         actions, _ = model.predict(observations, deterministic=True, action_masks=masks)
         observations, _, dones, _ = env.step(actions)
         if dones[0]:  # what is there to see is the next episode

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_muzero.common.validation import is_integer, is_number
+from sb3_muzero.common.numeric import is_integer, is_number
 from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.games.exact import solve
 from sb3_muzero.games.minimax import minimax_scores, move_order

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_muzero.common.validation import is_integer
+from sb3_muzero.common.numeric import is_integer
 from sb3_muzero.games.match import Score, check_num_games, check_player, elo_ratings, play_match, random_openings
 from sb3_muzero.games.players import ModelPlayer, Player
 

@@ -61,7 +61,7 @@ def gumbel_muzero_search(
     recurrent_fn: RecurrentFn,
     num_simulations: int,
     *,
-    invalid_actions: Array | None = None,
+    action_masks: Array | None = None,
     max_depth: int | None = None,
     root_gumbel: Array | None = None,
     gumbel_scale: float = 1.0,
@@ -82,7 +82,7 @@ def gumbel_muzero_search(
     :param root: the model's output for the root states, with ``B`` roots and ``A`` actions.
     :param recurrent_fn: the model, called once per simulation; or an object with a ``run_search`` (see ``Backend``).
     :param num_simulations: number of simulations ``N`` per root.
-    :param invalid_actions: True for actions that may not be taken at the root. Shape ``[B, A]``, bool.
+    :param action_masks: True for actions that are legal at the root; None if all are legal. Shape ``[B, A]``, bool.
     :param max_depth: maximum number of edges from the root to a leaf; None for no limit.
     :param root_gumbel: Gumbel noise to use instead of sampling it. Shape ``[B, A]``.
     :param gumbel_scale: scale of the sampled noise; 0 for none.
@@ -95,7 +95,7 @@ def gumbel_muzero_search(
     :return: actions, policy targets, values and search trees.
     :raises ValueError: for an invalid argument or model output, naming it and what is wrong.
     """
-    prior_logits, value, invalid = read_root(root, invalid_actions)
+    prior_logits, value, masks = read_root(root, action_masks)
     settings, gumbel_scale = gumbel_settings(
         num_simulations,
         prior_logits.shape[1],
@@ -117,6 +117,6 @@ def gumbel_muzero_search(
         gumbel = np.zeros_like(prior_logits)
     max_num_considered = min(settings.num_actions, settings.max_num_considered_actions)
     considered_visits = considered_visits_table(max_num_considered, settings.num_nodes - 1)
-    roots = instantiate_roots(prior_logits, value, invalid, gumbel, considered_visits)
+    roots = instantiate_roots(prior_logits, value, masks, gumbel, considered_visits)
     tree = build_trees(roots, settings, recurrent_fn, root.latent)
     return summarize(tree, roots.action, roots.action_weights)

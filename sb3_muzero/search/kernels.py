@@ -72,19 +72,19 @@ def initialize_roots(
             tree.children_prior_logits[edge] = tree.children_prior_probs[edge] = ZERO
             tree.children_qvalues[edge] = tree.children_rewards[edge] = tree.children_discounts[edge] = ZERO
         has_numbers = abs(roots.value[row]) <= HIGH
-        num_valid, largest = 0, -INFINITY
+        num_legal, largest = 0, -INFINITY
         for action in range(num_actions):
             logit = roots.prior_logits[row * num_actions + action]
             has_numbers = has_numbers and logit <= HIGH
-            if roots.invalid[row * num_actions + action]:
-                scores[action] = -INFINITY
-            else:
-                num_valid += 1
+            if roots.action_masks[row * num_actions + action]:
+                num_legal += 1
                 largest = max(largest, logit)
                 scores[action] = logit
+            else:
+                scores[action] = -INFINITY
         if not has_numbers or largest == -INFINITY:
             return row
-        roots.num_considered[row] = min(num_valid, settings.max_num_considered_actions)
+        roots.num_considered[row] = min(num_legal, settings.max_num_considered_actions)
         node = row * num_nodes + ROOT_INDEX
         write_node(tree, settings, node, roots.value[row], scores)
         tree.node_visits[node] = 1

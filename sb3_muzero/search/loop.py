@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sb3_muzero.search.backends.torch import TorchBackend
-from sb3_muzero.search.checks import check_count, check_invalid_actions, check_real, check_root_latent, to_float32
+from sb3_muzero.search.checks import check_action_masks, check_count, check_real, check_root_latent, to_float32
 from sb3_muzero.search.state import NODE_SCOPE, TREE_SCOPE, Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree, flatten, instantiate_tree
 from sb3_muzero.search.types import RecurrentFn, RootOutput, SearchOutput
@@ -55,13 +55,13 @@ def common_settings(
     }
 
 
-def read_root(root: RootOutput, invalid_actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_root(root: RootOutput, action_masks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Check the types and shapes of the roots; the backend checks the numbers.
 
     :param root: the model's output for the root states.
-    :param invalid_actions: True for actions that may not be taken at the root, or None. Shape ``[B, A]``.
-    :return: prior logits ``[B, A]`` and values ``[B]`` as float32, and the mask of invalid actions ``[B, A]``, on the host.
+    :param action_masks: True for legal actions; None if all are legal. Shape ``[B, A]``.
+    :return: prior logits ``[B, A]`` and values ``[B]`` as float32, and action masks ``[B, A]``, on the host.
     :raises ValueError: naming the field and what is wrong.
     """
     if not isinstance(root, RootOutput):
@@ -72,7 +72,8 @@ def read_root(root: RootOutput, invalid_actions: Any) -> tuple[np.ndarray, np.nd
     check_root_latent(root.latent, shape[0])
     prior_logits = to_float32("root's prior_logits", root.prior_logits, shape)
     value = to_float32("root's value", root.value, shape[:1])
-    return prior_logits, value, check_invalid_actions(invalid_actions, (shape[0], shape[1]))
+    masks = np.ones(shape, np.bool_) if action_masks is None else check_action_masks(action_masks, *shape)
+    return prior_logits, value, masks
 
 
 def build_trees(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentFn, root_latent: Any) -> Tree:

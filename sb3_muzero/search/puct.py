@@ -71,7 +71,7 @@ def muzero_search(
     recurrent_fn: RecurrentFn,
     num_simulations: int,
     *,
-    invalid_actions: Array | None = None,
+    action_masks: Array | None = None,
     max_depth: int | None = None,
     dirichlet_fraction: float = 0.25,
     dirichlet_alpha: float = 0.3,
@@ -90,10 +90,10 @@ def muzero_search(
     :param root: the model's output for the root states, with ``B`` roots and ``A`` actions.
     :param recurrent_fn: the model, called once per simulation; or an object with a ``run_search`` (see ``Backend``).
     :param num_simulations: number of simulations ``N`` per root.
-    :param invalid_actions: True for actions that may not be taken at the root. Shape ``[B, A]``, bool.
+    :param action_masks: True for actions that are legal at the root; None if all are legal. Shape ``[B, A]``, bool.
     :param max_depth: maximum number of edges from the root to a leaf; None for no limit.
     :param dirichlet_fraction: fraction of noise in the prior of the root; 0 for none.
-    :param dirichlet_alpha: concentration of the noise, which is over the valid actions only.
+    :param dirichlet_alpha: concentration of the noise, which is over the legal actions only.
     :param pb_c_init: c_1 of Eq. 2.
     :param pb_c_base: c_2 of Eq. 2.
     :param temperature: temperature that the action is sampled with. With 0 the most visited action is taken, and among several
@@ -105,7 +105,7 @@ def muzero_search(
     :return: actions, policy targets, values and search trees.
     :raises ValueError: for an invalid argument or model output, naming it and what is wrong.
     """
-    prior_logits, value, invalid = read_root(root, invalid_actions)
+    prior_logits, value, masks = read_root(root, action_masks)
     settings, dirichlet_fraction, dirichlet_alpha, temperature = puct_settings(
         num_simulations,
         prior_logits.shape[1],
@@ -120,12 +120,12 @@ def muzero_search(
     )
     random = check_generator(generator)
     if dirichlet_fraction > 0.0:
-        check_prior_logits("root's prior_logits", prior_logits, invalid)
-        probs = softmax(np.where(invalid, -np.inf, prior_logits))
-        noise = _sample_dirichlet(random, dirichlet_alpha, invalid)
+        check_prior_logits("root's prior_logits", prior_logits, masks)
+        probs = softmax(np.where(masks, prior_logits, -np.inf))
+        noise = _sample_dirichlet(random, dirichlet_alpha, masks)
         noisy_probs = (1.0 - dirichlet_fraction) * probs + dirichlet_fraction * noise
         prior_logits = np.log(np.maximum(noisy_probs, TINY)).astype(np.float32)
-    roots = instantiate_roots(prior_logits, value, invalid, np.empty(0, np.float32), np.empty(0, np.int32))
+    roots = instantiate_roots(prior_logits, value, masks, np.empty(0, np.float32), np.empty(0, np.int32))
     tree = build_trees(roots, settings, recurrent_fn, root.latent)
     visits = tree.children_visits[:, ROOT_INDEX]
     action = _sample_by_visits(random, visits, tree.children_prior_logits[:, ROOT_INDEX], temperature)
@@ -141,15 +141,16 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _sample_dirichlet(random: Any, alpha: float, invalid: np.ndarray) -> np.ndarray:
+def _sample_dirichlet(random: Any, alpha: float, action_masks: np.ndarray) -> np.ndarray:
     """
-    Sample Dirichlet noise over the valid actions of each row as normalised Gamma variables, in log space:
+    Sample Dirichlet noise over the legal actions of each row as normalised Gamma variables, in log space:
     Gamma(alpha) = Gamma(alpha + 1) * U ** (1 / alpha) underflows for small alpha.
 
-    :return: probabilities, 0 for invalid actions. Shape ``[B, A]``.
+    :return: probabilities, 0 for illegal actions. Shape ``[B, A]``.
     """
-    log_gamma = np.log(random.standard_gamma(alpha + 1.0, invalid.shape)) - random.standard_exponential(invalid.shape) / alpha
-    return softmax(np.where(invalid, -np.inf, log_gamma))
+    shape = action_masks.shape
+    log_gamma = np.log(random.standard_gamma(alpha + 1.0, shape)) - random.standard_exponential(shape) / alpha
+    return softmax(np.where(action_masks, log_gamma, -np.inf))
 
 
 def _sample_by_visits(random: Any, visits: np.ndarray, prior_logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -102,11 +102,11 @@ def qtransform_completed_by_mix_value(tree: Tree, settings: SearchSettings, row:
 
 
 @njit_inline
-def masked_argmax(scores: np.ndarray, num_actions: int, invalid: np.ndarray, first: int) -> int:
-    """Lowest index of the highest score among the valid actions; always a valid index, even for NaN."""
+def masked_argmax(scores: np.ndarray, num_actions: int, action_masks: np.ndarray, first: int) -> int:
+    """Lowest index of the highest score among the legal actions; always a valid index, even for NaN."""
     best = -1
     for action in range(num_actions):
-        if not invalid[first + action] and (best < 0 or scores[action] > scores[best]):
+        if action_masks[first + action] and (best < 0 or scores[action] > scores[best]):
             best = action
     return max(best, 0)
 
@@ -127,7 +127,7 @@ def gumbel_root_action(
         score = roots.gumbel[noises + action] + (tree.children_prior_logits[edges + action] - largest) + scores[action]
         is_considered = tree.children_visits[edges + action] == considered_visit
         scores[action] = max(LOWEST_ROOT_SCORE, score) if is_considered else -INFINITY
-    return masked_argmax(scores, num_actions, roots.invalid, noises)
+    return masked_argmax(scores, num_actions, roots.action_masks, noises)
 
 
 @njit_inline
@@ -168,7 +168,7 @@ def gumbel_interior_action(tree: Tree, settings: SearchSettings, row: int, node:
 
 
 @njit_inline
-def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, node: int) -> int:
+def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, node: int, is_root: bool) -> int:
     """
     ``PUCT``: argmax of the upper confidence bound, MuZero, Eq. 2. A node's own evaluation counts as a visit.
 
@@ -188,14 +188,13 @@ def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, no
     exploration = settings.pb_c_init + np.log((node_visits + settings.pb_c_base + 1.0) / settings.pb_c_base)
     exploration = np.float32(exploration * np.sqrt(node_visits))
     masks = row * num_actions
-    is_root = node == row * settings.num_nodes
     best, best_score = -1, -INFINITY
     for action in range(num_actions):
         visits = tree.children_visits[edges + action]
         score = exploration * tree.children_prior_probs[edges + action] / np.float32(visits + 1)
         if visits > 0:
             score += min(max((tree.children_qvalues[edges + action] - low) * scale, ZERO), ONE)
-        if (best < 0 or score > best_score) and not (is_root and roots.invalid[masks + action]):
+        if (best < 0 or score > best_score) and (roots.action_masks[masks + action] or not is_root):
             best, best_score = action, score
     return max(best, 0)
 
@@ -208,7 +207,7 @@ def select_action(
     is_root = node == row * settings.num_nodes + ROOT_INDEX
     rule = settings.root_rule if is_root else settings.interior_rule
     if rule == PUCT:
-        return puct_action(tree, roots, settings, row, node)
+        return puct_action(tree, roots, settings, row, node, is_root)
     if rule == GUMBEL_ROOT:
         considered_visit = roots.considered_visits[roots.num_considered[row] * (settings.num_nodes - 1) + simulation]
         return gumbel_root_action(tree, roots, settings, row, np.int64(considered_visit), scores)

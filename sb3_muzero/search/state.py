@@ -57,7 +57,7 @@ class Roots(NamedTuple):
 
     :param prior_logits: policy logits. Shape ``[B * A]``, float32.
     :param value: values. Shape ``[B]``, float32.
-    :param invalid: True for actions that may not be taken. Shape ``[B * A]``, bool.
+    :param action_masks: True for legal actions. Shape ``[B * A]``, bool.
     :param gumbel: Gumbel noise, empty for PUCT. Shape ``[B * A]``, float32.
     :param considered_visits: Sequential Halving for each number of considered actions, empty for PUCT.
         Shape ``[(M + 1) * N]``, int32.
@@ -68,7 +68,7 @@ class Roots(NamedTuple):
 
     prior_logits: np.ndarray
     value: np.ndarray
-    invalid: np.ndarray
+    action_masks: np.ndarray
     gumbel: np.ndarray
     considered_visits: np.ndarray
     num_considered: np.ndarray
@@ -106,12 +106,12 @@ class Leaves(NamedTuple):
 
 
 def instantiate_roots(
-    prior_logits: np.ndarray, value: np.ndarray, invalid: np.ndarray, gumbel: np.ndarray, considered_visits: np.ndarray
+    prior_logits: np.ndarray, value: np.ndarray, action_masks: np.ndarray, gumbel: np.ndarray, considered_visits: np.ndarray
 ) -> Roots:
     """
     :param prior_logits: shape ``[B, A]``.
     :param value: shape ``[B]``.
-    :param invalid: shape ``[B, A]``.
+    :param action_masks: shape ``[B, A]``.
     :param gumbel: shape ``[B, A]``, or empty.
     :param considered_visits: shape ``[M + 1, N]``, or empty.
     :return: the roots, as copies: read-only arrays would have another Numba type and compile the kernels again.
@@ -119,7 +119,7 @@ def instantiate_roots(
     return Roots(
         prior_logits=prior_logits.flatten(),
         value=value.flatten(),
-        invalid=invalid.flatten(),
+        action_masks=action_masks.flatten(),
         gumbel=gumbel.flatten(),
         considered_visits=considered_visits.flatten(),
         num_considered=np.empty(value.size, np.int64),
