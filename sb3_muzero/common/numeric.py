@@ -4,13 +4,16 @@ from typing import Any
 
 import numpy as np
 
+INTEGERS = (int, np.integer)
+NUMBERS = (*INTEGERS, float, np.floating)
+
 
 def is_number(value: Any) -> bool:
     """
     :param value: An argument
     :return: Whether it is a real number; booleans and strings are none
     """
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return isinstance(value, NUMBERS) and not isinstance(value, bool)
 
 
 def is_integer(value: Any) -> bool:
@@ -18,4 +21,4 @@ def is_integer(value: Any) -> bool:
     :param value: An argument
     :return: Whether it is an integer; booleans are none
     """
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, INTEGERS) and not isinstance(value, bool)

@@ -45,10 +45,10 @@ def gumbel_settings(
     :raises ValueError: naming the setting, what was given and what is allowed.
     """
     settings = SearchSettings(
+        *common_settings(num_simulations, num_actions, max_depth, qvalue_scope, min_qvalue_range),
         root_rule=GUMBEL_ROOT,
         interior_rule=GUMBEL_INTERIOR,
         policy_target=IMPROVED_POLICY,
-        **common_settings(num_simulations, num_actions, max_depth, qvalue_scope, min_qvalue_range),
         max_num_considered_actions=check_count("max_num_considered_actions", max_num_considered_actions),
         value_scale=check_real("value_scale", value_scale, 0.0, POSITIVE[1]),
         maxvisit_init=check_real("maxvisit_init", maxvisit_init, 0.0, POSITIVE[1]),

@@ -33,26 +33,22 @@ class Backend(Protocol):
 
 def common_settings(
     num_simulations: Any, num_actions: int, max_depth: Any, qvalue_scope: Any, min_qvalue_range: Any
-) -> dict[str, Any]:
+) -> tuple[int, int, int, int, float]:
     """
     :param num_simulations: number of simulations.
     :param num_actions: number of actions.
     :param max_depth: maximum number of edges from the root to a leaf; None for no limit.
     :param qvalue_scope: "node" or "tree".
     :param min_qvalue_range: minimum range to divide Q values by.
-    :return: those fields of ``SearchSettings`` that all searches have.
+    :return: the first fields of ``SearchSettings``, which all searches have in common.
     :raises ValueError: naming the setting, what was given and what is allowed.
     """
     num_simulations = check_count("num_simulations", num_simulations)
     if qvalue_scope not in QVALUE_SCOPES:
         raise ValueError(f"qvalue_scope must be one of {sorted(QVALUE_SCOPES)}, got {qvalue_scope!r}")
-    return {
-        "num_nodes": num_simulations + 1,
-        "num_actions": num_actions,
-        "qvalue_scope": QVALUE_SCOPES[qvalue_scope],
-        "max_depth": num_simulations if max_depth is None else check_count("max_depth", max_depth),
-        "min_qvalue_range": check_real("min_qvalue_range", min_qvalue_range, *POSITIVE),
-    }
+    max_depth = num_simulations if max_depth is None else check_count("max_depth", max_depth)
+    min_qvalue_range = check_real("min_qvalue_range", min_qvalue_range, *POSITIVE)
+    return num_simulations + 1, num_actions, QVALUE_SCOPES[qvalue_scope], max_depth, min_qvalue_range
 
 
 def read_root(root: RootOutput, action_masks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,7 +68,7 @@ def read_root(root: RootOutput, action_masks: Any) -> tuple[np.ndarray, np.ndarr
     check_root_latent(root.latent, shape[0])
     prior_logits = to_float32("root's prior_logits", root.prior_logits, shape)
     value = to_float32("root's value", root.value, shape[:1])
-    masks = np.ones(shape, np.bool_) if action_masks is None else check_action_masks(action_masks, *shape)
+    masks = ~np.zeros(shape, np.bool_) if action_masks is None else check_action_masks(action_masks, *shape)
     return prior_logits, value, masks
 
 

@@ -51,10 +51,10 @@ def puct_settings(
     :raises ValueError: naming the setting, what was given and what is allowed.
     """
     settings = SearchSettings(
+        *common_settings(num_simulations, num_actions, max_depth, qvalue_scope, min_qvalue_range),
         root_rule=PUCT,
         interior_rule=PUCT,
         policy_target=VISIT_FRACTIONS,
-        **common_settings(num_simulations, num_actions, max_depth, qvalue_scope, min_qvalue_range),
         pb_c_init=check_real("pb_c_init", pb_c_init, 0.0, POSITIVE[1]),
         pb_c_base=check_real("pb_c_base", pb_c_base, *POSITIVE),
     )

@@ -23,12 +23,12 @@ class SearchSettings(NamedTuple):
 
     :param num_nodes: number of nodes of a tree, ``N + 1``.
     :param num_actions: number of actions ``A``.
-    :param root_rule: selection rule at the root: ``GUMBEL_ROOT`` or ``PUCT``.
-    :param interior_rule: selection rule at decision nodes below the root: ``GUMBEL_INTERIOR`` or ``PUCT``.
-    :param policy_target: ``IMPROVED_POLICY`` or ``VISIT_FRACTIONS``.
     :param qvalue_scope: what Q values are rescaled over, ``NODE_SCOPE`` or ``TREE_SCOPE``.
     :param max_depth: maximum number of edges from the root to a leaf.
     :param min_qvalue_range: minimum range to divide Q values by, in units of reward.
+    :param root_rule: selection rule at the root: ``GUMBEL_ROOT`` or ``PUCT``.
+    :param interior_rule: selection rule at decision nodes below the root: ``GUMBEL_INTERIOR`` or ``PUCT``.
+    :param policy_target: ``IMPROVED_POLICY`` or ``VISIT_FRACTIONS``.
     :param max_num_considered_actions: maximum number of actions that Gumbel MuZero considers at the root.
     :param value_scale: c_scale of Gumbel MuZero.
     :param maxvisit_init: c_visit of Gumbel MuZero.
@@ -38,12 +38,12 @@ class SearchSettings(NamedTuple):
 
     num_nodes: int
     num_actions: int
-    root_rule: int
-    interior_rule: int
-    policy_target: int
     qvalue_scope: int
     max_depth: int
     min_qvalue_range: float
+    root_rule: int
+    interior_rule: int
+    policy_target: int
     max_num_considered_actions: int = 0
     value_scale: float = 0.0
     maxvisit_init: float = 0.0
