@@ -5,10 +5,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_muzero.actions import DiscreteActions
-from sb3_muzero.common.action_masks import env_action_masks
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.validation import check_finite
 from sb3_muzero.exploration.warmup import repeated_random_actions
@@ -172,7 +172,9 @@ class Collector:
         :return: True for legal actions, shape ``[n_envs, num_actions]``; ``None`` without masking
         :raises ValueError: for masks of another shape, or without any legal action
         """
-        return env_action_masks(self.env, self.policy.actions.num_candidates) if self.use_masking else None
+        if not self.use_masking:
+            return None
+        return self.policy.actions.check_masks(get_action_masks(self.env), self.env.num_envs)
 
     def act_randomly(self, repeat: float = 1.0) -> Decision:
         """

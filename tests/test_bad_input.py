@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_muzero import MuZero, muzero
 from sb3_muzero.common.validation import ARGUMENT_RANGES
 from sb3_muzero.learning.losses import LossTerms
+from sb3_muzero.policies import check_search_settings
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ from sb3_muzero.learning.losses import LossTerms
         ({"search": "puct", "search_kwargs": {"gumbel_scale": 1.0}}, "`search_kwargs`.*puct.*gumbel_scale.*pb_c_init"),
         ({"search_kwargs": {"nonsense": 1}}, "`search_kwargs`.*nonsense"),
         ({"search_kwargs": {"num_simulations": 3}}, "`search_kwargs`.*num_simulations"),
-        ({"search_kwargs": {"invalid_actions": None}}, "`search_kwargs`.*invalid_actions"),
+        ({"search_kwargs": {"action_masks": None}}, "`search_kwargs`.*action_masks"),
         ({"n_steps_half_life": 0}, "`n_steps_half_life` must be above 0, got 0"),
         ({"tau": 0.0}, "`tau` must be above 0 and at most 1, got 0.0"),
         ({"ent_coef": -0.1}, "`ent_coef` must be at least 0 and finite, got -0.1"),
@@ -292,3 +293,11 @@ def test_training_ends_where_no_update_is_finite_any_more(monkeypatch):
     with pytest.warns(UserWarning, match="left out"), pytest.raises(FloatingPointError, match=message):
         model.train(20, 8)
     assert model._skipped_updates == 10
+
+
+def test_checking_search_settings_draws_no_random_numbers():
+    """A run's seed decides it, however its settings are spelled."""
+    np.random.seed(0)
+    before = np.random.get_state()[1].copy()
+    check_search_settings("gumbel", 16, {"max_depth": 1})
+    np.testing.assert_array_equal(np.random.get_state()[1], before)

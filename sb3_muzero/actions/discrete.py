@@ -8,7 +8,7 @@ from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_muzero.common.action_masks import check_action_masks
+from sb3_muzero.search.checks import check_action_masks
 
 
 class CategoricalPolicy:

@@ -8,6 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_muzero.common.numeric import is_integer, is_number
+
 MAX_MAGNITUDE = 1e18
 """The model computes in float32, and variances are squares."""
 
@@ -53,14 +55,6 @@ def check_finite(what: str, numbers: Any, step: int, env: int | None = None, spa
 
 
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_integer(name: str, value: Any, least: int = 1) -> None:

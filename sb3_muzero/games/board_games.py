@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_muzero.common.validation import is_integer
+from sb3_muzero.common.numeric import is_integer
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, landing, observe, play
 from sb3_muzero.learning.symmetries import Symmetries
 

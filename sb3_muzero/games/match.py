@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_muzero.common.validation import check_integer, is_integer
+from sb3_muzero.common.numeric import is_integer
+from sb3_muzero.common.validation import check_integer
 from sb3_muzero.games.players import Player, RandomPlayer
 
 EMPTY_BOARD: dict[str, Any] = {"moves": ()}

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_muzero.common.validation import check_integer, is_number
+from sb3_muzero.common.numeric import is_number
+from sb3_muzero.common.validation import check_integer
 from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.games.exact import solve
 from sb3_muzero.games.minimax import minimax_scores, move_order

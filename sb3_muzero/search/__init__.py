@@ -1,13 +1,16 @@
-"""Batched planning over a learned model: MuZero and Gumbel MuZero search. Knows arrays and a model, nothing of SB3."""
+"""MuZero and Gumbel MuZero search over a learned model, for batches of states. Independent of Stable-Baselines3."""
 
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.fused import is_cached
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
-from sb3_muzero.search.policies import gumbel_muzero_search, muzero_search
+from sb3_muzero.search.gumbel import gumbel_muzero_search, gumbel_settings
+from sb3_muzero.search.loop import Backend
+from sb3_muzero.search.puct import muzero_search, puct_settings
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
 
 __all__ = [
+    "Backend",
     "CompiledModel",
     "RecurrentFn",
     "RecurrentOutput",
@@ -16,6 +19,8 @@ __all__ = [
     "Tree",
     "UnsupportedModelError",
     "gumbel_muzero_search",
+    "gumbel_settings",
     "is_cached",
     "muzero_search",
+    "puct_settings",
 ]

@@ -1,19 +1,21 @@
-"""Bad input is turned away here, with a message that says what was wrong, before compiled code could see it."""
+"""Checks of arguments, roots and model outputs, which compiled code relies on."""
 
 from math import isfinite
-from operator import index
 from typing import Any
 
 import numpy as np
 import torch
 
-from sb3_muzero.search.state import MAX_VALUE
+from sb3_muzero.common.numeric import is_integer, is_number
+from sb3_muzero.search.state import MAX_VALUE, Leaves, Roots, SearchSettings
+
+ARRAYS = (np.ndarray, torch.Tensor)
 
 
 def to_numpy(array: Any) -> np.ndarray:
     """
     :param array: a NumPy array, a tensor on any device, or anything NumPy can read.
-    :return: the same on the host; shares memory where it can.
+    :return: the same on the host, sharing memory where possible.
     """
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
@@ -39,7 +41,7 @@ def check_numbers(name: str, array: Any, shape: tuple[int, ...]) -> None:
     :param name: name of the field.
     :param array: an array or tensor.
     :param shape: the shape it has to have.
-    :raises ValueError: if it has another, or does not hold real numbers.
+    :raises ValueError: if the shape differs or these are not real numbers.
     """
     check_shape(name, array, shape)
     is_real = not array.is_complex() if isinstance(array, torch.Tensor) else np.asarray(array).dtype.kind in "fiub"
@@ -58,7 +60,7 @@ def to_float32(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     check_numbers(name, array, shape)
     numbers = to_numpy(array)
     if numbers.dtype == np.float32:
-        # Read-only arrays would be another type, to compile for
+        # Read-only arrays have another Numba type and would compile the kernels again
         return numbers if numbers.flags.carray else numbers.copy()
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(numbers, dtype=np.float32)
@@ -68,9 +70,9 @@ def check_finite(name: str, array: np.ndarray, first_row: int = 0, largest: floa
     """
     :param name: name of the field.
     :param array: one row per root. Shape ``[B, ...]``.
-    :param first_row: number of the first of these rows.
-    :param largest: of the sizes that are allowed.
-    :raises ValueError: if a row holds NaN, infinity or a larger number.
+    :param first_row: index of the first row, for the message.
+    :param largest: largest magnitude allowed.
+    :raises ValueError: if a row holds NaN, infinity or a number of larger magnitude.
     """
     bad = ~(np.abs(array) <= largest)
     if bad.any():
@@ -80,15 +82,15 @@ def check_finite(name: str, array: np.ndarray, first_row: int = 0, largest: floa
 
 
 def check_prior_logits(
-    name: str, prior_logits: np.ndarray, invalid_actions: np.ndarray | None = None, first_row: int = 0
+    name: str, prior_logits: np.ndarray, action_masks: np.ndarray | None = None, first_row: int = 0
 ) -> None:
     """
     :param name: name of the field.
     :param prior_logits: policy logits. Shape ``[B, A]``.
-    :param invalid_actions: True for masked actions, if any. Shape ``[B, A]``.
-    :param first_row: number of the first of these rows.
-    :raises ValueError: if a row holds NaN, plus infinity or a number above ``MAX_VALUE``, or leaves every unmasked action
-        without probability.
+    :param action_masks: True for legal actions; None if all are legal. Shape ``[B, A]``.
+    :param first_row: index of the first row, for the message.
+    :raises ValueError: if a row holds NaN, plus infinity or a number above ``MAX_VALUE``, or gives no legal action
+        a probability.
     """
     bad = ~(prior_logits <= MAX_VALUE)
     if bad.any():
@@ -96,35 +98,87 @@ def check_prior_logits(
         given = f"got {prior_logits[where]} in row {first_row + where[0]}"
         raise ValueError(f"{name} must be minus infinity or finite and at most {MAX_VALUE:g}, {given}")
     possible = np.isfinite(prior_logits)
-    if invalid_actions is not None:
-        possible &= ~invalid_actions
+    if action_masks is not None:
+        possible &= action_masks
     if not possible.any(axis=1).all():
         row = int(np.argmin(possible.any(axis=1)))
         raise ValueError(
-            f"{name} must be finite for at least one valid action of each row, "
+            f"{name} must be finite for at least one legal action of each row, "
             f"got {prior_logits[row].tolist()} in row {first_row + row}"
         )
 
 
-def check_invalid_actions(invalid_actions: Any, shape: tuple[int, int]) -> np.ndarray:
+def check_action_masks(action_masks: Any, batch_size: int, num_actions: int) -> np.ndarray:
     """
-    :param invalid_actions: True (or 1) for actions that may not be taken, or None.
-    :param shape: ``[B, A]``.
-    :return: the mask as a bool array of this shape.
-    :raises ValueError: if it is no such mask, or if it leaves a row without a valid action.
+    :param action_masks: True (or 1) for legal actions. Shape ``[B, A]`` or, for a single state, ``[A]``.
+    :param batch_size: number of states ``B``.
+    :param num_actions: number of actions ``A``.
+    :return: the masks. Shape ``[B, A]``, bool.
+    :raises ValueError: for masks of another shape, with other entries, or without a legal action.
     """
-    if invalid_actions is None:
-        return np.zeros(shape, np.bool_)
-    check_shape("invalid_actions", invalid_actions, shape)
-    given = to_numpy(invalid_actions)
-    mask = np.ascontiguousarray(given == 1)
-    if given.dtype != np.bool_ and not (mask | (given == 0)).all():
-        row, action = np.argwhere(~(mask | (given == 0)))[0]
-        raise ValueError(f"invalid_actions must be bool or hold 0 and 1 only, got {given[row, action]} in row {row}")
-    if mask.all(axis=1).any():
-        row = int(np.argmax(mask.all(axis=1)))
-        raise ValueError(f"invalid_actions must leave each row at least one valid action, got none in row {row}")
-    return mask
+    masks = to_numpy(action_masks)
+    if masks.shape not in {(batch_size, num_actions)} | ({(num_actions,)} if batch_size == 1 else set()):
+        raise ValueError(f"`action_masks` must have the shape {[batch_size, num_actions]}, got {list(masks.shape)}")
+    if masks.dtype != np.bool_ and (masks.dtype.kind not in "iuf" or not np.isin(masks, (0, 1)).all()):
+        raise ValueError(f"`action_masks` must be True where an action is legal and False elsewhere, got {action_masks}")
+    masks = masks.reshape(batch_size, num_actions).astype(np.bool_)
+    if not (some_legal := masks.any(axis=1)).all():
+        raise ValueError(f"`action_masks` must leave an action to choose from, got none in row {int(some_legal.argmin())}")
+    return masks
+
+
+def named_leaves(name: str, tree: Any) -> dict[str, Any]:
+    """
+    :param name: name of the tree.
+    :param tree: an array or tensor, or a nest of such in dictionaries, tuples and named tuples.
+    :return: its leaves in the order of ``tree_map`` by their names, e.g. ``latent['board']`` or ``latent[0]``.
+    """
+    if isinstance(tree, dict):
+        parts = [(f"{name}[{key!r}]", part) for key, part in tree.items()]
+    elif isinstance(tree, tuple):
+        parts = [(f"{name}[{index}]", part) for index, part in enumerate(tree)]
+    else:
+        return {name: tree}
+    return {leaf_name: leaf for part_name, part in parts for leaf_name, leaf in named_leaves(part_name, part).items()}
+
+
+def check_root_latent(latent: Any, batch_size: int) -> None:
+    """
+    :param latent: latent states of the roots.
+    :param batch_size: number of roots ``B``.
+    :raises ValueError: unless each leaf is an array or tensor with a row for each root, and all of one kind and device.
+    """
+    leaves = named_leaves("root's latent", latent)
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, ARRAYS) or tuple(leaf.shape[:1]) != (batch_size,):
+            given = getattr(leaf, "shape", type(leaf).__name__)
+            raise ValueError(f"{name} must be an array or tensor of shape [{batch_size}, ...], got {given}")
+    places = {str(leaf.device) if isinstance(leaf, torch.Tensor) else "NumPy" for leaf in leaves.values()}
+    if len(places) != 1:
+        raise ValueError(f"root's latent must be of NumPy arrays or of tensors on one device, got {sorted(places)}")
+
+
+def check_roots(roots: Roots, settings: SearchSettings) -> None:
+    """
+    :param roots: roots.
+    :param settings: settings of the search.
+    :raises ValueError: naming the field and the row with invalid numbers.
+    """
+    shape = (-1, settings.num_actions)
+    check_prior_logits("root's prior_logits", roots.prior_logits.reshape(shape), roots.action_masks.reshape(shape))
+    check_finite("root's value", roots.value)
+
+
+def check_leaves(leaves: Leaves, first_row: int = 0) -> None:
+    """
+    :param leaves: the model's output for one simulation.
+    :param first_row: root of the first leaf.
+    :raises ValueError: naming the field and the row with invalid numbers.
+    """
+    check_finite("recurrent_fn's reward", leaves.reward, first_row)
+    check_finite("recurrent_fn's discount", leaves.discount, first_row, largest=1.0)
+    check_finite("recurrent_fn's value", leaves.value, first_row)
+    check_prior_logits("recurrent_fn's prior_logits", leaves.prior_logits, first_row=first_row)
 
 
 def check_count(name: str, value: Any) -> int:
@@ -134,13 +188,9 @@ def check_count(name: str, value: Any) -> int:
     :return: it as an int.
     :raises ValueError: if it is not an integer of at least 1.
     """
-    try:
-        count = index(value)
-    except TypeError:
-        count = 0
-    if not 1 <= count < 2**31:
+    if not (is_integer(value) and 1 <= value < 2**31):
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    return count
+    return int(value)
 
 
 def check_real(name: str, value: Any, low: float, high: float = np.inf) -> float:
@@ -150,16 +200,12 @@ def check_real(name: str, value: Any, low: float, high: float = np.inf) -> float
     :param low: the least it may be.
     :param high: the most it may be.
     :return: it as a float.
-    :raises ValueError: if it is not finite or outside of these bounds.
+    :raises ValueError: if it is not a finite number within these bounds.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not (isfinite(number) and low <= number <= high):
-        allowed = f"at least {low:g}" + (f" and at most {high:g}" if np.isfinite(high) else "")
+    if not (is_number(value) and isfinite(value) and low <= value <= high):
+        allowed = f"at least {low:g}" + (f" and at most {high:g}" if isfinite(high) else "")
         raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
-    return number
+    return float(value)
 
 
 def check_generator(generator: Any) -> Any:

@@ -11,11 +11,12 @@ import torch
 from sb3_muzero.search.backends.cuda_graphs import CudaGraphCache
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
-from sb3_muzero.search.checks import check_count
-from sb3_muzero.search.policies import gumbel_muzero_search, muzero_search
-from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
+from sb3_muzero.search.gumbel import gumbel_muzero_search, gumbel_settings
+from sb3_muzero.search.puct import muzero_search, puct_settings
+from sb3_muzero.search.types import RecurrentFn, RootOutput, SearchOutput
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
+SETTINGS: dict[str, Callable[..., tuple]] = {"gumbel": gumbel_settings, "puct": puct_settings}
 # The noise with which each search explores
 NOISE: dict[str, dict[str, float]] = {
     name: {noise: inspect.signature(SEARCHES[name]).parameters[noise].default for noise in noises}
@@ -44,18 +45,14 @@ class PlannerSettings(NamedTuple):
             raise ValueError(f"`search` must be one of {sorted(SEARCHES)}, got {self.search!r}")
         if not isinstance(self.search_kwargs, (dict, type(None))):
             raise ValueError(f"`search_kwargs` must be a dictionary, got {self.search_kwargs!r}")
-        parameters = inspect.signature(SEARCHES[self.search]).parameters.values()
-        settings = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"invalid_actions", "root_gumbel", "generator"}
-        unknown = set(self.search_kwargs or {}) - settings
+        parameters = inspect.signature(SEARCHES[self.search]).parameters
+        settings = {name: parameters[name].default for name in inspect.getfullargspec(SETTINGS[self.search]).kwonlyargs}
+        unknown = set(self.search_kwargs or {}) - set(settings)
         if unknown:
             raise ValueError(
                 f"`search_kwargs` of the {self.search} search has no {sorted(unknown)}; it takes {sorted(settings)}"
             )
-        check_count("num_simulations", self.num_simulations)
-        if self.search_kwargs:  # the search checks the values itself
-            root = RootOutput(np.zeros((1, 2)), np.zeros(1), np.zeros((1, 1)))
-            step = RecurrentOutput(np.zeros(1), np.ones(1), *root)
-            SEARCHES[self.search](root, lambda latent, action: step, 1, **self.search_kwargs)
+        SETTINGS[self.search](self.num_simulations, 1, **settings | (self.search_kwargs or {}))
 
 
 class Planner:
@@ -104,7 +101,7 @@ class Planner:
         for name, default in NOISE[search].items():
             kwargs[name] = 0.0 if deterministic else exploration * kwargs.get(name, default)
         if action_masks is not None:
-            kwargs["invalid_actions"] = ~action_masks
+            kwargs["action_masks"] = action_masks
         if search == "puct":
             kwargs["dirichlet_fraction"] = min(kwargs["dirichlet_fraction"], 1.0)
         with torch.no_grad():

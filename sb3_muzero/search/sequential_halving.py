@@ -1,4 +1,4 @@
-"""Sequential Halving as a precomputed table: which visit count the root must look for at each simulation."""
+"""Sequential Halving as a precomputed table of the visit count that the root selects at each simulation."""
 
 from functools import lru_cache
 from math import ceil, log2
@@ -8,13 +8,13 @@ import numpy as np
 
 def considered_visits_sequence(num_considered: int, num_simulations: int) -> list[int]:
     """
-    Visit count that the root's next action must have, at each simulation.
+    The visit count that the root's next action must have at each simulation.
 
-    Picking the best action among those with exactly this many visits is Sequential Halving (Karnin et al., 2013)
-    over ``num_considered`` actions, Algorithm 1 of Gumbel MuZero (Danihelka et al., 2022).
+    Selecting the best action among those with exactly this many visits is Sequential Halving (Karnin et al., 2013) over
+    ``num_considered`` actions, Algorithm 1 of Gumbel MuZero (Danihelka et al., 2022).
 
-    :param num_considered: number of actions to begin with.
-    :param num_simulations: number of simulations to spend on them.
+    :param num_considered: number of considered actions.
+    :param num_simulations: number of simulations.
     :return: one visit count per simulation.
     """
     if num_considered <= 1:
@@ -34,7 +34,7 @@ def considered_visits_sequence(num_considered: int, num_simulations: int) -> lis
 @lru_cache(maxsize=64)
 def considered_visits_table(max_num_considered: int, num_simulations: int) -> np.ndarray:
     """
-    Sequences for every number of considered actions, because masks leave each root a different number.
+    The sequences for all numbers of considered actions, which action masks make different for each root.
 
     :param max_num_considered: the largest number of considered actions.
     :param num_simulations: number of simulations.

@@ -1,4 +1,4 @@
-"""What the compiled functions of a search share: its constants, its roots, and the joint to the model."""
+"""Settings and arrays that the kernels of a search work with."""
 
 from typing import NamedTuple
 
@@ -6,23 +6,30 @@ import numpy as np
 
 from sb3_muzero.search.backends.numba.simd import LANES
 
-GUMBEL, PUCT = 0, 1
-NODE_SCOPE, TREE_SCOPE = 0, 1
+# Selection rules
+GUMBEL_ROOT, GUMBEL_INTERIOR, PUCT = range(3)
+# Policy targets
+IMPROVED_POLICY, VISIT_FRACTIONS = range(2)
+# What Q values are rescaled over
+NODE_SCOPE, TREE_SCOPE = range(2)
+
 MAX_VALUE = 1e30
-"""Of the sizes that rewards and values may have: float32 holds the sum of as many as there may be simulations."""
+"""Largest magnitude of rewards and values. Sums over all simulations stay within float32."""
 
 
 class SearchSettings(NamedTuple):
     """
-    The sizes and constants of a search.
+    Sizes, rules and constants of a search. A search is composed of a selection rule for each kind of node and a policy target.
 
-    :param num_nodes: nodes of a tree, ``N + 1``.
+    :param num_nodes: number of nodes of a tree, ``N + 1``.
     :param num_actions: number of actions ``A``.
-    :param rule: how actions are selected, ``GUMBEL`` or ``PUCT``.
-    :param qvalue_scope: what Q values are normalised over, ``NODE_SCOPE`` or ``TREE_SCOPE``.
-    :param max_depth: largest number of edges from the root to a leaf.
-    :param min_qvalue_range: least range that Q values are divided by, in the units of the reward.
-    :param max_num_considered_actions: most actions that the Gumbel root considers.
+    :param qvalue_scope: what Q values are rescaled over, ``NODE_SCOPE`` or ``TREE_SCOPE``.
+    :param max_depth: maximum number of edges from the root to a leaf.
+    :param min_qvalue_range: minimum range to divide Q values by, in units of reward.
+    :param root_rule: selection rule at the root: ``GUMBEL_ROOT`` or ``PUCT``.
+    :param interior_rule: selection rule at decision nodes below the root: ``GUMBEL_INTERIOR`` or ``PUCT``.
+    :param policy_target: ``IMPROVED_POLICY`` or ``VISIT_FRACTIONS``.
+    :param max_num_considered_actions: maximum number of actions that Gumbel MuZero considers at the root.
     :param value_scale: c_scale of Gumbel MuZero.
     :param maxvisit_init: c_visit of Gumbel MuZero.
     :param pb_c_init: c_1 of MuZero.
@@ -31,10 +38,12 @@ class SearchSettings(NamedTuple):
 
     num_nodes: int
     num_actions: int
-    rule: int
     qvalue_scope: int
     max_depth: int
     min_qvalue_range: float
+    root_rule: int
+    interior_rule: int
+    policy_target: int
     max_num_considered_actions: int = 0
     value_scale: float = 0.0
     maxvisit_init: float = 0.0
@@ -44,22 +53,22 @@ class SearchSettings(NamedTuple):
 
 class Roots(NamedTuple):
     """
-    What is given at the roots, and what the search says of them in the end; flat arrays.
+    Inputs and results of a search at the roots, as flat arrays.
 
-    :param prior_logits: of the policy. Shape ``[B * A]``, float32.
-    :param value: of the states. Shape ``[B]``, float32.
-    :param invalid: True for actions that may not be taken. Shape ``[B * A]``, bool.
-    :param gumbel: noise of the Gumbel root. Shape ``[B * A]``, float32.
-    :param considered_visits: Sequential Halving of the Gumbel root by the number of actions to consider.
+    :param prior_logits: policy logits. Shape ``[B * A]``, float32.
+    :param value: values. Shape ``[B]``, float32.
+    :param action_masks: True for legal actions. Shape ``[B * A]``, bool.
+    :param gumbel: Gumbel noise, empty for PUCT. Shape ``[B * A]``, float32.
+    :param considered_visits: Sequential Halving for each number of considered actions, empty for PUCT.
         Shape ``[(M + 1) * N]``, int32.
-    :param num_considered: how many that is, which ``initialize_roots`` writes. Shape ``[B]``, int64.
-    :param action: the action to play, which ``select_root_actions`` writes. Shape ``[B]``, int64.
-    :param action_weights: the policy target, which ``select_root_actions`` writes. Shape ``[B * A]``, float32.
+    :param num_considered: number of considered actions, written by ``initialize_roots``. Shape ``[B]``, int64.
+    :param action: actions selected by Gumbel MuZero, written by ``select_root_actions``. Shape ``[B]``, int64.
+    :param action_weights: policy targets, written by ``select_root_actions``. Shape ``[B * A]``, float32.
     """
 
     prior_logits: np.ndarray
     value: np.ndarray
-    invalid: np.ndarray
+    action_masks: np.ndarray
     gumbel: np.ndarray
     considered_visits: np.ndarray
     num_considered: np.ndarray
@@ -69,20 +78,20 @@ class Roots(NamedTuple):
 
 class Leaves(NamedTuple):
     """
-    Where the current simulation ends in ``L`` trees, and what the model says about it: the joint to the model.
+    One simulation of ``L`` trees: the interface to the model.
 
-    ``select_leaves`` writes the first three, the model reads ``parent`` and ``action`` and writes the next four,
-    ``expand_and_backup`` reads all.
+    ``select_leaves`` writes ``parent``, ``action`` and ``node``. The model reads the first two and writes ``reward``,
+    ``discount``, ``prior_logits`` and ``value``. ``expand_and_backup`` reads all of them.
 
-    :param parent: node to step from, counted within its tree. Shape ``[L]``, int64.
+    :param parent: node to step from, as an index in its tree. Shape ``[L]``, int64.
     :param action: action to take there. Shape ``[L]``, int64.
-    :param node: node that the step leads to, counted within its tree. Shape ``[L]``, int64.
-    :param reward: of the step. Shape ``[L]``, float32.
-    :param discount: of the step. Shape ``[L]``, float32.
-    :param prior_logits: at the node. Shape ``[L, A]``, float32.
-    :param value: of the node. Shape ``[L]``, float32.
-    :param scores: scratch of the selection rules. Shape ``[L, padded A]``, float32.
-    :param active: scratch of ``select_leaves``. Shape ``[L]``, int64.
+    :param node: node that the step leads to, as an index in its tree. Shape ``[L]``, int64.
+    :param reward: reward of the step. Shape ``[L]``, float32.
+    :param discount: discount of the step. Shape ``[L]``, float32.
+    :param prior_logits: policy logits of the node. Shape ``[L, A]``, float32.
+    :param value: value of the node. Shape ``[L]``, float32.
+    :param scores: scratch for the selection rules. Shape ``[L, padded A]``, float32.
+    :param active: scratch for ``select_leaves``. Shape ``[L]``, int64.
     """
 
     parent: np.ndarray
@@ -97,20 +106,20 @@ class Leaves(NamedTuple):
 
 
 def instantiate_roots(
-    prior_logits: np.ndarray, value: np.ndarray, invalid: np.ndarray, gumbel: np.ndarray, considered_visits: np.ndarray
+    prior_logits: np.ndarray, value: np.ndarray, action_masks: np.ndarray, gumbel: np.ndarray, considered_visits: np.ndarray
 ) -> Roots:
     """
     :param prior_logits: shape ``[B, A]``.
     :param value: shape ``[B]``.
-    :param invalid: shape ``[B, A]``.
+    :param action_masks: shape ``[B, A]``.
     :param gumbel: shape ``[B, A]``, or empty.
     :param considered_visits: shape ``[M + 1, N]``, or empty.
-    :return: copies (read-only arrays would be another type, to compile for) with room for what the search says.
+    :return: the roots, as copies: read-only arrays would have another Numba type and compile the kernels again.
     """
     return Roots(
         prior_logits=prior_logits.flatten(),
         value=value.flatten(),
-        invalid=invalid.flatten(),
+        action_masks=action_masks.flatten(),
         gumbel=gumbel.flatten(),
         considered_visits=considered_visits.flatten(),
         num_considered=np.empty(value.size, np.int64),
@@ -123,7 +132,7 @@ def instantiate_leaves(size: int, num_actions: int) -> Leaves:
     """
     :param size: number of trees ``L``.
     :param num_actions: number of actions ``A``.
-    :return: room for one simulation of each.
+    :return: arrays for one simulation of each tree.
     """
     return Leaves(
         parent=np.zeros(size, np.int64),

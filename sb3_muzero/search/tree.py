@@ -1,4 +1,4 @@
-"""The search tree: one struct of dense arrays, in which the node that simulation ``t`` expands has index ``t + 1``."""
+"""Search trees as dense arrays, in which simulation ``t`` expands the node with index ``t + 1``."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ class Tree(NamedTuple):
     """
     ``B`` search trees of up to ``N + 1`` nodes with ``A`` actions each; the layout is that of mctx.
 
-    A node that was never expanded has no visits and no parent: this happens only under a depth limit, where a
-    simulation may evaluate a leaf again instead of adding one.
+    A node that was never expanded has no visits and no parent. This happens only with a depth limit, where a simulation may
+    evaluate a leaf again instead of adding one.
 
-    :param node_visits: evaluations of and below the node, its own included. Shape ``[B, N + 1]``, int32.
+    :param node_visits: number of evaluations of the node and below it. Shape ``[B, N + 1]``, int32.
     :param node_values: mean of the node's own evaluation and the returns below it. Shape ``[B, N + 1]``.
     :param raw_values: the model's value of the node. Shape ``[B, N + 1]``.
     :param node_depths: number of edges from the root. Shape ``[B, N + 1]``, int32.
@@ -31,8 +31,8 @@ class Tree(NamedTuple):
         Shape ``[B, N + 1, A]``.
     :param children_rewards: reward of the edge. Shape ``[B, N + 1, A]``.
     :param children_discounts: discount of the edge. Shape ``[B, N + 1, A]``.
-    :param min_qvalue: the least of the root's own value and all Q values seen in backups. Shape ``[B]``.
-    :param max_qvalue: the greatest of them. Shape ``[B]``.
+    :param min_qvalue: minimum of the root's raw value and all Q values seen in backups. Shape ``[B]``.
+    :param max_qvalue: maximum of these. Shape ``[B]``.
     """
 
     node_visits: np.ndarray
@@ -57,7 +57,7 @@ def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
     :param batch_size: number of roots ``B``.
     :param num_nodes: nodes of each tree ``N + 1``.
     :param num_actions: number of actions ``A``.
-    :return: room for the trees, whose contents mean nothing yet.
+    :return: uninitialized trees.
     """
     nodes = (batch_size, num_nodes)
     edges = (batch_size, num_nodes, num_actions)

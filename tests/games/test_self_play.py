@@ -38,7 +38,7 @@ def plan(rules: Rules, boards: list[np.ndarray], num_simulations: int, search: A
 
     root = RootOutput(*know_nothing(observations), positions_of(observations))
     noise = {"dirichlet_fraction": 0.0, "temperature": 0.0} if search is muzero_search else {"gumbel_scale": 0.0}
-    return search(root, simulator(rules, know_nothing), num_simulations, invalid_actions=~legal, **noise)
+    return search(root, simulator(rules, know_nothing), num_simulations, action_masks=legal, **noise)
 
 
 def plies_to_win(rules: Rules, board: np.ndarray, most: int) -> int:

@@ -84,7 +84,7 @@ def test_any_answers(data):
         options = draw(st.dictionaries(st.sampled_from([*own, "min_qvalue_range", "max_depth"]), NUMBERS | st.integers(1, 9)))
         scope = draw(st.sampled_from(["node", "tree"]))
         try:
-            output = search(root, answer, num_simulations, invalid_actions=invalid, qvalue_scope=scope, **options)
+            output = search(root, answer, num_simulations, action_masks=~invalid, qvalue_scope=scope, **options)
         except ValueError as error:
             assert "must" in str(error) and "got" in str(error), error
             return

@@ -19,7 +19,8 @@ def run(case):
     expected = {key[len("expected/") :]: array for key, array in arrays.items() if key.startswith("expected/")}
     model = TabularModel(**{key[len("model/") :]: array for key, array in arrays.items() if key.startswith("model/")})
     arguments = (model.root(arrays["root_states"]), model.step, case["num_simulations"])
-    options = {"invalid_actions": arrays.get("invalid_actions"), "max_depth": case["max_depth"]}
+    invalid = arrays.get("invalid_actions")
+    options = {"action_masks": None if invalid is None else ~invalid, "max_depth": case["max_depth"]}
     if case["kind"] == "puct":
         return muzero_search(*arguments, **options, dirichlet_fraction=0.0, temperature=0.0), expected
     options |= {

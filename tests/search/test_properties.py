@@ -1,5 +1,7 @@
 """What must hold of any search: it equals the slow reference, and what the papers promise comes true."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from reference import ReferenceSearch
 from tabular import TabularModel, bandit, random_model
 
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search, muzero_search
-from sb3_muzero.search.kernels import mixed_value
+from sb3_muzero.search.selection import mixed_value
 from sb3_muzero.search.tree import UNVISITED, flatten, instantiate_tree
 
 DETERMINISTIC = {
@@ -76,7 +78,7 @@ def test_gumbel_search_equals_reference(problem, max_considered, value_scale):
         model.root(problem["states"]),
         model.step,
         problem["num_simulations"],
-        invalid_actions=problem["invalid"],
+        action_masks=~problem["invalid"],
         max_depth=problem["max_depth"],
         root_gumbel=gumbel,
         max_num_considered_actions=max_considered,
@@ -109,7 +111,7 @@ def test_puct_search_equals_reference(problem, pb_c_base):
         model.root(problem["states"]),
         model.step,
         problem["num_simulations"],
-        invalid_actions=problem["invalid"],
+        action_masks=~problem["invalid"],
         max_depth=problem["max_depth"],
         pb_c_base=pb_c_base,
         dirichlet_fraction=0.0,
@@ -156,7 +158,8 @@ def test_numpy_and_torch_models_give_equal_trees(search, scope):
     for name, array in expected.tree._asdict().items():
         np.testing.assert_array_equal(getattr(found.tree, name), array, err_msg=name)
     np.testing.assert_array_equal(found.action, expected.action)
-    assert all(isinstance(array, np.ndarray) for array in found[:-1])
+    assert all(isinstance(array, np.ndarray) for array in found[:5])
+    assert found.candidates is None, "all actions in their order"
     assert found.action.dtype == np.int64 and found.action_weights.dtype == np.float32
 
 
@@ -254,7 +257,7 @@ def test_interior_visits_converge_to_the_improved_policy(scope):
     invalid = np.array([[False, True, True, True]])
     root = model.root(np.array([2]))
     output = gumbel_muzero_search(
-        root, model.step, num_simulations, invalid_actions=invalid, qvalue_scope=scope, value_scale=1e-4, maxvisit_init=1e4
+        root, model.step, num_simulations, action_masks=~invalid, qvalue_scope=scope, value_scale=1e-4, maxvisit_init=1e4
     )
     node = output.tree.children_index[0, 0, 0]
     shares = output.tree.children_visits[0, node] / output.tree.children_visits[0, node].sum()
@@ -418,7 +421,7 @@ def test_dirichlet_noise_falls_on_valid_actions_only(alpha):
     root = model.root(np.zeros(4000, np.int64))
     invalid = np.broadcast_to([False, True, False, False], (4000, 4))
     output = muzero_search(
-        root, model.step, 1, invalid_actions=invalid, dirichlet_alpha=alpha, generator=np.random.default_rng(0)
+        root, model.step, 1, action_masks=~invalid, dirichlet_alpha=alpha, generator=np.random.default_rng(0)
     )
     probs = output.tree.children_prior_probs[:, 0]
     np.testing.assert_allclose(probs.sum(axis=1), 1.0, atol=1e-5)
@@ -434,8 +437,8 @@ def test_masked_actions_are_never_touched(search):
     model = random_model(9, 30, 5)
     invalid = np.random.default_rng(0).random((16, 5)) < 0.5
     invalid[:, 2] = False
-    for mask in (invalid, torch.as_tensor(invalid), invalid.astype(np.int8)):
-        output = search(model.root(np.arange(16)), model.step, 30, invalid_actions=mask)
+    for masks in (~invalid, torch.as_tensor(~invalid), (~invalid).astype(np.int8)):
+        output = search(model.root(np.arange(16)), model.step, 30, action_masks=masks)
         assert (output.visit_counts[invalid] == 0).all()
         assert (output.action_weights[invalid] == 0).all()
         assert not invalid[np.arange(16), output.action].any()
@@ -446,7 +449,7 @@ def test_masked_actions_are_never_touched(search):
 def test_actions_without_prior_are_not_taken_inside(search):
     model = random_model(10, 30, 4)
     model.prior_logits[:, 1] = -np.inf
-    output = search(model.root(np.arange(8)), model.step, 40, invalid_actions=np.tile([False, True, False, False], (8, 1)))
+    output = search(model.root(np.arange(8)), model.step, 40, action_masks=np.tile([True, False, True, True], (8, 1)))
     assert (output.tree.children_visits[:, :, 1] == 0).all()
     assert np.isfinite(output.action_weights).all()
 
@@ -478,7 +481,7 @@ def test_masked_actions_get_nothing_however_small_the_other_logits_are(search):
     model = random_model(11, 20, 3)
     model.prior_logits[:] = np.finfo(np.float32).min
     invalid = np.array([[False, True, False]] * 4)
-    output = search(model.root(np.arange(4)), model.step, 8, invalid_actions=invalid)
+    output = search(model.root(np.arange(4)), model.step, 8, action_masks=~invalid)
     assert (output.action_weights[invalid] == 0).all() and (output.visit_counts[invalid] == 0).all()
     np.testing.assert_allclose(output.action_weights.sum(axis=1), 1.0, atol=1e-4)
 
@@ -506,7 +509,7 @@ def test_improved_value_is_the_policys_mean_of_what_was_visited():
         8,
         gumbel_scale=0.0,
         max_num_considered_actions=2,
-        invalid_actions=np.array([[0, 0, 0, 1]], bool),
+        action_masks=np.array([1, 1, 1, 0], bool),
     )
     visited = found.visit_counts[0] > 0
     assert 0 < visited.sum() < 4
@@ -534,3 +537,50 @@ def test_a_step_may_overwrite_what_it_returned_before():
 
 def first_step(model, states):
     return model.torch_root(states).latent, torch.zeros(len(states), dtype=torch.int64)
+
+
+class Board(NamedTuple):
+    own: Any
+    other: Any
+
+
+def nest(latent):
+    """Three leaves of one latent ``[B, 6]``, of other shapes and another type."""
+    return {"board": Board(latent[:, :2], latent[:, 2:4].reshape(-1, 1, 2)), "memory": (to_double(latent[:, 4:]),)}
+
+
+def to_double(array):
+    return array.double() if isinstance(array, torch.Tensor) else array.astype(np.float64)
+
+
+def flatten_nest(nested):
+    (board, (memory,)) = nested["board"], nested["memory"]
+    parts = [board.own, board.other.reshape(-1, 2), memory]
+    if isinstance(memory, torch.Tensor):
+        return torch.cat([part.float() for part in parts], dim=1)
+    return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
+
+
+@both_searches
+@pytest.mark.parametrize("as_torch", [False, True], ids=["numpy", "torch"])
+def test_nested_latents_are_searched_as_one_array(search, as_torch):
+    rng = np.random.default_rng(0)
+    convert = torch.as_tensor if as_torch else np.asarray
+    weights = [convert(rng.normal(size=(6, 6)).astype(np.float32)) for _ in range(3)]
+    policy = convert(rng.normal(size=(6, 3)).astype(np.float32))
+
+    def step(latent, action):
+        after = sum((action == index)[:, None] * (latent @ weight) for index, weight in enumerate(weights)) * 0.3
+        return RecurrentOutput(after[:, 0], 0.9 + 0 * after[:, 0], after @ policy, after.sum(1), after)
+
+    def nested_step(nested, action):
+        assert isinstance(nested["board"], Board)
+        output = step(flatten_nest(nested), action)
+        return output._replace(latent=dict(reversed(nest(output.latent).items())))
+
+    latent = convert(rng.normal(size=(5, 6)).astype(np.float32))
+    root = RootOutput(latent @ policy, latent.sum(1), latent)
+    expected = search(root, step, 30, **DETERMINISTIC[search])
+    found = search(root._replace(latent=nest(latent)), nested_step, 30, **DETERMINISTIC[search])
+    for name, array in expected.tree._asdict().items():
+        np.testing.assert_array_equal(getattr(found.tree, name), array, err_msg=name)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tabular import random_model
 
+from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search, muzero_search
 
 MODEL = random_model(0, 10, 3)
@@ -25,16 +26,18 @@ def with_entry(array, index, value):
     [
         ({"num_simulations": 0}, "num_simulations must be an integer of at least 1, got 0"),
         ({"num_simulations": 2.5}, "num_simulations must be an integer of at least 1, got 2.5"),
+        ({"num_simulations": True}, "num_simulations must be an integer of at least 1, got True"),
         ({"max_depth": 0}, "max_depth must be an integer of at least 1, got 0"),
         ({"qvalue_scope": "forest"}, r"qvalue_scope must be one of \['node', 'tree'\], got 'forest'"),
         ({"min_qvalue_range": 0.0}, "min_qvalue_range must be a number at least 1e-30 and at most 1e.18, got 0.0"),
         (
-            {"invalid_actions": np.zeros((2, 4), bool)},
-            r"invalid_actions must be an array of shape \[2, 3\], got shape \[2, 4\]",
+            {"action_masks": np.ones((2, 4), bool)},
+            r"`action_masks` must have the shape \[2, 3\], got \[2, 4\]",
         ),
-        ({"invalid_actions": [[False] * 3] * 2}, r"invalid_actions must be an array of shape \[2, 3\], got a list"),
-        ({"invalid_actions": np.array([[0, 0, 0], [1, 1, 1]], bool)}, "invalid_actions .* got none in row 1"),
-        ({"invalid_actions": np.array([[0, 0, 0], [0, 0.5, 0]])}, "invalid_actions must be bool .* got 0.5 in row 1"),
+        ({"action_masks": [True] * 3}, r"`action_masks` must have the shape \[2, 3\], got \[3\]"),
+        ({"action_masks": [[1, 0, 1], [0, 0, 0]]}, "`action_masks` must leave an action .* got none in row 1"),
+        ({"action_masks": np.array([[0, 1, 0], [0, 0.5, 0]])}, r"`action_masks` must be True where .* got [\s\S]*0\.5"),
+        ({"action_masks": np.array([["a"] * 3] * 2)}, r"`action_masks` must be True where .* got \[\['a'"),
         ({"generator": 3}, "generator must be a numpy.random.Generator or None, got 3"),
     ],
 )
@@ -108,8 +111,8 @@ def test_root(search, as_torch, changes, message):
 @both_searches
 def test_mask_and_prior_may_not_exclude_everything_together(search):
     root = ROOT._replace(prior_logits=np.array([[0, 0, 0], [-np.inf, -np.inf, 0]]))
-    with pytest.raises(ValueError, match=r"root's prior_logits must be finite for at least one valid action .* row 1"):
-        search(root, MODEL.step, 4, invalid_actions=np.array([[False] * 3, [False, False, True]]))
+    with pytest.raises(ValueError, match=r"root's prior_logits must be finite for at least one legal action .* row 1"):
+        search(root, MODEL.step, 4, action_masks=np.array([[True] * 3, [True, True, False]]))
 
 
 @both_searches
@@ -120,6 +123,50 @@ def test_wrong_types(search):
         search(ROOT._replace(latent=[0, 1]), MODEL.step, 4)
     with pytest.raises(ValueError, match="recurrent_fn must return a RecurrentOutput, got a tuple"):
         search(ROOT, lambda *inputs: tuple(MODEL.step(*inputs)), 4)
+
+
+@both_searches
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        ({"a": np.zeros((2, 1)), "b": np.zeros(3)}, r"root's latent\['b'\] must be an array or tensor of shape \[2, \.\.\.\]"),
+        ((np.zeros(2), [0, 1]), r"root's latent\[1\] must be an array or tensor .* got list"),
+        ({}, "root's latent must be of NumPy arrays or of tensors"),
+        ({"a": np.zeros(2), "b": torch.zeros(2)}, r"root's latent must be of NumPy .* got \['NumPy', 'cpu'\]"),
+    ],
+)
+def test_every_leaf_of_a_nested_root(search, latent, message):
+    with pytest.raises(ValueError, match=message):
+        search(ROOT._replace(latent=latent), MODEL.step, 4)
+
+
+@both_searches
+@both_kinds
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        ({"state": np.zeros(2, int)}, r"recurrent_fn's latent must be nested as the root's, .*'seen'.* got .*state"),
+        (np.zeros(2, int), "recurrent_fn's latent must be nested as the root's"),
+        (
+            {"state": np.zeros(2, int), "seen": (np.zeros((2, 2)),)},
+            r"recurrent_fn's latent\['seen'\]\[0\] must be an array of shape \[2, 3\]",
+        ),
+        (
+            {"state": np.zeros(2), "seen": (np.zeros((2, 3)),)},
+            r"recurrent_fn's latent\['state'\] must be .*int64 as the root's",
+        ),
+    ],
+)
+def test_every_leaf_of_a_nested_answer(search, as_torch, latent, message):
+    convert = torch.as_tensor if as_torch else np.asarray
+
+    def step(nested, action):
+        output = MODEL.step(np.asarray(nested["state"]), np.asarray(action))
+        return RecurrentOutput(*map(convert, output[:-1]), tree_map(convert, latent))
+
+    root = RootOutput(*map(convert, ROOT[:2]), tree_map(convert, {"state": ROOT.latent, "seen": (np.zeros((2, 3)),)}))
+    with pytest.raises(ValueError, match=message):
+        search(root, step, 8)
 
 
 @both_searches

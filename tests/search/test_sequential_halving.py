@@ -62,7 +62,7 @@ def test_mask_leaves_each_row_its_own_number_of_candidates():
         invalid[row, num_valid:] = True
     root = model.root(np.zeros(4, np.int64))
     gumbel = np.broadcast_to(-np.arange(8), (4, 8))
-    output = gumbel_muzero_search(root, model.step, 16, invalid_actions=invalid, root_gumbel=gumbel)
+    output = gumbel_muzero_search(root, model.step, 16, action_masks=~invalid, root_gumbel=gumbel)
     assert output.visit_counts.tolist() == [
         [4, 4, 2, 2, 1, 1, 1, 1],
         [6, 6, 2, 2, 0, 0, 0, 0],

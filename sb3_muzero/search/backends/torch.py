@@ -1,128 +1,155 @@
-"""The model as the search sees it: keeps the latents of all nodes and evaluates one step per root and simulation."""
+"""The default backend: the model is a Python function of tensors or NumPy arrays, called once per simulation for all roots."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from sb3_muzero.search.checks import check_finite, check_numbers, check_prior_logits, check_shape, to_numpy
-from sb3_muzero.search.state import Leaves, Roots, SearchSettings
+from sb3_muzero.common.pytree import tree_leaves, tree_map
+from sb3_muzero.search.checks import check_leaves, check_numbers, check_roots, check_shape, named_leaves, to_numpy
+from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
+from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
+from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput
 
 
-class LatentModel:
+class TorchBackend:
     """
-    A ``recurrent_fn`` together with the latents of every node.
-
-    Latents lie in slots ``[N + 1, B, ...]``. The answer to simulation ``t`` always goes to slot ``t + 1``, also where a
-    depth limit made the simulation evaluate an existing leaf again: such a leaf is never stepped from.
+    Searches with a model in PyTorch or NumPy.
 
     :param recurrent_fn: the model.
-    :param root_latent: latent states of the roots. Shape ``[B, ...]``.
-    :param num_simulations: number of simulations.
     """
 
-    def __init__(self, recurrent_fn: RecurrentFn, root_latent: Any, num_simulations: int) -> None:
+    def __init__(self, recurrent_fn: RecurrentFn) -> None:
         self.recurrent_fn = recurrent_fn
-        self.latent_shape = tuple(root_latent.shape)
-        self.rows = np.arange(self.latent_shape[0])
-        self.slots = self._allocate((num_simulations + 1, *self.latent_shape), root_latent)
-        self.slots[0] = root_latent
 
-    def evaluate(self, simulation: int, leaves: Leaves) -> None:
+    def run_search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Any) -> None:
         """
-        Step from ``leaves.parent`` with ``leaves.action`` and write the model's answer into ``leaves``.
+        Run all simulations and select the root actions.
 
-        :param simulation: number of the simulation.
-        :param leaves: where the simulation ends.
-        :raises ValueError: if the answer is not of the promised type and shapes, or not of real numbers.
+        :param tree: flat trees, uninitialized; receive the search trees.
+        :param roots: roots; receive the results of the search.
+        :param settings: settings of the search.
+        :param root_latent: latent states of the roots: an array, a tensor, or a nest of such. Shape ``[B, ...]``.
+        :raises ValueError: if the roots or an output of the model are invalid.
         """
-        output = self.recurrent_fn(*self._gather(leaves.parent * self.rows.size + self.rows, leaves.action))
+        num_roots = roots.value.size
+        leaves = instantiate_leaves(num_roots, settings.num_actions)
+        if initialize_roots(tree, roots, settings, 0, num_roots, leaves.scores[0]) >= 0:
+            check_roots(roots, settings)
+        with torch.inference_mode():
+            kind = TorchLatents if isinstance(tree_leaves(root_latent)[0], torch.Tensor) else NumpyLatents
+            latents = kind(root_latent, settings.num_nodes)
+            for simulation in range(settings.num_nodes - 1):
+                select_leaves(tree, roots, settings, simulation, 0, num_roots, leaves)
+                self._evaluate(latents, simulation, leaves)
+                if expand_and_backup(tree, settings, 0, num_roots, leaves) >= 0:
+                    check_leaves(leaves)
+        select_root_actions(tree, roots, settings, 0, num_roots, leaves.scores[0])
+
+    def _evaluate(self, latents: "NumpyLatents", simulation: int, leaves: Leaves) -> None:
+        """Step from ``leaves.parent`` with ``leaves.action``, store the latents and write the rest into ``leaves``."""
+        output = self.recurrent_fn(*latents.read(leaves.parent, leaves.action))
         if not isinstance(output, RecurrentOutput):
             raise ValueError(f"recurrent_fn must return a RecurrentOutput, got a {type(output).__name__}")
         for name in ("reward", "discount", "prior_logits", "value"):
             check_numbers(f"recurrent_fn's {name}", getattr(output, name), getattr(leaves, name).shape)
-        check_shape("recurrent_fn's latent", output.latent, self.latent_shape)
-        self._store(simulation + 1, output.latent)
-        reward, discount, value, prior_logits = self._to_host(output)
+        latents.write(simulation + 1, output.latent)
+        reward, discount, value, prior_logits = latents.to_host(output)
         leaves.reward[:] = reward
         leaves.discount[:] = discount
         leaves.value[:] = value
         leaves.prior_logits[:] = prior_logits
 
+
+class NumpyLatents:
+    """
+    The latents of all nodes, each an array or a nest of arrays. Each leaf has slots of shape ``[N + 1, B, ...]``.
+
+    The output of simulation ``t`` always goes to slot ``t + 1``. If a depth limit makes the simulation evaluate an existing
+    leaf again, that slot is never read, because the search does not step from such a leaf.
+
+    :param root_latent: latent states of the roots. Shape ``[B, ...]``.
+    :param num_nodes: number of nodes ``N + 1``.
+    """
+
+    def __init__(self, root_latent: Any, num_nodes: int) -> None:
+        self.root_latent = root_latent
+        leaves = named_leaves("latent", root_latent)
+        self.shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+        self.slots = {name: self._allocate((num_nodes, *leaf.shape), leaf) for name, leaf in leaves.items()}
+        self.rows = np.arange(len(next(iter(leaves.values()))))
+        for name, leaf in leaves.items():
+            self.slots[name][0] = leaf
+
+    def read(self, node: np.ndarray, action: np.ndarray) -> tuple[Any, Any]:
+        """
+        :param node: a node of each tree. Shape ``[B]``, int64.
+        :param action: actions. Shape ``[B]``, int64.
+        :return: latents of the nodes and actions, as arrays of the roots' kind.
+        """
+        index = node * self.rows.size + self.rows
+        return self._nest(
+            slots.reshape(-1, *slots.shape[2:]).take(index, axis=0) for slots in self.slots.values()
+        ), action.copy()
+
+    def write(self, slot: int, latent: Any) -> None:
+        """
+        :param slot: slot to write to.
+        :param latent: latents. Shape ``[B, ...]``.
+        :raises ValueError: if they are not nested as the roots', or not of their kind and shape.
+        """
+        leaves = named_leaves("latent", latent)
+        if leaves.keys() != self.slots.keys():
+            raise ValueError(f"recurrent_fn's latent must be nested as the root's, {[*self.slots]}, got {[*leaves]}")
+        for name, leaf in leaves.items():
+            check_shape(f"recurrent_fn's {name}", leaf, self.shapes[name])
+            self._check_type(f"recurrent_fn's {name}", leaf, self.slots[name])
+            self.slots[name][slot] = leaf
+
+    def to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
+        """
+        :param output: output of the model.
+        :return: reward, discount, value and prior logits on the host.
+        """
+        return to_numpy(output.reward), to_numpy(output.discount), to_numpy(output.value), to_numpy(output.prior_logits)
+
+    def _nest(self, leaves: Iterator[Any]) -> Any:
+        """:return: the leaves, nested as the roots' latent"""
+        return tree_map(lambda _: next(leaves), self.root_latent)
+
     def _allocate(self, shape: tuple[int, ...], like: Any) -> Any:
         return np.empty(shape, like.dtype)
 
-    def _gather(self, slots: np.ndarray, action: np.ndarray) -> tuple[Any, Any]:
-        return self.slots.reshape(-1, *self.latent_shape[1:]).take(slots, axis=0), action.copy()
-
-    def _store(self, slot: int, latent: Any) -> None:
-        if not isinstance(latent, np.ndarray) or not np.can_cast(latent.dtype, self.slots.dtype, casting="same_kind"):
-            raise ValueError(
-                f"recurrent_fn's latent must be a NumPy array of {self.slots.dtype} as the root's, got {latent.dtype}"
-            )
-        self.slots[slot] = latent
-
-    def _to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
-        return to_numpy(output.reward), to_numpy(output.discount), to_numpy(output.value), to_numpy(output.prior_logits)
+    def _check_type(self, name: str, leaf: Any, slots: np.ndarray) -> None:
+        if not isinstance(leaf, np.ndarray) or not np.can_cast(leaf.dtype, slots.dtype, casting="same_kind"):
+            raise ValueError(f"{name} must be a NumPy array of {slots.dtype} as the root's, got {leaf.dtype}")
 
 
-class TorchLatentModel(LatentModel):
-    """The same with tensors: on an accelerator each simulation costs one transfer to it and one back."""
+class TorchLatents(NumpyLatents):
+    """The same for tensors. On an accelerator, each simulation costs one transfer to it and one back."""
+
+    def __init__(self, root_latent: Any, num_nodes: int) -> None:
+        self.device = tree_leaves(root_latent)[0].device
+        super().__init__(root_latent, num_nodes)
+
+    def read(self, node: np.ndarray, action: np.ndarray) -> tuple[Any, torch.Tensor]:
+        index = node * self.rows.size + self.rows
+        selected = torch.from_numpy(np.stack((index, action))).to(self.device)
+        leaves = (slots.flatten(0, 1).index_select(0, selected[0]) for slots in self.slots.values())
+        return self._nest(leaves), selected[1]
+
+    def to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
+        if self.device.type == "cpu":
+            return super().to_host(output)
+        columns = [torch.as_tensor(column, device=self.device).float() for column in output[:-1]]
+        packed = to_numpy(torch.cat([column.reshape(self.rows.size, -1) for column in columns], dim=1))
+        return packed[:, 0], packed[:, 1], packed[:, -1], packed[:, 2:-1]
 
     def _allocate(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.empty(shape, dtype=like.dtype, device=like.device)
 
-    def _gather(self, slots: np.ndarray, action: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        selected = torch.from_numpy(np.stack((slots, action))).to(self.slots.device)
-        return self.slots.flatten(0, 1).index_select(0, selected[0]), selected[1]
-
-    def _store(self, slot: int, latent: Any) -> None:
-        if not isinstance(latent, torch.Tensor) or not torch.can_cast(latent.dtype, self.slots.dtype):
-            raise ValueError(f"recurrent_fn's latent must be a tensor of {self.slots.dtype} as the root's, got {latent.dtype}")
-        self.slots[slot] = latent
-
-    def _to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
-        if self.slots.device.type == "cpu":
-            return super()._to_host(output)
-        columns = [torch.as_tensor(column, device=self.slots.device).float() for column in output[:-1]]
-        packed = to_numpy(torch.cat([column.reshape(self.rows.size, -1) for column in columns], dim=1))
-        return packed[:, 0], packed[:, 1], packed[:, -1], packed[:, 2:-1]
-
-
-def make_latent_model(recurrent_fn: RecurrentFn, root_latent: Any, num_simulations: int) -> LatentModel:
-    """
-    :param recurrent_fn: the model.
-    :param root_latent: latent states of the roots. Shape ``[B, ...]``.
-    :param num_simulations: number of simulations.
-    :return: the model for latents of this kind.
-    """
-    kind = TorchLatentModel if isinstance(root_latent, torch.Tensor) else LatentModel
-    return kind(recurrent_fn, root_latent, num_simulations)
-
-
-def check_roots(roots: Roots, settings: SearchSettings) -> None:
-    """
-    Say what in the model's view of the roots cannot be used.
-
-    :param roots: the roots.
-    :param settings: the sizes.
-    :raises ValueError: naming the field and the row.
-    """
-    shape = (-1, settings.num_actions)
-    check_prior_logits("root's prior_logits", roots.prior_logits.reshape(shape), roots.invalid.reshape(shape))
-    check_finite("root's value", roots.value)
-
-
-def check_answer(leaves: Leaves, first_row: int = 0) -> None:
-    """
-    Say what in the model's answer cannot be used.
-
-    :param leaves: the answer to one simulation.
-    :param first_row: the root that the first of the leaves belongs to.
-    :raises ValueError: naming the field and the row.
-    """
-    check_finite("recurrent_fn's reward", leaves.reward, first_row)
-    check_finite("recurrent_fn's discount", leaves.discount, first_row, largest=1.0)
-    check_finite("recurrent_fn's value", leaves.value, first_row)
-    check_prior_logits("recurrent_fn's prior_logits", leaves.prior_logits, first_row=first_row)
+    def _check_type(self, name: str, leaf: Any, slots: Any) -> None:
+        if not isinstance(leaf, torch.Tensor) or not torch.can_cast(leaf.dtype, slots.dtype):
+            raise ValueError(f"{name} must be a tensor of {slots.dtype} as the root's, got {leaf.dtype}")

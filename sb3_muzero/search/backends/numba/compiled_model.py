@@ -18,8 +18,7 @@ from sb3_muzero.search.backends.numba.translate import (
     translate,
 )
 from sb3_muzero.search.backends.snapshot import Snapshot, UnsupportedModelError
-from sb3_muzero.search.backends.torch import check_answer, check_roots
-from sb3_muzero.search.checks import to_float32, to_numpy
+from sb3_muzero.search.checks import check_leaves, check_roots, to_float32, to_numpy
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import Array, RecurrentOutput, RootOutput
@@ -157,16 +156,16 @@ class CompiledModel:
         latents, prior_logits, (value, _) = self._evaluate(REPRESENTATION, inputs)
         return RootOutput(prior_logits, value, latents)
 
-    def search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Array) -> None:
+    def run_search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Array) -> None:
         """
         Run all simulations, in as many threads as PyTorch uses. Each thread has its own blocks of roots, so the result does
         not depend on the number of threads.
 
-        :param tree: room for the trees.
-        :param roots: what is given at the roots, and room for what the search says.
-        :param settings: the sizes and constants of the search.
+        :param tree: flat trees, uninitialized; receive the search trees.
+        :param roots: roots; receive the results of the search.
+        :param settings: settings of the search.
         :param root_latent: latent states of the roots. Shape ``[B, latent_dim]``.
-        :raises ValueError: if the roots or an answer of the model are not finite.
+        :raises ValueError: if the roots or an output of the model are not finite.
         """
         batch_size = roots.value.size
         if settings.num_actions != self.num_actions:
@@ -180,7 +179,7 @@ class CompiledModel:
             if row >= 0:
                 check_roots(roots, settings)
                 first = row - row % BLOCK
-                check_answer(Leaves(*(array[: batch_size - first] for array in workspace.leaves)), first)
+                check_leaves(Leaves(*(array[: batch_size - first] for array in workspace.leaves)), first)
             self._workspaces.append(workspace)
 
         num_blocks = -(-batch_size // BLOCK)
