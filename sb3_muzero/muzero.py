@@ -109,6 +109,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
     novelty_coef: FloatSchedule
     collector: Collector
     learner: Learner
+    reanalyzer: Reanalyzer
 
     def __init__(
         self,
@@ -252,6 +253,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
             self.observation_space, self.action_space, self.lr_schedule, **planner_settings, **self.policy_kwargs
         ).to(self.device)
         self.learner = Learner(self.policy, self.learner_settings)
+        target = self.policy.latent_model_target
+        self.reanalyzer = Reanalyzer(partial(self.policy.plan, deterministic=True, model=target), target)
         self.collector = Collector(self.policy)
         if self.env is not None:
             self.collector.set_env(self.env)
@@ -332,14 +335,12 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self._apply_settings()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        target = self.policy.latent_model_target
-        reanalyze = Reanalyzer(partial(self.policy.plan, deterministic=True, model=target), target)
 
         logs: list[dict[str, th.Tensor]] = []
         for _ in range(gradient_steps):
             samples = self.sample(batch_size, self.unroll_steps)
             reanalysis_start = time.perf_counter()
-            samples, search_update = reanalyze(samples, self.reanalyze_ratio, self._n_updates)
+            samples, search_update = self.reanalyzer(samples, self.reanalyze_ratio, self._n_updates)
             if search_update is not None:
                 self.replay_buffer.update_search(*search_update)
             self.time_split["reanalysis"] += time.perf_counter() - reanalysis_start
@@ -399,7 +400,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "learner", "symmetries"]
+        return [*super()._excluded_save_params(), "learner", "reanalyzer", "symmetries"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []

@@ -11,9 +11,10 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_muzero import MuZero, muzero
+from sb3_muzero import MuZero
 from sb3_muzero.common.validation import ARGUMENT_RANGES
-from sb3_muzero.learning.losses import LossTerms
+from sb3_muzero.learning import learner
+from sb3_muzero.learning.losses import LossOutput
 from sb3_muzero.policies import check_search_settings
 
 
@@ -252,22 +253,24 @@ def test_refused_predictions_leave_the_model_usable():
 def test_updates_that_are_not_finite_are_left_out_and_said_so(monkeypatch):
     model = tiny_model().learn(24)
     before = {name: parameter.clone() for name, parameter in model.policy.latent_model.named_parameters()}
-    real = muzero.muzero_loss
+    real = learner.muzero_loss
     broken = iter([True, False, True])
 
     def loss(*args):
-        terms = real(*args)
-        return terms._replace(reward=terms.reward * float("nan")) if next(broken, False) else terms
+        output = real(*args)
+        if next(broken, False):
+            output.losses["reward"] = output.losses["reward"] * float("nan")
+        return output
 
-    monkeypatch.setattr(muzero, "muzero_loss", loss)
+    monkeypatch.setattr(learner, "muzero_loss", loss)
     updates = model._n_updates
-    with pytest.warns(UserWarning, match=r"Update \d+ after 24 steps is left out: the reward loss is not finite"):
+    with pytest.warns(UserWarning, match=r"Skipping update \d+ \(step 24\): non-finite reward loss"):
         model.train(1, 8)
     after = dict(model.policy.latent_model.named_parameters())
     assert all(th.equal(before[name], after[name]) for name in before) and model._n_updates == updates
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="Skipping update"):
         model.train(3, 8)
-    assert model._n_updates == updates + 2 and model._skipped_updates == 2
+    assert model._n_updates == updates + 2 and model.learner.skipped_updates == 2
     assert model.logger.name_to_value["train/skipped_updates"] == 2
 
 
@@ -277,7 +280,7 @@ def test_targets_that_are_not_finite_move_no_support(settings):
     model = tiny_model(TinyEnv(), **settings).learn(60)
     bounds = model.policy.latent_model.reward_support.bounds.clone()
     model.replay_buffer.rewards[:] = np.inf
-    with pytest.warns(UserWarning, match="left out: a target of values or rewards is not finite"):
+    with pytest.warns(UserWarning, match="non-finite value or reward target"):
         model.train(1, 8)
     assert th.equal(model.policy.latent_model.reward_support.bounds, bounds)
 
@@ -286,13 +289,14 @@ def test_training_ends_where_no_update_is_finite_any_more(monkeypatch):
     model = tiny_model().learn(24)
 
     def loss(*args):
-        return LossTerms(*[th.zeros((), requires_grad=True) * th.inf for _ in range(5)], th.zeros(8))
+        names = ("policy", "entropy", "value", "reward", "consistency")
+        return LossOutput({name: th.zeros((), requires_grad=True) * th.inf for name in names}, th.zeros(8))
 
-    monkeypatch.setattr(muzero, "muzero_loss", loss)
-    message = r"the policy and the entropy .* for the 10th time in a row"
-    with pytest.warns(UserWarning, match="left out"), pytest.raises(FloatingPointError, match=message):
+    monkeypatch.setattr(learner, "muzero_loss", loss)
+    message = r"policy and entropy and .* in 10 updates in a row"
+    with pytest.warns(UserWarning, match="Skipping update"), pytest.raises(FloatingPointError, match=message):
         model.train(20, 8)
-    assert model._skipped_updates == 10
+    assert model.learner.skipped_updates == 10
 
 
 def test_checking_search_settings_draws_no_random_numbers():

@@ -139,7 +139,7 @@ def test_widths(latent_dim, num_bins, num_actions):
 
 def test_input_statistics():
     policy = make_policy(**BOUNDS)
-    policy.update_statistics(5 * observations(50) + 2)
+    policy.latent_model.update_statistics(5 * observations(50) + 2)
     assert_same_model(policy)
 
 

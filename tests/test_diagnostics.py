@@ -25,7 +25,7 @@ from sb3_muzero.analysis.diagnostics import (
     value_figures,
 )
 from sb3_muzero.callbacks import DiagnosticsCallback
-from sb3_muzero.learning.losses import muzero_loss, unroll
+from sb3_muzero.learning.losses import muzero_loss
 
 
 class CountingEnv(gym.Env):
@@ -93,7 +93,7 @@ def test_errors_are_those_of_each_depth():
     """One sequence at a time, by hand."""
     model = tiny_model(tiny_envs(2)).learn(60)
     samples = model.sample(16, 4)
-    targets = model.targets(samples)
+    targets = model.learner.targets(samples)
     errors = model_errors(model.policy, samples, targets)
     policy, latent_model = model.policy, model.policy.latent_model
     sums = {name: np.zeros((5, 2)) for name in errors._fields}
@@ -180,7 +180,7 @@ def test_dead_units_are_seen_in_every_network():
     model = tiny_model(tiny_envs(1)).learn(60)
     samples = model.sample(16, 3)
     networks = model.policy.latent_model
-    count = dormant_share(networks, nn.ReLU, lambda: unroll(model.policy, samples.observations[0], samples.actions))
+    count = dormant_share(networks, nn.ReLU, lambda: networks.unroll(samples.observations[0], samples.actions))
     for part in (networks.representation, networks.dynamics, networks.prediction.trunk):
         norm = next(module for module in part.modules() if isinstance(module, nn.LayerNorm))
         with th.no_grad():
@@ -188,7 +188,7 @@ def test_dead_units_are_seen_in_every_network():
             norm.bias.fill_(-1.0)
         before, count = (
             count,
-            dormant_share(networks, nn.ReLU, lambda: unroll(model.policy, samples.observations[0], samples.actions)),
+            dormant_share(networks, nn.ReLU, lambda: networks.unroll(samples.observations[0], samples.actions)),
         )
         assert count > before
 
@@ -250,7 +250,12 @@ def test_gradient_norms_are_of_weighted_losses_as_trained():
     model.sample(64, 5)
     samples = model.sample(64, 2)
     model.policy.optimizer.zero_grad()
-    (3.0 * muzero_loss(model.policy, samples, model.targets(samples)).consistency).backward()
+    (
+        3.0
+        * muzero_loss(model.policy.latent_model, model.policy.actions, samples, model.learner.targets(samples)).losses[
+            "consistency"
+        ]
+    ).backward()
     gradients = [p.grad for p in model.policy.latent_model.parameters() if p.grad is not None]
     assert figures["grad_norm_consistency"] == pytest.approx(float(th.stack([g.norm() for g in gradients]).norm()), rel=1e-4)
     assert figures["grad_norm_reward"] == 0.0 < figures["grad_norm_value"]

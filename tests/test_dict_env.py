@@ -102,7 +102,7 @@ def test_quantities_among_the_parts_are_scaled_as_a_vector_is():
     policy = tiny_model(TinyEnv(units), policy="MultiInputPolicy").learn(400).policy
     obs, _ = policy.obs_to_tensor({"metres": np.full((1, 3), 5e3, np.float32), "code": np.zeros(1, np.int64)})
     model = policy.latent_model
-    assert model.input_norm(model.features_extractor(policy._preprocess(obs))).abs().max() < 3
+    assert model.input_norm(model.features_extractor(policy.latent_model.preprocess(obs))).abs().max() < 3
     bucket_ids = spaces.Dict({"code": spaces.Discrete(2)})
     assert isinstance(tiny_model(TinyEnv(bucket_ids), policy="MultiInputPolicy").policy.latent_model.input_norm, nn.Identity)
 
@@ -114,7 +114,7 @@ def test_quantities_beside_an_image_are_scaled_whatever_their_unit():
     observations = model.replay_buffer.sequences(np.arange(300), np.zeros(300, int), 1, 1).observations
     latent_model, policy = model.policy.latent_model, model.policy
     first = {key: part[0] for key, part in observations.items()}
-    scaled = latent_model.input_norm(latent_model.features_extractor(policy._preprocess(first)))
+    scaled = latent_model.input_norm(latent_model.features_extractor(policy.latent_model.preprocess(first)))
     is_metres = ~np.array(latent_model.features_extractor.learned_features)
     assert is_metres.sum() == 3
     assert 0.7 < scaled[:, is_metres].std(0).min() and scaled[:, is_metres].std(0).max() < 1.4

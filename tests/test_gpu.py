@@ -12,6 +12,8 @@ from test_concurrency import in_threads
 
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpointing import resume, save_checkpoint
+from sb3_muzero.checkpointing.files import can_learn
 from sb3_muzero.checkpointing.run_state import checkpoints_in
 from sb3_muzero.search.backends.cuda_graphs import CudaGraph
 
@@ -39,7 +41,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(policy, tmp_path, monkeypatch
         samples = model.sample(32, 3)
         model._reanalyze(samples)
         parameters = list(model.policy.latent_model.parameters())
-        terms, _, gradients = model._backward(samples, model.targets(samples), parameters)
+        terms, _, gradients = model._backward(samples, model.learner.targets(samples), parameters)
         found.append([samples.observations.float(), samples.policies, *terms, *(g for g in gradients if g is not None)])
     assert len(found[0]) == len(found[1]) > 12
     for on_cpu, on_gpu in zip(*found, strict=True):
@@ -88,7 +90,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(policy, tmp_path, monkeypat
     th.cuda.manual_seed(99)
     _, last = checkpoints_in(tmp_path)
     last.unlink()
-    resumed = MuZero.resume(tmp_path, make(), restore_environments=True)
+    resumed = resume(tmp_path, make(), restore_environments=True)
     assert resumed.device.type == "cuda" and 0 < resumed.num_timesteps < 240
     resumed.learn(240 - resumed.num_timesteps, reset_num_timesteps=False)
     assert differences(snapshot(whole), snapshot(resumed)) == []
@@ -98,21 +100,21 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(policy, tmp_path, monkeypat
 def test_a_run_on_a_gpu_is_resumed_on_the_cpu_and_back(tmp_path):
     tiny_model(env(), policy="ResNetPolicy", device="cuda").learn(60).save_checkpoint(tmp_path)
     for device in ("cpu", "cuda"):
-        resumed = MuZero.resume(tmp_path, env(), device=device)
+        resumed = resume(tmp_path, env(), device=device)
         assert resumed.device.type == device
         resumed.learn(60, reset_num_timesteps=False)
         assert all(p.device.type == device for p in resumed.policy.parameters())
-        resumed.save_checkpoint(tmp_path)
+        save_checkpoint(resumed, tmp_path)
 
 
 def test_updates_that_are_not_finite_are_left_out():
     model = tiny_model(env(), policy="ResNetPolicy", device="cuda").learn(60)
     before = snapshot(model)
     model.replay_buffer.rewards[:] = np.nan
-    assert not model.can_learn()
+    assert not can_learn(model)
     with pytest.warns(UserWarning, match="is left out: a target of values or rewards is not finite"):
         model.train(1, 8)
-    assert model._skipped_updates == 1 and differences(before["policy"], snapshot(model)["policy"]) == []
+    assert model.learner.skipped_updates == 1 and differences(before["policy"], snapshot(model)["policy"]) == []
 
 
 def test_models_train_at_once_in_threads():

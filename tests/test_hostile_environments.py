@@ -61,7 +61,7 @@ HANDLED: dict[str, Any] = {
 def test_what_is_handled(name, policy_kwargs):
     model = tiny_model(Broken(HANDLED[name]), buffer_size=60, policy_kwargs=policy_kwargs)
     model.learn(160)
-    assert model.num_timesteps == 160 and model._skipped_updates == 0
+    assert model.num_timesteps == 160 and model.learner.skipped_updates == 0
     sound(model)
 
 

@@ -181,7 +181,7 @@ def test_settings_are_saved_with_the_policy(tmp_path, policy, kwargs):
     assert {name: getattr(loaded, name) for name in kwargs} == kwargs
     images = th.randint(255, (4, *SMALL.shape), dtype=th.uint8)
     assert th.equal(original.predict_values(images), loaded.predict_values(images))
-    assert loaded.augmentation.shift == kwargs["random_shift"]
+    assert loaded.latent_model.augmentation.shift == kwargs["random_shift"]
 
 
 def test_the_target_follows_the_statistics_of_features():
@@ -216,15 +216,18 @@ def test_only_the_loss_sees_changed_images(policy):
     model = scramble(tiny_model(TinyEnv(LARGE), policy=policy, policy_kwargs=dict(latent_norm="none"))).policy
     images = th.randint(255, (5, *LARGE.shape), dtype=th.uint8)
     assert th.equal(model.represent(images), model.represent(images))
-    assert not th.allclose(model.represent(images, augment=True), model.represent(images, augment=True))
+    first, second = (model.latent_model.represent(images, augment=True) for _ in range(2))
+    assert not th.allclose(first, second)
     as_they_are = tiny_model(TinyEnv(LARGE), policy=policy, policy_kwargs=dict(random_shift=0, random_intensity=0.0)).policy
-    assert th.equal(as_they_are.represent(images, augment=True), as_they_are.represent(images))
+    assert th.equal(as_they_are.latent_model.represent(images, augment=True), as_they_are.represent(images))
 
 
 def test_the_loss_changes_the_first_observation_and_those_that_latents_are_compared_with():
     model = tiny_model(TinyEnv(LARGE), policy="CnnPolicy").learn(40)
-    calls, plain = [], model.policy.represent
-    model.policy.represent = lambda obs, model=None, augment=False: (calls.append(augment), plain(obs, model, augment))[1]
+    calls = []
+    for network in (model.policy.latent_model, model.policy.latent_model_target):
+        plain = network.represent
+        network.represent = lambda obs, augment=False, plain=plain: (calls.append(augment), plain(obs, augment))[1]
     model.train(1, 4)
     assert sorted(calls) == [False, True, True], "bootstraps see images as they are"
 

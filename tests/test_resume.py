@@ -28,8 +28,9 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpointing import resume, save_checkpoint
+from sb3_muzero.checkpointing.files import can_learn
 from sb3_muzero.checkpointing.run_state import checkpoints_in, decode, encode, is_missing, load_checkpoint, steps_of
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.games import TicTacToeEnv
@@ -73,7 +74,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(name, tmp_path):
     th.manual_seed(99)
     path, last = checkpoints_in(tmp_path)
     last.unlink()
-    resumed = MuZero.resume(tmp_path, make(), restore_environments=True)
+    resumed = resume(tmp_path, make(), restore_environments=True)
     assert 0 < resumed.num_timesteps < 240 and path.name == f"checkpoint_{resumed.num_timesteps}_steps.npz"
     resumed.learn(240 - resumed.num_timesteps, reset_num_timesteps=False)
     assert differences(snapshot(whole), snapshot(resumed)) == []
@@ -88,7 +89,7 @@ def test_without_their_state_environments_begin_anew(tmp_path):
     make, _ = ENVS["VecNormalize"]
     tiny_model(make()).learn(120, callback=ResumableCheckpointCallback(20, tmp_path))
     assert len(checkpoints_in(tmp_path)) == 2
-    resumed = MuZero.resume(tmp_path, make())
+    resumed = resume(tmp_path, make())
     assert resumed._last_obs is None
     before, mean = resumed.num_timesteps, resumed.get_env().obs_rms.mean.copy()
     assert mean.any()
@@ -101,19 +102,19 @@ def test_environments_that_can_not_be_stored_are_said_so(tmp_path):
     with pytest.warns(UserWarning, match="begin anew: environments of a SubprocVecEnv"):
         tiny_model(env).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "subproc"))
     with pytest.raises(ValueError, match="SubprocVecEnv are not of this process"):
-        MuZero.resume(tmp_path / "subproc", env, restore_environments=True)
-    MuZero.resume(tmp_path / "subproc", env).learn(20, reset_num_timesteps=False)
+        resume(tmp_path / "subproc", env, restore_environments=True)
+    resume(tmp_path / "subproc", env).learn(20, reset_num_timesteps=False)
     env.close()
     plain = TinyEnv()
     plain.unpicklable = (i for i in range(3))  # type: ignore[attr-defined]
     with pytest.warns(UserWarning, match="begin anew: the environments can't be pickled"):
         tiny_model(plain).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "plain"))
     with pytest.raises(ValueError, match="can't be pickled"):
-        MuZero.resume(tmp_path / "plain", TinyEnv(), restore_environments=True)
-    tiny_model(OneWay()).save_checkpoint(tmp_path / "one way")
+        resume(tmp_path / "plain", TinyEnv(), restore_environments=True)
+    save_checkpoint(tiny_model(OneWay()), tmp_path / "one way")
     with pytest.raises(ValueError, match="can't be unpickled: OSError"):
-        MuZero.resume(tmp_path / "one way", OneWay(), restore_environments=True)
-    MuZero.resume(tmp_path / "one way", OneWay())
+        resume(tmp_path / "one way", OneWay(), restore_environments=True)
+    resume(tmp_path / "one way", OneWay())
 
 
 class OneWay(TinyEnv):
@@ -126,7 +127,7 @@ def test_environments_that_are_pickled_by_their_arguments_are_not_stored(tmp_pat
     """Box2D's, MuJoCo's and Atari's: unpickled they would stand at their beginning."""
     tiny_model(ByArguments()).learn(60, callback=ResumableCheckpointCallback(10, tmp_path))
     with pytest.raises(ValueError, match="ByArguments is pickled by its arguments"):
-        MuZero.resume(tmp_path, ByArguments(), restore_environments=True)
+        resume(tmp_path, ByArguments(), restore_environments=True)
 
 
 class ByArguments(TinyEnv, EzPickle):
@@ -138,8 +139,8 @@ class ByArguments(TinyEnv, EzPickle):
 def test_environments_that_begin_anew_do_not_begin_as_the_run_did(tmp_path):
     whole = tiny_model("CartPole-v1").learn(60, callback=ResumableCheckpointCallback(10, tmp_path))
     first = whole.replay_buffer.observations.frames[0, 0]
-    resumed = MuZero.resume(tmp_path, "CartPole-v1").learn(20, reset_num_timesteps=False)
-    again = MuZero.resume(tmp_path, "CartPole-v1").learn(20, reset_num_timesteps=False)
+    resumed = resume(tmp_path, "CartPole-v1").learn(20, reset_num_timesteps=False)
+    again = resume(tmp_path, "CartPole-v1").learn(20, reset_num_timesteps=False)
     assert not np.array_equal(resumed.replay_buffer.observations.frames[60, 0], first)
     assert differences(snapshot(resumed), snapshot(again)) == []  # and always alike
 
@@ -157,20 +158,20 @@ def test_a_folder_is_of_one_run(tmp_path):
     assert names_in(tmp_path) == files
     os.utime(tmp_path / files[0], (0, 0))  # as a copy of the folder may have it
     os.utime(tmp_path / files[1], (2e9, 2e9))
-    assert MuZero.resume(tmp_path, TinyEnv()).num_timesteps == 100
+    assert resume(tmp_path, TinyEnv()).num_timesteps == 100
     with pytest.raises(FileNotFoundError, match="must be their folder"):
-        MuZero.resume(tmp_path / files[0], TinyEnv())
+        resume(tmp_path / files[0], TinyEnv())
     refusal = r"another run, .*checkpoint_100_steps.npz the newest, and this one is at step 0: go on"
     for other in (tiny_model(TinyEnv()), model):  # whose steps are counted from 0 again
         with pytest.raises(ValueError, match=refusal):
             other.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
     with pytest.raises(ValueError, match=refusal):
-        tiny_model(TinyEnv()).save_checkpoint(tmp_path)
+        save_checkpoint(tiny_model(TinyEnv()), tmp_path)
     (tmp_path / files[0]).write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="damaged"):
-        resumed = MuZero.resume(tmp_path, TinyEnv())
+        resumed = resume(tmp_path, TinyEnv())
     resumed.learn(10, reset_num_timesteps=False)
-    resumed.save_checkpoint(tmp_path / "archive")
+    save_checkpoint(resumed, tmp_path / "archive")
     both = [ResumableCheckpointCallback(20, tmp_path, keep=1), ResumableCheckpointCallback(50, tmp_path / "rare")]
     for steps in (30, 20):
         resumed.learn(steps, callback=both, reset_num_timesteps=False)
@@ -180,7 +181,7 @@ def test_a_folder_is_of_one_run(tmp_path):
     early = tmp_path / "early"
     tiny_model(TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
     with pytest.raises(ValueError, match="at step 0: go on"):
-        MuZero.resume(early, TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
+        resume(early, TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
     # Nor do two runs that begin at about the same time share one
     both = tmp_path / "both"
     tiny_model(TinyEnv()).learn(1, callback=Nested(lambda: tiny_model(TinyEnv()), both))
@@ -220,7 +221,7 @@ def test_checkpoints_change_nothing(tmp_path, features):
         models.append(model.learn(60, callback=callback, reset_num_timesteps=False))
     assert differences(*map(snapshot, models)) == []
     models[0].novelty_coef = 0.1  # a number, until training begins
-    assert models[0].can_learn()
+    assert can_learn(models[0])
 
 
 class Normalizing(FlattenExtractor):
@@ -257,11 +258,11 @@ def test_networks_that_have_become_infinite_are_not_saved(tmp_path):
         pytest.raises((ValueError, FloatingPointError)),
     ):
         model.learn(400, callback=ResumableCheckpointCallback(1, tmp_path, keep=1))
-    resumed = MuZero.resume(tmp_path, TinyEnv(), learning_rate=1e-3)
+    resumed = resume(tmp_path, TinyEnv(), learning_rate=1e-3)
     assert 190 <= resumed.num_timesteps <= 210
     resumed.learn(40, reset_num_timesteps=False)
     with pytest.raises(FloatingPointError, match="not finite"):
-        model.save_checkpoint(tmp_path)
+        save_checkpoint(model, tmp_path)
 
 
 def test_a_target_network_without_values_is_not_saved(tmp_path):
@@ -269,7 +270,7 @@ def test_a_target_network_without_values_is_not_saved(tmp_path):
     for parameter in model.policy.latent_model_target.parameters():
         parameter.data.fill_(th.nan)
     with pytest.raises(FloatingPointError, match="not finite"):
-        model.save_checkpoint(tmp_path)
+        save_checkpoint(model, tmp_path)
 
 
 def test_a_single_update_that_is_left_out_does_not_keep_a_run_from_being_saved(tmp_path):
@@ -282,14 +283,14 @@ def test_a_single_update_that_is_left_out_does_not_keep_a_run_from_being_saved(t
 
     with pytest.warns(UserWarning, match="is left out"):
         tiny_model(TinyEnv()).learn(60, callback=[LeavingOut(), ResumableCheckpointCallback(999, tmp_path)])
-    assert MuZero.resume(tmp_path, TinyEnv()).num_timesteps == 60
+    assert resume(tmp_path, TinyEnv()).num_timesteps == 60
 
 
 def test_numbers_of_numpy_are_settings_like_others(tmp_path):
     kwargs = {"optimizer_kwargs": {"eps": np.float32(1e-5)}}
     model = tiny_model(TinyEnv(), buffer_size=np.int64(700), tensorboard_log=None, policy_kwargs=kwargs)
-    model.learn(40).save_checkpoint(tmp_path)
-    resumed = MuZero.resume(tmp_path, TinyEnv())
+    save_checkpoint(model.learn(40), tmp_path)
+    resumed = resume(tmp_path, TinyEnv())
     assert resumed.buffer_size == 700 and resumed.policy.optimizer.defaults["eps"] == float(np.float32(1e-5))
     assert encode(tmp_path) == str(tmp_path) and encode(np.longdouble(2)) == 2.0
     assert is_missing(encode([{"a": th.relu}])) and not is_missing(encode([{"missing": 1}, {}]))
@@ -301,8 +302,8 @@ def test_statistics_of_gymnasiums_wrappers_are_said_to_begin_anew(tmp_path):
 
     tiny_model(make()).learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
     with pytest.warns(UserWarning, match="NormalizeObservation .* begin anew"):
-        MuZero.resume(tmp_path, make())
-    restored = MuZero.resume(tmp_path, make(), restore_environments=True)
+        resume(tmp_path, make())
+    restored = resume(tmp_path, make(), restore_environments=True)
     assert restored.get_env().get_attr("obs_rms")[0].count > 60
 
 
@@ -332,12 +333,12 @@ def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path):
     for damaged in (b"", whole[: len(whole) // 2], bytes(rng.integers(256, size=1000, dtype=np.uint8))):
         newer.write_bytes(damaged)
         with pytest.warns(UserWarning, match="damaged"):
-            assert f"_{MuZero.resume(tmp_path, TinyEnv()).num_timesteps}_" in older.name
+            assert f"_{resume(tmp_path, TinyEnv()).num_timesteps}_" in older.name
     older.write_bytes(b"")
     with pytest.raises(ValueError, match="damaged"), pytest.warns(UserWarning):
-        MuZero.resume(tmp_path, TinyEnv())
+        resume(tmp_path, TinyEnv())
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        MuZero.resume(tmp_path / "nowhere", TinyEnv())
+        resume(tmp_path / "nowhere", TinyEnv())
 
 
 def test_a_flipped_byte_is_noticed(tmp_path):
@@ -428,13 +429,13 @@ def test_signals_end_a_run_with_a_last_checkpoint(number, expected, tmp_path):
         with pytest.raises(expected):
             model.learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path))
         assert signal.getsignal(signal.SIGTERM) is leave
-        resumed = MuZero.resume(tmp_path, TinyEnv())
+        resumed = resume(tmp_path, TinyEnv())
         assert 50 <= resumed.num_timesteps <= 54
         # In the last rollout, too
         model = tiny_model(Interrupting(number))
         with pytest.raises(expected):
             model.learn(50, callback=ResumableCheckpointCallback(10_000, tmp_path / "last"))
-        assert MuZero.resume(tmp_path / "last", TinyEnv()).num_timesteps >= 50
+        assert resume(tmp_path / "last", TinyEnv()).num_timesteps >= 50
         # Where training has failed, signals are not held back, nor in what is trained next
         for i, afterwards in enumerate(
             (lambda: signal.raise_signal(number), lambda: tiny_model(Interrupting(number)).learn(99))
@@ -447,7 +448,7 @@ def test_signals_end_a_run_with_a_last_checkpoint(number, expected, tmp_path):
         two = [ResumableCheckpointCallback(10_000, tmp_path / name) for name in ("one", "two")]
         with pytest.raises(expected):
             tiny_model(Interrupting(number)).learn(1000, callback=two)
-        assert signal.getsignal(signal.SIGTERM) is leave and MuZero.resume(tmp_path / "two", TinyEnv()).num_timesteps >= 50
+        assert signal.getsignal(signal.SIGTERM) is leave and resume(tmp_path / "two", TinyEnv()).num_timesteps >= 50
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -505,11 +506,11 @@ def test_signals_find_whoever_saves(tmp_path):
         two = [ResumableCheckpointCallback(999, tmp_path / "first"), Beginning(999, tmp_path / "second")]
         with pytest.raises(SystemExit):
             tiny_model(TinyEnv()).learn(100, callback=two)
-        assert MuZero.resume(tmp_path / "second", TinyEnv()).num_timesteps == 0
+        assert resume(tmp_path / "second", TinyEnv()).num_timesteps == 0
         outer = [ResumableCheckpointCallback(999, tmp_path / "out"), Trying()]
         with pytest.raises(SystemExit):
             tiny_model(TinyEnv()).learn(100, callback=outer)
-        assert MuZero.resume(tmp_path / "out", TinyEnv()).num_timesteps == 32
+        assert resume(tmp_path / "out", TinyEnv()).num_timesteps == 32
         assert signal.getsignal(signal.SIGTERM) is leave
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -565,7 +566,7 @@ def test_ctrl_c_saves_a_checkpoint_though_it_ends_the_environments_processes(tmp
             model.learn(1000, callback=ResumableCheckpointCallback(10_000, tmp_path))
     finally:
         signal.signal(signal.SIGINT, before)
-    resumed = MuZero.resume(tmp_path, DummyVecEnv([TinyEnv] * 2))
+    resumed = resume(tmp_path, DummyVecEnv([TinyEnv] * 2))
     assert 96 <= resumed.num_timesteps <= 98
     resumed.learn(20, reset_num_timesteps=False)
 
@@ -586,7 +587,7 @@ from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing.run_state import checkpoints_in
 folder = sys.argv[1]
 if checkpoints_in(folder):
-    model = MuZero.resume(folder, "CartPole-v1")
+    model = resume(folder, "CartPole-v1")
 else:
     model = MuZero("MlpPolicy", "CartPole-v1", num_simulations=2, learning_starts=20, batch_size=8, buffer_size=2000, seed=0)
 print(model.num_timesteps, flush=True)
@@ -650,11 +651,11 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path):
     state = load_checkpoint(tmp_path)
     state["environments"]["pickle"] = np.frombuffer(pickle.dumps(Bomb(exploded)), np.uint8)
     save_npz(path, state)
-    MuZero.resume(tmp_path, TinyEnv())
+    resume(tmp_path, TinyEnv())
     state["settings"]["policy_kwargs"] = {"dict": {"activation_fn": {"class": ["os", "system"]}}}
     save_npz(path, state)
     with pytest.raises(ValueError, match=r"`policy_kwargs` was os.system, which is not there"):
-        MuZero.resume(tmp_path, TinyEnv())
+        resume(tmp_path, TinyEnv())
     assert not exploded.exists()
     pickle.loads(pickle.dumps(Bomb(exploded)))
     assert exploded.exists()
@@ -663,8 +664,8 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path):
 def test_settings_are_what_they_were_or_missing_by_name(tmp_path):
     kwargs = {"net_arch": [16], "activation_fn": th.nn.Tanh, "value_support": (-1.0, 1.0), "optimizer_class": th.optim.SGD}
     model = tiny_model(TinyEnv(), policy_kwargs=kwargs, train_freq=(2, "episode"), n_steps_half_life=float("inf"))
-    model.save_checkpoint(tmp_path)
-    resumed = MuZero.resume(tmp_path, TinyEnv(), n_steps=7)
+    save_checkpoint(model, tmp_path)
+    resumed = resume(tmp_path, TinyEnv(), n_steps=7)
     assert resumed.policy_kwargs == model.policy_kwargs and resumed.train_freq == model.train_freq
     assert resumed.n_steps == 7 and resumed.n_steps_half_life == float("inf")
     assert type(resumed.policy.optimizer) is th.optim.SGD
@@ -672,25 +673,25 @@ def test_settings_are_what_they_were_or_missing_by_name(tmp_path):
         assert decode(encode(setting), "x") == setting
     tiny_model(TinyEnv(), learning_rate=lambda progress: 1e-3 * progress).save_checkpoint(tmp_path / "function")
     with pytest.raises(ValueError, match=r"`learning_rate` was <function .*give it again, `resume\(.*learning_rate="):
-        MuZero.resume(tmp_path / "function", TinyEnv())
-    MuZero.resume(tmp_path / "function", TinyEnv(), learning_rate=1e-3)
+        resume(tmp_path / "function", TinyEnv())
+    resume(tmp_path / "function", TinyEnv(), learning_rate=1e-3)
 
 
 def test_other_environments_are_refused(tmp_path):
-    tiny_model(TinyEnv()).save_checkpoint(tmp_path)
+    save_checkpoint(tiny_model(TinyEnv()), tmp_path)
     with pytest.raises(ValueError, match="`buffer_size` can't be changed"):
-        MuZero.resume(tmp_path, TinyEnv(), buffer_size=5000)
+        resume(tmp_path, TinyEnv(), buffer_size=5000)
     for env in ("CartPole-v1", DummyVecEnv([TinyEnv, TinyEnv]), gym.wrappers.FlattenObservation(TicTacToeEnv())):
         with pytest.raises(ValueError, match="must be of"):
-            MuZero.resume(tmp_path, env)
+            resume(tmp_path, env)
     with pytest.raises(ValueError, match="must not be wrapped in VecNormalize"):
-        MuZero.resume(tmp_path, VecNormalize(DummyVecEnv([TinyEnv])))
+        resume(tmp_path, VecNormalize(DummyVecEnv([TinyEnv])))
     with pytest.raises(ValueError, match="must be wrapped as it was"):
-        MuZero.resume(tmp_path, gym.wrappers.TransformReward(TinyEnv(), lambda reward: 2 * reward), restore_environments=True)
+        resume(tmp_path, gym.wrappers.TransformReward(TinyEnv(), lambda reward: 2 * reward), restore_environments=True)
     late = TinyEnv()
     late.env = TinyEnv()  # type: ignore[attr-defined]  # its own affair
-    tiny_model(late).save_checkpoint(tmp_path / "late")
-    MuZero.resume(tmp_path / "late", TinyEnv(), restore_environments=True)
+    save_checkpoint(tiny_model(late), tmp_path / "late")
+    resume(tmp_path / "late", TinyEnv(), restore_environments=True)
     for bad in ({"save_freq": 0}, {"keep": 0}, {"save_freq": 1.5}):
         with pytest.raises(ValueError, match="must be an integer of at least 1"):
             ResumableCheckpointCallback(**{"save_freq": 1, "save_path": tmp_path, **bad})

@@ -420,7 +420,7 @@ def test_search_settings_reach_the_search(monkeypatch):
     model, _ = tiny_env_model(num_simulations=7, search_kwargs={"max_num_considered_actions": 2}, gamma=0.5)
     visits = model.policy.plan(th.zeros(1, 3), deterministic=True).tree.node_visits[0]
     assert visits[0] == 8  # the root's own evaluation and 7 simulations
-    assert model.policy.discount == 0.5
+    assert model.policy.planner.settings.discount == 0.5
     considered = model.policy.plan(th.zeros(1, 3), deterministic=True).tree.children_visits[0, 0]
     assert (considered > 0).sum() == 2
 

@@ -171,7 +171,7 @@ def test_custom_objects_and_other_arguments_replace_what_was_saved(trained, tmp_
     assert loaded.learning_rate == 0.5 and loaded.lr_schedule(1.0) == 0.5
     loaded = MuZero.load(tmp_path / "model", num_simulations=9, search="puct", gamma=0.5, n_steps=2, device="cpu")
     assert (loaded.num_simulations, loaded.search, loaded.gamma, loaded.n_steps) == (9, "puct", 0.5, 2)
-    assert (loaded.policy.num_simulations, loaded.policy.search, loaded.policy.discount) == (9, "puct", 0.5)
+    assert loaded.policy.planner.settings == ("puct", 9, None, 0.5)
     assert loaded.policy.plan(th.zeros(1, 4)).tree.node_visits[0, 0] == 10
     assert differences(snapshot(trained), snapshot(loaded)) == []
 
@@ -342,7 +342,7 @@ def test_one_reward_for_everything_is_nothing_to_plan_for_after_loading_either(t
     model.load_replay_buffer(tmp_path / "buffer")
     model.learn(20, reset_num_timesteps=False)
     env.close()
-    assert not model.reward_signal_seen
+    assert not model.warmup.reward_signal_seen
 
 
 def test_an_old_file_stays_whole_where_saving_fails(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch as th
 
 from sb3_muzero.learning.targets import n_step_returns, needs_bootstrap, unroll_targets
-from sb3_muzero.replay.replay_buffer import SequenceSamples
+from sb3_muzero.replay.sequences import SequenceSamples
 
 GAMMA = 0.9
 
@@ -38,7 +38,7 @@ def test_targets_equal_their_definition(length, terminated, horizon):
     unroll, n = 3, 4
     samples, bootstrap = random_samples(length, terminated, unroll, n, horizon)
     needed = needs_bootstrap(samples)
-    targets = unroll_targets(samples, bootstrap * needed, th.full((unroll + 1, 1), th.nan), GAMMA)
+    targets = unroll_targets(samples, bootstrap * needed, GAMMA)
     rewards = samples.rewards[:, 0].tolist()
     for k in range(unroll + 1):
         inside = k < length
@@ -61,12 +61,13 @@ def test_targets_equal_their_definition(length, terminated, horizon):
 
 
 @pytest.mark.parametrize("terminated", [True, False])
-def test_fresh_values_take_the_place_of_returns_before_the_end(terminated):
+def test_reanalyzed_values_take_the_place_of_returns_before_the_end(terminated):
     unroll, length = 3, 2
     samples, bootstrap = random_samples(length, terminated, unroll, 4, 1)
-    fresh = th.tensor([[10.0], [th.nan], [12.0], [13.0]])
-    targets = unroll_targets(samples, bootstrap, fresh, GAMMA)
-    returns = unroll_targets(samples, bootstrap, th.full_like(fresh, th.nan), GAMMA)
+    values, known = th.tensor([[10.0], [11.0], [12.0], [13.0]]), th.tensor([[True], [False], [True], [True]])
+    reanalyzed = samples._replace(reanalyzed_values=values, has_reanalyzed_value=known)
+    targets = unroll_targets(reanalyzed, bootstrap, GAMMA)
+    returns = unroll_targets(samples, bootstrap, GAMMA)
     assert targets.values[:, 0].tolist() == [10.0, *returns.values[1:, 0].tolist()]
     assert th.equal(targets.value_weights, returns.value_weights)
 

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from pettingzoo.classic import chess_v6, connect_four_v3, tictactoe_v3
 from stable_baselines3.common.env_checker import check_env
 
-from sb3_muzero import MuZero
+from sb3_muzero.checkpointing import resume, save_checkpoint
 from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.adapters import AdaptedGame, from_open_spiel, from_pettingzoo
 from sb3_muzero.games.match import play_match
@@ -97,10 +97,10 @@ def test_a_copy_plays_on_from_the_same_position(name: str) -> None:
 def test_a_run_on_a_game_of_pettingzoo_goes_on_amid_a_game(tmp_path: Path) -> None:
     model = tiny_model(from_pettingzoo(tictactoe_v3.env())).learn(62)
     assert not model.env.buf_dones[0], "amid a game"
-    model.save_checkpoint(tmp_path)
+    save_checkpoint(model, tmp_path)
     unbroken = model.learn(20, reset_num_timesteps=False)
     env = from_pettingzoo(tictactoe_v3.env())
-    resumed = MuZero.resume(tmp_path, env, restore_environments=True).learn(20, reset_num_timesteps=False)
+    resumed = resume(tmp_path, env, restore_environments=True).learn(20, reset_num_timesteps=False)
     assert differences(snapshot(unbroken), snapshot(resumed)) == []
 
 

@@ -98,7 +98,7 @@ def test_value_targets_are_the_movers_own(gamma: float) -> None:
     )
     model.learn(300)
     samples = model.sample(64, 4)
-    values = model.targets(samples).values
+    values = model.learner.targets(samples).values
     for b in range(64):
         length, last = int(samples.lengths[b]), samples.rewards[: int(samples.lengths[b]), b]
         if not samples.terminated[b]:
@@ -113,8 +113,8 @@ def test_value_targets_are_the_movers_own(gamma: float) -> None:
 def test_bootstrap_values_change_sign_with_the_mover() -> None:
     model = scramble(tiny_model(TicTacToeEnv(symmetries=False), gamma=0.5, n_steps=1)).learn(60)
     samples = model.sample(32, 2)
-    values = model.targets(samples).values
-    following = model.policy.predict_values(samples.bootstrap_observations, model.policy.latent_model_target).squeeze(-1)
+    values = model.learner.targets(samples).values
+    following = model.policy.latent_model_target.predict_values(samples.bootstrap_observations).squeeze(-1)
     inside = th.arange(3)[:, None] + 1 < samples.lengths
     assert inside.any()
     expected = samples.rewards[:3] - 0.5 * following
@@ -132,7 +132,9 @@ def test_planning_counts_what_is_good_for_the_opponent_as_bad() -> None:
         reward, value = tree.children_rewards[0, parent, action], tree.node_values[0, node]
         assert tree.children_qvalues[0, parent, action] == pytest.approx(reward - 0.9 * value, abs=1e-4)
     latent = model.policy.represent(observations)
-    assert model.policy._recurrent_inference(latent, th.tensor([0])).discount.item() == pytest.approx(-0.9)
+    assert model.policy.latent_model.recurrent_inference(
+        latent, th.tensor([0]), model.discount
+    ).discount.item() == pytest.approx(-0.9)
 
 
 def test_supports_of_a_game_are_symmetric() -> None:
@@ -145,10 +147,10 @@ def test_supports_of_a_game_are_symmetric() -> None:
 
 def test_two_player_is_kept_and_checked(tmp_path: Any) -> None:
     model = tiny_model(TicTacToeEnv())
-    assert model.two_player and model.discount == model.policy.discount == -0.99
+    assert model.two_player and model.discount == model.policy.planner.settings.discount == -0.99
     model.save(tmp_path / "model")
     loaded = MuZero.load(tmp_path / "model", device="cpu")
-    assert loaded.two_player and loaded.policy.discount == -0.99
+    assert loaded.two_player and loaded.policy.planner.settings.discount == -0.99
     assert not tiny_model().two_player and tiny_model().discount == 0.99
 
     model.set_env(gym.wrappers.TransformReward(Single(), float))
@@ -273,16 +275,18 @@ def test_reanalysis_writes_policies_of_the_board_as_it_was_played() -> None:
     assert np.allclose(samples.policies[0].numpy()[searched], found.action_weights[searched], atol=0.02)
 
 
-def test_fresh_values_are_the_movers_own() -> None:
+def test_reanalyzed_values_are_the_movers_own() -> None:
     """Where the horizon is one step, the value of the best move that was found, not of what it leads to."""
     model = scramble(tiny_model(TicTacToeEnv(symmetries=False), n_steps=1, reanalyze_ratio=1.0, learning_starts=60)).learn(60)
     samples = model.sample(32, 2)
-    _, fresh = model._reanalyze(samples)
+    reanalyzed, _ = model.reanalyzer(samples, 1.0, model._n_updates)
+    values = reanalyzed.reanalyzed_values
+    assert values is not None and reanalyzed.has_reanalyzed_value is not None and reanalyzed.has_reanalyzed_value.all()
     target, masks = model.policy.latent_model_target, samples.action_masks[0].numpy()  # type: ignore[index]
     found = model.policy.plan(samples.observations[0], deterministic=True, model=target, action_masks=masks)  # type: ignore
-    assert np.allclose(fresh[0].numpy(), found.improved_value, atol=1e-4)
-    following = model.policy.predict_values(samples.observations[1:], target).squeeze(-1)  # type: ignore[index]
-    assert th.allclose(fresh[1:], following, atol=1e-4)
+    assert np.allclose(values[0].numpy(), found.improved_value, atol=1e-4)
+    following = target.predict_values(samples.observations[1:]).squeeze(-1)  # type: ignore[index]
+    assert th.allclose(values[1:], following, atol=1e-4)
 
 
 def test_diagnostics_follow_the_sign() -> None:
@@ -299,9 +303,9 @@ def test_a_time_limit_bootstraps_with_the_movers_sign() -> None:
     env = gym.wrappers.TimeLimit(TicTacToeEnv(symmetries=False), 3)
     model = scramble(tiny_model(env, gamma=1.0, n_steps=9, learning_starts=90)).learn(60)
     samples = model.sample(64, 2)
-    values = model.targets(samples).values
+    values = model.learner.targets(samples).values
     ends = samples.bootstrap_observations[0]  # type: ignore[index]
-    end_values = model.policy.predict_values(ends, model.policy.latent_model_target).squeeze(-1)
+    end_values = model.policy.latent_model_target.predict_values(ends).squeeze(-1)
     signs = (-1.0) ** samples.lengths
     assert not samples.terminated.any() and len(samples.lengths.unique()) == 3
     assert th.allclose(values[0], signs * end_values, atol=1e-5)
@@ -311,12 +315,12 @@ def test_moves_after_the_opening_are_the_likeliest() -> None:
     played: list[tuple[int, bool]] = []
 
     class Spy(MuZero):
-        def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
-            steps = int(self._episode_steps[0])
-            actions, indices = super()._sample_action(*args, **kwargs)
-            if self.last_search is not None:
-                played.append((steps, bool(indices[0] == self.last_search.action_weights[0].argmax())))
-            return actions, indices
+        def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
+            steps = int(self.collector.episode_steps[0])
+            actions, decision = super()._sample_action(*args, **kwargs)
+            if decision.search is not None:
+                played.append((steps, bool(decision.actions[0] == decision.search.action_weights[0].argmax())))
+            return actions, decision
 
     Spy(
         "MlpPolicy",
