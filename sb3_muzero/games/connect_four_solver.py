@@ -37,8 +37,8 @@ def look(own: np.uint64, mask: np.uint64, num_rows: int, num_columns: int) -> tu
     """
     :param own: the mover's stones.
     :param mask: all stones.
-    :return: the value, where it takes no more than a ply to see, else ``UNKNOWN``; and the only move that does not lose at
-        once, 0 if there are several.
+    :return: the value if one ply decides it, else ``UNKNOWN``; and the only move that does not lose at once, 0 if there are
+        several.
     """
     height, other = np.uint64(num_rows), own ^ mask
     forced, num_moves = np.uint64(0), 0
@@ -64,8 +64,8 @@ class Bitboards(NamedTuple):
 
     :param num_rows: rows.
     :param num_columns: columns.
-    :param keys: the table. Shape ``[T]``, uint64.
-    :param table: what it knows, 4 * (value + 1) + kind. Shape ``[T]``, int8.
+    :param keys: keys of the transposition table. Shape ``[T]``, uint64.
+    :param table: its bounds, 4 * (value + 1) + kind. Shape ``[T]``, int8.
     """
 
     num_rows: int
@@ -107,8 +107,8 @@ define_game(Bitboards, bounds=_bounds, make_move=_make_move, store=_store)
 
 class ConnectFourSolver:
     """
-    Says what moves are worth: the later in the game, the sooner. With 16 stones that takes less than a tenth of a second, with
-    12 mostly less than a second, with 8 up to a minute.
+    Computes the exact values of moves. That takes less than a tenth of a second in positions with 16 stones, mostly less than
+    a second with 12, and up to a minute with 8.
 
     :param rules: Of a Connect Four on a board of at most 64 bits
     :param max_positions: Positions to look at for each move before giving up
@@ -130,8 +130,8 @@ class ConnectFourSolver:
     def values(self, board: np.ndarray) -> np.ndarray:
         """
         :param board: Position as the mover sees it, whose game is not over, shape ``[cells]``
-        :return: What each column is worth to the mover if nobody errs: 1, 0 or -1; NaN for full columns and for those that
-            took too long; shape ``[num_columns]``
+        :return: Value of each column for the mover under perfect play: 1, 0 or -1; NaN for full columns, and for those
+            with too many positions; shape ``[num_columns]``
         """
         num_rows, num_columns = self.rules.num_rows, self.rules.num_columns
         cells = np.asarray(board).reshape(num_rows, num_columns)[::-1]

@@ -8,7 +8,7 @@ from sb3_muzero.games.alpha_beta import define_game, negamax
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, kernel, landing, play
 
 WIN = 10**9
-"""Score of a position that is won, plus the depth that is left: the sooner the better."""
+"""Score of a won position, to which the remaining depth is added: faster wins are better."""
 LOWEST = -10 * WIN
 MANY = 2**62
 
@@ -16,7 +16,7 @@ MANY = 2**62
 def move_order(rules: Rules) -> np.ndarray:
     """
     :param rules: of the game.
-    :return: all moves, the ones in the middle first, which lets alpha-beta see less. Shape ``[num_actions]``, int64.
+    :return: all moves, central ones first, which makes alpha-beta prune more. Shape ``[num_actions]``, int64.
     """
     rows, columns = np.divmod(np.arange(rules.num_actions), rules.num_columns)
     away_from_middle = np.abs(columns - (rules.num_columns - 1) / 2)
@@ -27,7 +27,7 @@ def move_order(rules: Rules) -> np.ndarray:
 
 @kernel
 def evaluate_lines(rules: Rules, board: np.ndarray) -> int:
-    """:return: what is open to the mover minus what is to the opponent: 4 to the power of the stones in each possible line"""
+    """:return: sum over open lines, 4 to the power of the stones in them, of the mover minus that of the opponent"""
     height, width, length = rules.num_rows, rules.num_columns, rules.in_a_row
     score = 0
     for direction in range(4):
@@ -75,7 +75,7 @@ def stones_to_connect(rules: Rules, board: np.ndarray, own: int, down: int) -> i
 
 @kernel
 def evaluate(rules: Rules, board: np.ndarray) -> int:
-    """:return: how good a position looks for the mover"""
+    """:return: heuristic value of a position for the mover"""
     if rules.in_a_row == 0:
         return 16 * (stones_to_connect(rules, board, -1, 0) - stones_to_connect(rules, board, 1, 1))
     return evaluate_lines(rules, board)
@@ -126,8 +126,8 @@ def minimax_scores(rules: Rules, board: np.ndarray, depth: int, order: np.ndarra
     :param rules: of the game.
     :param board: position that is not over. Shape ``[cells]``.
     :param depth: plies to look ahead, at least 1.
-    :param order: all moves, best looking first.
-    :return: scores of moves: exact for all of the best ones, at least too low for others; ``LOWEST`` for illegal ones.
+    :param order: all moves, the most promising ones first.
+    :return: scores of moves: exact for the best ones, upper bounds below the best for others, ``LOWEST`` for illegal ones.
         Shape ``[num_actions]``, int64.
     """
     scores = np.full(order.size, LOWEST, np.int64)
