@@ -1,6 +1,6 @@
 """
-Learn a board game from nothing by self-play, with the settings of ``zoo_configs/muzero.yml``, and grade the agent: against
-minimax of growing depth, and on TicTacToe against everything that an opponent can do.
+Learns a board game by self-play with the settings of ``zoo_configs/muzero.yml``, and evaluates the agent against minimax of
+several depths, and on TicTacToe in every game that can be played.
 
     python examples/self_play.py TicTacToe --seeds 3 --jobs 2
     python examples/self_play.py ConnectFour
@@ -43,7 +43,7 @@ SECTIONS = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
 
 class Evaluation(SelfPlayEvalCallback):
     """
-    Keeps results and the time that training takes, without the matches, in a file, for runs that go on.
+    Writes results, and the time of training without the matches, to a file, from which resumed runs read them.
 
     :param path: The file
     :param args: Of ``SelfPlayEvalCallback``
@@ -77,7 +77,7 @@ class Evaluation(SelfPlayEvalCallback):
 
 
 def grade(player: ModelPlayer, game: str, depths: list[int], num_games: int) -> dict[str, Any]:
-    """Results against minimax, and where the game is small enough against all that can be played."""
+    """Results against minimax; on TicTacToe in all games and positions, on Connect Four in positions that are solved."""
     make: Any = GAMES[game]
     results: dict[str, Any] = {}
     for depth in depths:

@@ -1,5 +1,5 @@
 """
-Train for long, and watch memory, open files, threads and speed (Linux):
+Trains for a long time and records memory, open files, threads and speed (Linux):
 
     python examples/soak.py
 
@@ -25,7 +25,7 @@ from sb3_muzero import MuZero
 
 
 class Endless(gym.Env):
-    """A walk to and fro that never ends; the reward is for being near the middle."""
+    """A one-dimensional walk that never ends, with rewards near the middle."""
 
     observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space = spaces.Discrete(2)
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[], gym.Env], int, dict[str, Any]]] = {
 
 class Watch(BaseCallback):
     """
-    Take the figures of the process from time to time.
+    Records figures of the process.
 
     :param every: Steps between them
     """
@@ -88,8 +88,7 @@ def main() -> None:
         print(case)
         watch = Watch(max(int(steps * args.scale) // 20, 1))
         MuZero("MlpPolicy", make(), seed=0, device="cpu", **settings).learn(int(steps * args.scale), callback=watch)
-        # Of the first two all is still being allocated. A single figure is the machine's as much as ours: with other guests on
-        # its processor, those of one run lay between 240 and 344
+        # Without the first two, in which memory is still being allocated
         for name in ("resident_MB", "open_files", "threads", "steps_per_cpu_second"):
             first, last = (np.median([figures[name] for figures in part]) for part in (watch.figures[2:7], watch.figures[-5:]))
             print(f"  {name}, medians of five: {first} -> {last} ({last / first - 1:+.1%})")

@@ -3,7 +3,7 @@ RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo) with MuZero among its algor
 
     python -m sb3_muzero.zoo train --algo muzero --env CartPole-v1
 
-runs the Zoo's own program, with all its options. ``import sb3_muzero.zoo`` alone registers MuZero, for scripts of your own.
+runs the Zoo's own program with all its options. ``import sb3_muzero.zoo`` registers MuZero with the Zoo, for other scripts.
 """
 
 import difflib
@@ -94,11 +94,11 @@ def convert_muzero_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
 
 
 def register() -> None:
-    """Make MuZero known wherever the Zoo looks for an algorithm."""
+    """Register MuZero wherever the Zoo looks up an algorithm."""
     ALGOS["muzero"] = MuZero
     HYPERPARAMS_SAMPLER["muzero"] = sample_muzero_params
     HYPERPARAMS_CONVERTER["muzero"] = convert_muzero_params
-    # Its class is named by the programs that use it, so that nothing but its methods can be replaced
+    # The Zoo's programs import the class by name, so its methods are replaced
     ExperimentManager.read_hyperparameters = _with_our_conf_file(ExperimentManager.read_hyperparameters)  # type: ignore
     ExperimentManager._preprocess_hyperparams = _with_our_notation(ExperimentManager._preprocess_hyperparams)  # type: ignore
 
@@ -115,7 +115,7 @@ def _with_our_conf_file(read_hyperparameters: Any) -> Any:
 
 
 def _with_our_notation(preprocess_hyperparams: Any) -> Any:
-    """``lin_`` and ``dict()`` for arguments that only MuZero has, and a word about those that it does not have."""
+    """``lin_`` and ``dict()`` for MuZero's own arguments, and an error for arguments that it does not have."""
 
     @functools.wraps(preprocess_hyperparams)
     def wrapped(self: ExperimentManager, hyperparams: dict[str, Any]) -> Any:
@@ -146,7 +146,7 @@ def main() -> None:
     """
     Run one of the Zoo's programs.
 
-    :raises SystemExit: for one that there is not
+    :raises SystemExit: for an unknown program
     """
     usage = f"usage: python -m sb3_muzero.zoo {{{','.join(PROGRAMS)}}} ... (each has its own --help)"
     name, *arguments = sys.argv[1:] or ["--help"]
@@ -154,12 +154,12 @@ def main() -> None:
         print(usage)
         return
     if name not in PROGRAMS:
-        raise SystemExit(f"{usage}\nerror: there is no {name!r}")
+        raise SystemExit(f"{usage}\nerror: unknown program {name!r}")
     if name == "tune":
         arguments = ["--optimize-hyperparameters", *arguments]
     sys.argv = [f"{sys.argv[0]} {name}", *arguments]
     module, _, function = PROGRAMS[name].partition(":")
-    # The Zoo's `push-to-hub` wants a function that the package it depends on has renamed
+    # The Zoo's `push-to-hub` calls a function that huggingface_sb3 has renamed
     metadata = hub._generate_metadata
     if not hasattr(hub, "generate_metadata"):
         hub.generate_metadata = lambda *args: metadata(*args).to_dict()
@@ -171,7 +171,7 @@ def main() -> None:
 
 
 def _call(command: list[str], *args: Any, **kwargs: Any) -> int:
-    """``subprocess.call``, but that the Zoo's own programs know MuZero."""
+    """``subprocess.call`` that runs the Zoo's programs through this module."""
     ours = {("python", "enjoy.py"): "enjoy", ("python", "-m", "rl_zoo3.record_video"): "record-video"}
     for theirs, name in ours.items():
         if tuple(command[: len(theirs)]) == theirs:
@@ -180,7 +180,7 @@ def _call(command: list[str], *args: Any, **kwargs: Any) -> int:
 
 
 def _save_model_card(path: Path, metadata: dict[str, Any]) -> None:
-    """``metadata_save``, but that the commands of the Zoo's model card are those that know MuZero."""
+    """``metadata_save`` that replaces the commands of the Zoo's model card by those of this module."""
     card = path.read_text()
     for program in PROGRAMS:
         card = card.replace(f"rl_zoo3.{program.replace('-', '_')} ", f"sb3_muzero.zoo {program} ")

@@ -109,7 +109,7 @@ def run(cwd: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments, expected", [([], "usage"), (["--help"], "record-video"), (["nothing"], "there is no 'nothing'")]
+    "arguments, expected", [([], "usage"), (["--help"], "record-video"), (["nothing"], "unknown program 'nothing'")]
 )
 def test_usage(arguments, expected, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["zoo", *arguments])

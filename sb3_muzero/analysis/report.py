@@ -119,6 +119,23 @@ class OpenLoopPrediction:
         return found
 
 
+def values_and_returns(model: MuZero, episodes: list[Episode]) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param model: The model
+    :param episodes: Episodes that it played
+    :return: Root values of all steps, and the discounted returns that followed, each of shape ``[N]``
+    """
+    values, returns = [], []
+    for episode in episodes:
+        last_value = 0.0
+        if not episode.terminated:
+            with th.no_grad():
+                last_value = model.policy.predict_values(stacked(episode.observations[-1:], model.device)).item()
+        values.append(episode.root_values)
+        returns.append(discounted_returns(episode.rewards, model.discount, last_value))
+    return np.concatenate(values), np.concatenate(returns)
+
+
 def write_report(
     model: MuZero,
     env: VecEnv,
@@ -155,16 +172,8 @@ def write_report(
     finally:
         buffer.reset()
 
-    values, returns = [], []
     graded = explored if model.two_player else played
-    for episode in graded.episodes:
-        last = 0.0
-        if not episode.terminated:
-            with th.no_grad():
-                last = model.policy.predict_values(stacked(episode.observations[-1:], model.device)).item()
-        values.append(episode.root_values)
-        returns.append(discounted_returns(episode.rewards, model.discount, last))
-    calibration = np.concatenate(values), np.concatenate(returns)
+    calibration = values_and_returns(model, graded.episodes)
     figures |= value_figures(*calibration)
 
     episodes = played.episodes + explored.episodes

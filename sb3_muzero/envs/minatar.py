@@ -1,6 +1,6 @@
 """
-MinAtar's games (https://arxiv.org/abs/1903.03176) as SB3 accepts them. Importing it registers them, with a limit of 2500
-steps, that of Freeway, where they have none: an agent that waits where nothing happens to it would be evaluated for ever.
+MinAtar's games (https://arxiv.org/abs/1903.03176) in a form that SB3 accepts. Importing this module registers them with
+Gymnasium; games without a time limit get one of 2500 steps, as Freeway has, so that every episode ends.
 """
 
 from typing import Any
@@ -25,8 +25,7 @@ for spec in gym.registry.values():
 
 class ImageObservation(gym.ObservationWrapper):
     """
-    Planes of booleans, channel last, as an image, channel first: 255 for true. SB3 stores and recognises it as such.
-    Rewards become floats.
+    Converts boolean planes, channels last, to a uint8 image, channels first, in which 255 is true. Rewards become floats.
 
     :param env: One of MinAtar's games
     """

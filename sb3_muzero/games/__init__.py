@@ -1,4 +1,4 @@
-"""Board games for two, opponents and self-play. Importing it registers the games with Gymnasium."""
+"""Two-player board games, opponents and self-play. Importing this package registers the games with Gymnasium."""
 
 import gymnasium as gym
 

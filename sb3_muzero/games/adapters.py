@@ -1,4 +1,4 @@
-"""Games of PettingZoo (https://pettingzoo.farama.org/api/aec) and OpenSpiel as environments of two players."""
+"""Games of PettingZoo (https://pettingzoo.farama.org/api/aec) and OpenSpiel as two-player environments."""
 
 from importlib import import_module
 from typing import Any
@@ -13,10 +13,11 @@ from sb3_muzero.games.board_games import Moves
 
 class AdaptedGame(gym.Env):
     """
-    A game of another library, of which subclasses make moves. What MuZero relies on is checked at each of them.
+    A game of another library. At each move it is checked that the game is what MuZero expects: players move in turn, and
+    rewards sum to zero.
 
-    :param observation_space: Of the player to move
-    :param num_actions: Moves, legal or not
+    :param observation_space: Observation space of the player to move
+    :param num_actions: Number of moves, legal or not
     """
 
     two_player = True
@@ -51,9 +52,8 @@ class AdaptedGame(gym.Env):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
         :param action: A legal move
-        :return: Observation of the other player, reward of the one who moved, whether the game is over, nothing else
-        :raises ValueError: for an illegal move, and if the game turns out not to be one of two players who move in turn for
-            rewards that sum to zero
+        :return: Observation of the other player, reward of the mover, terminated, truncated, an empty dictionary
+        :raises ValueError: for an illegal move, and if players do not move in turn or rewards do not sum to zero
         """
         if not self.action_space.contains(action) or not self.action_masks()[action]:
             raise ValueError(
@@ -103,14 +103,14 @@ class PettingZooGame(AdaptedGame):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self._reset_kwargs is not None:  # PettingZoo copies games without their state, or in part: play it again
+        if self._reset_kwargs is not None:  # PettingZoo does not copy a game's whole state: replay it
             self.aec_env.reset(**self._reset_kwargs)
             for action in self._played:
                 self.aec_env.step(action)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        seed = int(self.np_random.integers(2**31)) if seed is None else seed  # with which it can be played again
+        seed = int(self.np_random.integers(2**31)) if seed is None else seed  # for the replay
         self._reset_kwargs, self._played = {"seed": seed, "options": options}, []
         self.aec_env.reset(**self._reset_kwargs)
         self._legal = self.moves.legal = self._look_for_moves()

@@ -1,4 +1,4 @@
-"""Board games for two as Gymnasium environments: each step is one ply, observation and reward are the mover's own."""
+"""Two-player board games as Gymnasium environments: each step is one ply; observation and reward are those of the mover."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -14,12 +14,12 @@ from sb3_muzero.learning.symmetries import Symmetries
 
 
 class Moves(spaces.Discrete):
-    """The moves of a game. ``sample`` without a mask draws one of those that are legal now."""
+    """The moves of a game. Without a mask, ``sample`` draws among the moves that are legal in the current position."""
 
     legal: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"legal": None}  # of a game that goes on without the one who loads this
+        return self.__dict__ | {"legal": None}  # belongs to the game, not to a copy of the space
 
     def sample(self, mask: Any = None, probability: Any = None) -> np.int64:
         if mask is None and probability is None and self.legal is not None and self.legal.any():
@@ -30,7 +30,7 @@ class Moves(spaces.Discrete):
 def symmetries_of(rules: Rules) -> Symmetries:
     """
     :param rules: Of a game
-    :return: All turns and mirror images of the board that change nothing in the game
+    :return: All rotations and reflections of the board under which the game is invariant
     """
     cells = np.arange(rules.num_cells).reshape(rules.num_rows, rules.num_columns)
     if rules.has_gravity:
@@ -47,12 +47,12 @@ def symmetries_of(rules: Rules) -> Symmetries:
 
 class BoardGameEnv(gym.Env):
     """
-    A game for two. An observation is an image of two planes, the mover's stones and the opponent's, 255 where there is one.
-    The reward is 1 for the move that wins, 0 for any other one. Episodes end by a win or, on a full board, by a draw.
+    A two-player game. An observation is an image of two planes, the mover's stones and the opponent's, 255 where there is one.
+    The reward is 1 for the winning move and 0 for all others. Episodes end with a win or, on a full board, with a draw.
 
-    :param rules: Of the game
-    :param symmetries: Whether training also sees what was played turned and mirrored
-    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
+    :param rules: Rules of the game
+    :param symmetries: Whether training augments games by rotations and reflections of the board
+    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     """
 
@@ -116,7 +116,7 @@ class BoardGameEnv(gym.Env):
         """
         :param seed: Of the random moves that a game may begin with
         :param options: ``"moves"`` that are made first, in place of those
-        :return: Observation of the player to move, nothing else
+        :return: Observation of the player to move, an empty dictionary
         :raises ValueError: for an illegal move, or if they end the game
         """
         super().reset(seed=seed)
@@ -133,7 +133,7 @@ class BoardGameEnv(gym.Env):
         return self.observation(), {}
 
     def _begin_at_random(self) -> None:
-        """A game that random moves would end begins anew."""
+        """Play random moves; start again if they end the game."""
         for _ in range(int(self.np_random.integers(self.random_plies + 1))):
             self.step(self.np_random.choice(np.flatnonzero(self._legal)))
             if self.is_over:
@@ -143,7 +143,7 @@ class BoardGameEnv(gym.Env):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
         :param action: A legal move
-        :return: Observation of the other player, reward of the one who moved, whether the game is over, False, nothing else
+        :return: Observation of the other player, reward of the mover, whether the game is over, False, an empty dictionary
         :raises ValueError: for an illegal move, and after the end of the game
         """
         if self.is_over:
@@ -209,8 +209,8 @@ class TicTacToeEnv(BoardGameEnv):
     """
     Three in a row on a board of 3 x 3.
 
-    :param symmetries: Whether training also sees what was played turned and mirrored
-    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
+    :param symmetries: Whether training augments games by rotations and reflections of the board
+    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     """
 
@@ -224,8 +224,8 @@ class ConnectFourEnv(BoardGameEnv):
 
     :param num_rows: Of the board
     :param num_columns: Of the board
-    :param symmetries: Whether training also sees what was played mirrored
-    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
+    :param symmetries: Whether training augments games by reflections of the board
+    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     :raises ValueError: for a board without room for four
     """
@@ -253,8 +253,8 @@ class GomokuEnv(BoardGameEnv):
 
     :param size: Rows and columns
     :param in_a_row: Stones in a line that win
-    :param symmetries: Whether training also sees what was played turned and mirrored
-    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
+    :param symmetries: Whether training augments games by rotations and reflections of the board
+    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     :raises ValueError: for a board without room for a line
     """
@@ -274,8 +274,8 @@ class HexEnv(BoardGameEnv):
     to connect top and bottom, and numbers moves so.
 
     :param size: Rows and columns
-    :param symmetries: Whether training also sees what was played turned around
-    :param random_plies: Most moves at random that a game begins with, from none to so many: self-play alone sees few openings
+    :param symmetries: Whether training augments games by rotations of the board
+    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
     :param render_mode: "ansi" for text, "rgb_array" for a picture
     :raises ValueError: for less than two rows
     """

@@ -1,12 +1,14 @@
 """Connect Four solved by alpha-beta over bitboards with a table of positions (after Pascal Pons, http://blog.gamesolver.org)."""
 
+from typing import NamedTuple
+
 import numpy as np
 
+from sb3_muzero.games.alpha_beta import UNKNOWN, define_game, negamax
 from sb3_muzero.games.rules import Rules, kernel
 
 # A bitboard has a column's cells from bottom to top in num_rows + 1 bits, of which the highest one is always 0
 UPPER, LOWER = 1, 2  # kinds of bounds in the table
-UNKNOWN = 2  # a value that was not found with so many positions
 
 
 @kernel
@@ -35,8 +37,8 @@ def look(own: np.uint64, mask: np.uint64, num_rows: int, num_columns: int) -> tu
     """
     :param own: the mover's stones.
     :param mask: all stones.
-    :return: the value, where it takes no more than a ply to see, else ``UNKNOWN``; and the only move that does not lose at
-        once, 0 if there are several.
+    :return: the value if one ply decides it, else ``UNKNOWN``; and the only move that does not lose at once, 0 if there are
+        several.
     """
     height, other = np.uint64(num_rows), own ^ mask
     forced, num_moves = np.uint64(0), 0
@@ -55,76 +57,58 @@ def look(own: np.uint64, mask: np.uint64, num_rows: int, num_columns: int) -> tu
     return (0 if num_moves == 0 else UNKNOWN), forced
 
 
-@kernel
-def value_of(
-    own: np.uint64,
-    mask: np.uint64,
-    num_rows: int,
-    order: np.ndarray,
-    keys: np.ndarray,
-    bounds: np.ndarray,
-    max_positions: int,
-) -> int:
+class Bitboards(NamedTuple):
     """
-    In a loop, since numba's compiled functions that call themselves crash when they are read back from disk.
+    Connect Four on bitboards. A position is a row of the mover's stones, all stones, and the only move that does not lose at
+    once, 0 if there are several.
 
-    :param own: the mover's stones.
-    :param mask: all stones.
     :param num_rows: rows.
-    :param order: columns, best looking first.
-    :param keys: the table. Shape ``[T]``, uint64.
-    :param bounds: what it knows, 4 * (value + 1) + kind. Shape ``[T]``, int8.
-    :param max_positions: positions to look at.
-    :return: 1, 0 or -1 for the mover, or ``UNKNOWN``.
+    :param num_columns: columns.
+    :param keys: keys of the transposition table. Shape ``[T]``, uint64.
+    :param table: its bounds, 4 * (value + 1) + kind. Shape ``[T]``, int8.
     """
-    depth = num_rows * order.size + 2
-    owns, masks, forced = np.zeros(depth, np.uint64), np.zeros(depth, np.uint64), np.zeros(depth, np.uint64)
-    alphas, betas, bests = np.full(depth, -1), np.full(depth, 1), np.full(depth, -1)
-    lowest, num_tried = np.full(depth, -1), np.zeros(depth, np.int64)
-    ply, is_new = 0, True
-    owns[0], masks[0] = own, mask
-    while True:
-        key = owns[ply] + masks[ply]
-        slot = np.int64(key % np.uint64(len(keys)))
-        value = UNKNOWN
-        if is_new:
-            max_positions -= 1
-            if max_positions < 0:
-                return UNKNOWN
-            value, forced[ply] = look(owns[ply], masks[ply], num_rows, order.size)
-            if value == UNKNOWN and keys[slot] == key and bounds[slot] != 0:
-                bound = bounds[slot] // 4 - 1
-                if bounds[slot] % 4 == UPPER:
-                    betas[ply] = min(betas[ply], bound)
-                else:
-                    alphas[ply] = max(alphas[ply], bound)
-                if alphas[ply] >= betas[ply]:
-                    value = bound
-            bests[ply], lowest[ply], num_tried[ply], is_new = -1, alphas[ply], 0, False
-        elif alphas[ply] >= betas[ply] or num_tried[ply] == order.size:
-            value = bests[ply]
-            keys[slot], bounds[slot] = key, 4 * (value + 1) + (UPPER if value <= lowest[ply] else LOWER)
-        if value != UNKNOWN:
-            if ply == 0:
-                return value
-            ply -= 1
-            bests[ply] = max(bests[ply], -value)
-            alphas[ply] = max(alphas[ply], bests[ply])
-            continue
-        if num_tried[ply] == order.size:
-            continue
-        move = drops(masks[ply], num_rows, order[num_tried[ply]])
-        num_tried[ply] += 1
-        if move and (forced[ply] == 0 or move == forced[ply]):
-            owns[ply + 1], masks[ply + 1] = owns[ply] ^ masks[ply], masks[ply] | move
-            alphas[ply + 1], betas[ply + 1] = -betas[ply], -alphas[ply]
-            ply, is_new = ply + 1, True
+
+    num_rows: int
+    num_columns: int
+    keys: np.ndarray
+    table: np.ndarray
+
+
+def _bounds(game: Bitboards, positions: np.ndarray, ply: int) -> tuple[int, int]:
+    own, mask = positions[ply, 0], positions[ply, 1]
+    value, positions[ply, 2] = look(own, mask, game.num_rows, game.num_columns)
+    if value != UNKNOWN:
+        return value, value
+    key = own + mask
+    slot = np.int64(key % np.uint64(len(game.keys)))
+    if game.keys[slot] != key or game.table[slot] == 0:
+        return -1, 1
+    bound = int(game.table[slot] // 4 - 1)
+    return (-1, bound) if game.table[slot] % 4 == UPPER else (bound, 1)
+
+
+def _make_move(game: Bitboards, positions: np.ndarray, ply: int, action: int) -> bool:
+    own, mask, forced = positions[ply]
+    move = drops(mask, game.num_rows, action)
+    if not move or (forced != 0 and move != forced):
+        return False
+    positions[ply + 1, 0], positions[ply + 1, 1] = own ^ mask, mask | move
+    return True
+
+
+def _store(game: Bitboards, positions: np.ndarray, ply: int, value: int, alpha: int) -> None:
+    key = positions[ply, 0] + positions[ply, 1]
+    slot = np.int64(key % np.uint64(len(game.keys)))
+    game.keys[slot], game.table[slot] = key, 4 * (value + 1) + (UPPER if value <= alpha else LOWER)
+
+
+define_game(Bitboards, bounds=_bounds, make_move=_make_move, store=_store)
 
 
 class ConnectFourSolver:
     """
-    Says what moves are worth: the later in the game, the sooner. With 16 stones that takes less than a tenth of a second, with
-    12 mostly less than a second, with 8 up to a minute.
+    Computes the exact values of moves. That takes less than a tenth of a second in positions with 16 stones, mostly less than
+    a second with 12, and up to a minute with 8.
 
     :param rules: Of a Connect Four on a board of at most 64 bits
     :param max_positions: Positions to look at for each move before giving up
@@ -138,15 +122,16 @@ class ConnectFourSolver:
         self.rules = rules
         self.max_positions = max_positions
         columns = np.arange(rules.num_columns)
+        self._positions = np.zeros((rules.num_cells + 1, 3), np.uint64)
         self._order = np.argsort(np.abs(columns - (rules.num_columns - 1) / 2), kind="stable")
-        self._keys = np.zeros(table_size, np.uint64)
-        self._bounds = np.zeros(table_size, np.int8)
+        keys, table = np.zeros(table_size, np.uint64), np.zeros(table_size, np.int8)
+        self._game = Bitboards(rules.num_rows, rules.num_columns, keys, table)
 
     def values(self, board: np.ndarray) -> np.ndarray:
         """
         :param board: Position as the mover sees it, whose game is not over, shape ``[cells]``
-        :return: What each column is worth to the mover if nobody errs: 1, 0 or -1; NaN for full columns and for those that
-            took too long; shape ``[num_columns]``
+        :return: Value of each column for the mover under perfect play: 1, 0 or -1; NaN for full columns, and for those
+            with too many positions; shape ``[num_columns]``
         """
         num_rows, num_columns = self.rules.num_rows, self.rules.num_columns
         cells = np.asarray(board).reshape(num_rows, num_columns)[::-1]
@@ -162,6 +147,7 @@ class ConnectFourSolver:
             if has_four(own | move, np.uint64(num_rows)):
                 values[column] = 1.0
                 continue
-            value = value_of(own ^ mask, mask | move, num_rows, self._order, self._keys, self._bounds, self.max_positions)
+            self._positions[0, :2] = own ^ mask, mask | move
+            value = negamax(self._game, self._positions, -1, 1, self._order, self.max_positions)
             values[column] = np.nan if value == UNKNOWN else -value
         return values

@@ -1,4 +1,4 @@
-"""Small games solved exactly, and players tried against everything that can happen."""
+"""Exact solutions of small games, and exhaustive tests of players."""
 
 from collections.abc import Callable
 from math import comb
@@ -59,7 +59,7 @@ def solve(rules: Rules) -> dict[bytes, np.ndarray]:
 
 class Endings(NamedTuple):
     """
-    How games end that differ in what the opponent does, over all that the opponent can do.
+    Numbers of games by outcome, over all moves that the opponent can make.
 
     :param won: By the player
     :param drawn: By neither
@@ -73,13 +73,13 @@ class Endings(NamedTuple):
 
 def count_leaves(act: Callable[[np.ndarray], np.ndarray], rules: Rules, moves_first: bool) -> Endings:
     """
-    Play every game that a player can be led into.
+    Play every game that can result from the moves of an opponent.
 
     :param act: The player: moves, shape ``[B]``, on boards as the mover sees them, shape ``[B, cells]``; always the same on
         the same board
     :param rules: Of the game
     :param moves_first: Whether the player has the first move
-    :return: Games by outcome
+    :return: Number of games by outcome
     """
     counts = [0, 0, 0]
     boards, is_player = np.zeros((1, rules.num_cells), np.int8), moves_first
@@ -106,7 +106,7 @@ def share_of_errors(act: Callable[[np.ndarray], np.ndarray], solution: dict[byte
     """
     :param act: The player, as in ``count_leaves``
     :param solution: From ``solve``
-    :return: Share of all positions in which the player's move is worth less than another one, or nobody knows what it is worth
+    :return: Fraction of positions in which the player's move is not optimal, or its value is unknown
     """
     boards = np.array([np.frombuffer(key, np.int8) for key in solution])
     values = np.array(list(solution.values()))

@@ -1,4 +1,4 @@
-"""Games of two players against each other, by seat, and ratings from their results."""
+"""Matches between two players, with scores by seat, and Elo ratings."""
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
@@ -13,12 +13,12 @@ from sb3_muzero.common.validation import check_integer
 from sb3_muzero.games.players import Player, RandomPlayer
 
 EMPTY_BOARD: dict[str, Any] = {"moves": ()}
-"""Option of our games' ``reset``, which may else begin with random moves."""
+"""Option for ``reset`` of our games, so that they do not begin with random moves."""
 
 
 class Score(NamedTuple):
     """
-    Results of some games, as one of the players sees them.
+    Results of some games for one of the players.
 
     :param wins: Games won
     :param draws: Games drawn
@@ -43,10 +43,10 @@ class Score(NamedTuple):
 
 class Opening(NamedTuple):
     """
-    How a game begins.
+    The beginning of a game.
 
-    :param seed: Of its ``reset``, from which all chance in it follows
-    :param moves: The first ones
+    :param seed: Seed of its ``reset``, which determines all chance in the game
+    :param moves: The first moves
     """
 
     seed: int
@@ -57,9 +57,9 @@ def random_openings(make_env: Callable[[], gym.Env], count: int, num_plies: int,
     """
     :param make_env: Makes the game
     :param count: Number of openings
-    :param num_plies: Random moves of each, after which the game is not over
-    :param seed: For the draws
-    :return: The openings; some more than once only where no more are found
+    :param num_plies: Number of random moves of each, after which the game is not over
+    :param seed: Seed of the draws
+    :return: The openings, with repetitions only if there are not enough different ones
     :raises ValueError: if no game is that long, or for a number of plies that is no integer of at least 0
     """
     check_integer("opening_plies", num_plies, 0)
@@ -100,7 +100,7 @@ def check_player(name: str, player: Any) -> None:
     """
     :param name: The argument
     :param player: What was given
-    :raises ValueError: if it is not one with a method ``act``, but a model or a class, say
+    :raises ValueError: if it has no method ``act``, as a model, or is a class
     """
     if isinstance(player, type) or not callable(getattr(player, "act", None)):
         raise ValueError(f"`{name}` must be a player, such as `RandomPlayer()` or `ModelPlayer(model)`, got {player}")
@@ -108,7 +108,7 @@ def check_player(name: str, player: Any) -> None:
 
 def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Sequence[Opening]) -> np.ndarray:
     """
-    Play all games side by side, so that a model plans the moves of all at once.
+    Play all games in parallel, so that a model plans the moves of all games as one batch.
 
     :param players: The first and the second player
     :param envs: A game for each opening
@@ -146,17 +146,16 @@ def play_match(
     seed: int | None = None,
 ) -> tuple[Score, Score]:
     """
-    Half of the games in either seat, each opening in both.
+    Play a match: half of the games in either seat, each opening once in both.
 
-    :param player: Who is scored
+    :param player: The player that is scored
     :param opponent: The other player
     :param make_env: Makes the game
     :param num_games: Games in all, an even number
-    :param opening_plies: Random moves that begin each game. Without any, players who draw nothing at random play the same game
-        each time
-    :param seed: For the openings, and all chance in the games
+    :param opening_plies: Number of random moves that begin each game; with 0, deterministic players repeat the same game
+    :param seed: Seed of the openings, and of all chance in the games
     :return: Scores in the first and in the second seat
-    :raises ValueError: for an odd number of games, openings that end the game, and what is no player
+    :raises ValueError: for an odd number of games, openings that end the game, and objects that are no players
     """
     check_num_games("num_games", num_games)
     check_player("player", player)
@@ -172,12 +171,12 @@ def play_match(
 
 def elo_ratings(points: np.ndarray, games: np.ndarray) -> np.ndarray:
     """
-    Ratings of maximum likelihood in Elo's model (Bradley-Terry), by Newton's method. Each pair that has played is given a draw
-    besides, without which who won all games would be rated infinite.
+    Maximum-likelihood ratings in Elo's model (Bradley-Terry), by Newton's method. Each pair that has played gets an additional
+    draw, so that the rating of a player who won all games is finite.
 
-    :param points: Of row against column, shape ``[P, P]``
-    :param games: Between both, shape ``[P, P]``
-    :return: Ratings, the first one's being 0, shape ``[P]``
+    :param points: Points of the row player against the column player, shape ``[P, P]``
+    :param games: Number of games between both, shape ``[P, P]``
+    :return: Ratings, of which the first one is 0, shape ``[P]``
     """
     points, games = points + 0.5 * (games > 0), games + 1.0 * (games > 0)
     ratings = np.zeros(len(points))  # in units of a factor e of the odds

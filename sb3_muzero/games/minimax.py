@@ -1,18 +1,22 @@
-"""Alpha-beta minimax of a given depth, compiled, and its evaluation of positions."""
+"""Minimax of a given depth, compiled, and its evaluation of positions."""
+
+from typing import NamedTuple
 
 import numpy as np
 
+from sb3_muzero.games.alpha_beta import define_game, negamax
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, kernel, landing, play
 
 WIN = 10**9
-"""Score of a position that is won, plus the depth that is left: the sooner the better."""
+"""Score of a won position, to which the remaining depth is added: faster wins are better."""
 LOWEST = -10 * WIN
+MANY = 2**62
 
 
 def move_order(rules: Rules) -> np.ndarray:
     """
     :param rules: of the game.
-    :return: all moves, the ones in the middle first, which lets alpha-beta see less. Shape ``[num_actions]``, int64.
+    :return: all moves, central ones first, which makes alpha-beta prune more. Shape ``[num_actions]``, int64.
     """
     rows, columns = np.divmod(np.arange(rules.num_actions), rules.num_columns)
     away_from_middle = np.abs(columns - (rules.num_columns - 1) / 2)
@@ -23,7 +27,7 @@ def move_order(rules: Rules) -> np.ndarray:
 
 @kernel
 def evaluate_lines(rules: Rules, board: np.ndarray) -> int:
-    """:return: what is open to the mover minus what is to the opponent: 4 to the power of the stones in each possible line"""
+    """:return: sum over open lines, 4 to the power of the stones in them, of the mover minus that of the opponent"""
     height, width, length = rules.num_rows, rules.num_columns, rules.in_a_row
     score = 0
     for direction in range(4):
@@ -71,53 +75,49 @@ def stones_to_connect(rules: Rules, board: np.ndarray, own: int, down: int) -> i
 
 @kernel
 def evaluate(rules: Rules, board: np.ndarray) -> int:
-    """:return: how good a position looks for the mover"""
+    """:return: heuristic value of a position for the mover"""
     if rules.in_a_row == 0:
         return 16 * (stones_to_connect(rules, board, -1, 0) - stones_to_connect(rules, board, 1, 1))
     return evaluate_lines(rules, board)
 
 
-@kernel
-def negamax(rules: Rules, boards: np.ndarray, depth: int, alpha: int, beta: int, order: np.ndarray) -> int:
+class DepthLimited(NamedTuple):
     """
-    In a loop, since numba's compiled functions that call themselves crash when they are read back from disk.
+    A game that is searched for some plies, after which positions are evaluated.
 
-    :param boards: the position in row ``depth``, and room below. Shape ``[depth + 1 or more, cells]``.
-    :param depth: plies to look ahead.
-    :param alpha: what the mover has elsewhere.
-    :param beta: what the opponent allows.
-    :param order: all moves, best looking first.
-    :return: score for the mover, exact between alpha and beta.
+    :param rules: of the game.
+    :param outcomes: what the move to each ply's position led to. Shape ``[depth]``, int64.
     """
-    # By the depth that is left, as the mover there sees them
-    num_tried = np.zeros(depth + 1, np.int64)
-    alphas, betas = np.full(depth + 1, alpha, np.int64), np.full(depth + 1, beta, np.int64)
-    bests = np.full(depth + 1, LOWEST, np.int64)
-    left = depth
-    while True:
-        if left == 0 or num_tried[left] == order.size or alphas[left] >= betas[left]:
-            score = evaluate(rules, boards[0]) if left == 0 else bests[left]
-            if left == depth:
-                return score
-            left += 1
-            score = -score
-        else:
-            action = order[num_tried[left]]
-            num_tried[left] += 1
-            if landing(rules, boards[left], action) < 0:
-                continue
-            boards[left - 1] = boards[left]
-            outcome = play(rules, boards[left - 1], action)
-            if outcome == GOES_ON:
-                left -= 1
-                num_tried[left], bests[left] = 0, LOWEST
-                alphas[left], betas[left] = -betas[left + 1], -alphas[left + 1]
-                continue
-            score = 0
-            if outcome == WON:  # nothing is better
-                score, num_tried[left] = WIN + left, order.size
-        bests[left] = max(bests[left], score)
-        alphas[left] = max(alphas[left], bests[left])
+
+    rules: Rules
+    outcomes: np.ndarray
+
+
+def _bounds(game: DepthLimited, positions: np.ndarray, ply: int) -> tuple[int, int]:
+    left = len(positions) - 1 - ply
+    if game.outcomes[ply] == WON:  # by the opponent
+        return -(WIN + left + 1), -(WIN + left + 1)
+    if game.outcomes[ply] != GOES_ON:
+        return 0, 0
+    if left == 0:
+        score = evaluate(game.rules, positions[ply])
+        return score, score
+    return LOWEST, WIN + left
+
+
+def _make_move(game: DepthLimited, positions: np.ndarray, ply: int, action: int) -> bool:
+    if landing(game.rules, positions[ply], action) < 0:
+        return False
+    positions[ply + 1] = positions[ply]
+    game.outcomes[ply + 1] = play(game.rules, positions[ply + 1], action)
+    return True
+
+
+def _store(game: DepthLimited, positions: np.ndarray, ply: int, value: int, alpha: int) -> None:
+    pass
+
+
+define_game(DepthLimited, bounds=_bounds, make_move=_make_move, store=_store)
 
 
 @kernel
@@ -126,21 +126,19 @@ def minimax_scores(rules: Rules, board: np.ndarray, depth: int, order: np.ndarra
     :param rules: of the game.
     :param board: position that is not over. Shape ``[cells]``.
     :param depth: plies to look ahead, at least 1.
-    :param order: all moves, best looking first.
-    :return: scores of moves: exact for all of the best ones, at least too low for others; ``LOWEST`` for illegal ones.
+    :param order: all moves, the most promising ones first.
+    :return: scores of moves: exact for the best ones, upper bounds below the best for others, ``LOWEST`` for illegal ones.
         Shape ``[num_actions]``, int64.
     """
     scores = np.full(order.size, LOWEST, np.int64)
-    boards = np.empty((depth, board.size), np.int8)
+    boards, outcomes = np.empty((depth, board.size), np.int8), np.empty(depth, np.int64)
     best = LOWEST + 1
     for action in order:
         if landing(rules, board, action) < 0:
             continue
-        boards[depth - 1] = board
-        outcome = play(rules, boards[depth - 1], action)
-        if outcome == GOES_ON:
-            scores[action] = -negamax(rules, boards, depth - 1, LOWEST, -(best - 1), order)
-        else:
-            scores[action] = WIN + depth if outcome == WON else 0
+        boards[0] = board
+        outcomes[0] = play(rules, boards[0], action)
+        game = DepthLimited(rules, outcomes)
+        scores[action] = -negamax(game, boards, LOWEST, -(best - 1), order, MANY)
         best = max(best, scores[action])
     return scores

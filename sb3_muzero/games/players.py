@@ -1,4 +1,4 @@
-"""Who plays: a model, and opponents to measure it by."""
+"""Players: a model, and opponents to evaluate it against."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from sb3_muzero.policies import MuZeroPolicy
 
 
 class Player(Protocol):
-    """Anybody who chooses moves."""
+    """An object that chooses moves."""
 
     def act(self, envs: Sequence[gym.Env]) -> np.ndarray:
         """
@@ -31,8 +31,8 @@ class Player(Protocol):
 def own_game(env: gym.Env) -> Any:
     """
     :param env: A game, wrapped or not
-    :return: The game itself, whose ``observation()`` is what a model was trained on
-    :raises ValueError: if a wrapper changes observations, and if the game doesn't say what is seen and which moves are legal
+    :return: The game itself, whose ``observation()`` is what a model is trained on
+    :raises ValueError: if a wrapper changes observations, and if the game lacks ``observation()`` or ``action_masks()``
     """
     wrapper = env
     while isinstance(wrapper, gym.Wrapper):
@@ -52,7 +52,7 @@ def board_game(env: gym.Env) -> BoardGameEnv:
     """
     :param env: A game, wrapped or not
     :return: The game itself
-    :raises ValueError: if it is none whose board can be read
+    :raises ValueError: if it is not a game of this package
     """
     game = env.unwrapped
     if not isinstance(game, BoardGameEnv):
@@ -74,10 +74,10 @@ def observe_boards(rules: Rules, boards: np.ndarray) -> tuple[np.ndarray, np.nda
 
 class ModelPlayer:
     """
-    A trained model, which plans all games' moves in one batch.
+    A trained model, which plans the moves of all games as one batch.
 
     :param model: Model or policy
-    :param deterministic: Without the noise that explores
+    :param deterministic: Whether to play without exploration noise
     """
 
     def __init__(self, model: MuZero | MuZeroPolicy, deterministic: bool = True) -> None:
@@ -104,9 +104,9 @@ class ModelPlayer:
 
 class RandomPlayer:
     """
-    Draws among legal moves.
+    Draws uniformly among legal moves.
 
-    :param seed: For the draws
+    :param seed: Seed of the draws
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -119,10 +119,10 @@ class RandomPlayer:
 
 class MinimaxPlayer:
     """
-    Looks a number of plies ahead by alpha-beta, then counts open lines (in Hex: missing stones). Draws among the best.
+    Alpha-beta search of a given depth, with open lines (in Hex: missing stones) as evaluation. Draws among the best moves.
 
     :param depth: Plies to look ahead
-    :param seed: For the draws
+    :param seed: Seed of the draws
     :raises ValueError: for a depth that is no integer of at least 1
     """
 
@@ -139,12 +139,12 @@ class MinimaxPlayer:
 
 class MCTSPlayer:
     """
-    Tree search with random rollouts, which knows the rules.
+    Monte Carlo tree search (UCT) with the rules of the game and random rollouts.
 
     :param num_simulations: Simulations per move
     :param exploration: Factor of the confidence bound
-    :param seed: For the rollouts
-    :raises ValueError: for an argument outside of what is allowed
+    :param seed: Seed of the rollouts
+    :raises ValueError: for arguments out of range
     """
 
     def __init__(self, num_simulations: int, exploration: float = 1.4, seed: int | None = None) -> None:
@@ -165,9 +165,9 @@ class MCTSPlayer:
 class PerfectPlayer:
     """
     Plays perfectly, on boards that are small enough to be solved (TicTacToe; Connect Four up to 4 x 4). Draws among the best
-    moves. The first move on a board takes seconds, in which the game is solved.
+    moves. The first move takes seconds, in which the game is solved.
 
-    :param seed: For the draws
+    :param seed: Seed of the draws
     """
 
     def __init__(self, seed: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Monte Carlo tree search with random rollouts and the rules of the game, compiled: an opponent that has learned nothing."""
+"""Monte Carlo tree search with random rollouts and the rules of the game, compiled."""
 
 import numpy as np
 

@@ -13,7 +13,7 @@ from sb3_muzero.common.jit import compile_cached, hash_files
 SOURCES = hash_files(*sorted(Path(__file__).parent.glob("*.py")))
 
 GOES_ON, WON, DRAWN = range(3)
-"""What a move led to; who has moved is who has won."""
+"""What a move leads to; ``WON`` is a win of the player who moved."""
 
 
 class Rules(NamedTuple):

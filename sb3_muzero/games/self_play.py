@@ -1,4 +1,4 @@
-"""How an agent that learns by self-play gets on: matches against named opponents and against itself as it was."""
+"""Evaluation of agents during self-play: matches against opponents and against the agent's own checkpoints."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ class MatchResult(NamedTuple):
     """
     One evaluation against one opponent.
 
-    :param num_timesteps: Environment steps of training before it
-    :param opponent: Its name
-    :param first: The agent's score where it moves first
-    :param second: Where it moves second
+    :param num_timesteps: Environment steps of training so far
+    :param opponent: Name of the opponent
+    :param first: The agent's score in games in which it moves first
+    :param second: In games in which it moves second
     """
 
     num_timesteps: int
@@ -32,24 +32,24 @@ class MatchResult(NamedTuple):
 
 class SelfPlayEvalCallback(BaseCallback):
     """
-    Callback for evaluating an agent of a two-player game. SB3's ``EvalCallback`` can't: it sums up both players' rewards.
+    Callback for evaluating an agent of a two-player game, in place of SB3's ``EvalCallback``, which adds up the rewards of
+    both players.
 
-    Logs the share of the points, by seat, against each opponent, and a rating in Elo's points among the agent's own
-    checkpoints, of which the first one has 0. The agent plays without noise. In a run that goes on later (``MuZero.resume``)
-    ratings, and which model was the best, begin anew.
+    Logs the fraction of points against each opponent, by seat, and an Elo rating among the agent's own checkpoints, of which
+    the first one has 0. The agent plays without noise. In a resumed run (``MuZero.resume``), ratings and the best model start
+    anew.
 
     :param make_env: Makes the game
     :param opponents: Players by name, as ``{"minimax_2": MinimaxPlayer(2)}``
-    :param n_eval_games: Games per opponent and evaluation, an even number, half of them in either seat
-    :param eval_freq: Evaluate the agent every ``eval_freq`` call of the callback, each of which is a step in all environments,
-        and keep it as a checkpoint.
-    :param opening_plies: Random moves that begin each game
-    :param max_checkpoints: Most recent checkpoints that the agent meets; 0 for none
+    :param n_eval_games: Number of games against each opponent, an even number, half of them in either seat
+    :param eval_freq: Evaluate the agent every ``eval_freq`` call of the callback, and keep it as a checkpoint.
+    :param opening_plies: Number of random moves that begin each game
+    :param max_checkpoints: Number of the latest checkpoints that the agent plays against; 0 for none
     :param best_model_save_path: Path to a folder where the best model (by points over all opponents) will be saved.
-    :param seed: For the openings, which are the same each time
+    :param seed: Seed of the openings, which are the same in each evaluation
     :param verbose: Verbosity level: 0 for no output, 1 for results
-    :raises ValueError: for an odd number of games, for another game than the model's, and for openings or opponents that don't
-        fit the game, before training starts
+    :raises ValueError: for an odd number of games; before training, for another game than the model's, and for openings or
+        opponents that do not fit the game
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """
-Planning with the game itself in place of the learned model (AlphaZero's way, https://arxiv.org/abs/1712.01815): what a model
-that has to be learned costs, and how good the policy and value alone are.
+Planning with the rules of the game in place of the learned model, as AlphaZero does (https://arxiv.org/abs/1712.01815), for
+comparisons with learned models.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from sb3_muzero.search import RecurrentFn, RecurrentOutput, RootOutput
 from sb3_muzero.search.planner import Planner, PlannerSettings
 
 OUTCOME = -1
-"""Where a position's row says how its game stands; the cells before it are the board."""
+"""Index of the outcome in a position's row; the cells before it are the board."""
 
 
 def boards_of(observations: np.ndarray) -> np.ndarray:
@@ -90,12 +90,11 @@ class RulesPlanner(Planner):
 
 class PlansWithRules(MuZeroPolicy):
     """
-    Mixed into a policy class, makes it plan with the rules of a game: policy and value of positions that it would come to, as
-    AlphaZero does. Dynamics and rewards are learned all the same, and not used: set ``unroll_steps=1``,
-    ``consistency_coef=0`` and ``reward_coef=0``.
+    Mixin that makes a policy plan with the rules of a game, as AlphaZero does. Dynamics and rewards are still learned but not
+    used: set ``unroll_steps=1``, ``consistency_coef=0`` and ``reward_coef=0``.
 
     :param rules: Of the game, as ``env.unwrapped.rules``
-    :raises ValueError: for those of another board, and for what are no rules
+    :raises ValueError: for rules of another board, and for objects that are no rules
     """
 
     def __init__(self, *args: Any, rules: Rules, **kwargs: Any) -> None:
@@ -133,8 +132,8 @@ def with_rules(policy: MuZeroPolicy, rules: Rules) -> PlansWithRules:
     """
     :param policy: Trained on the game
     :param rules: Of the game, as ``env.unwrapped.rules``
-    :return: A copy that plans with the rules and not with the model that it has learned
-    :raises ValueError: for what is no policy, and for rules of another board
+    :return: A copy that plans with the rules instead of the learned model
+    :raises ValueError: for an object that is no policy, and for rules of another board
     """
     if not isinstance(policy, MuZeroPolicy):
         raise ValueError(f"`policy` must be a model's policy, as `model.policy`, got a {type(policy).__name__}")
