@@ -9,6 +9,8 @@ import torch
 from sb3_muzero.common.numeric import is_integer, is_number
 from sb3_muzero.search.state import MAX_VALUE, Leaves, Roots, SearchSettings
 
+ARRAYS = (np.ndarray, torch.Tensor)
+
 
 def to_numpy(array: Any) -> np.ndarray:
     """
@@ -125,15 +127,35 @@ def check_action_masks(action_masks: Any, batch_size: int, num_actions: int) -> 
     return masks
 
 
+def named_leaves(name: str, tree: Any) -> dict[str, Any]:
+    """
+    :param name: name of the tree.
+    :param tree: an array or tensor, or a nest of such in dictionaries, tuples and named tuples.
+    :return: its leaves in the order of ``tree_map`` by their names, e.g. ``latent['board']`` or ``latent[0]``.
+    """
+    if isinstance(tree, dict):
+        parts = [(f"{name}[{key!r}]", part) for key, part in tree.items()]
+    elif isinstance(tree, tuple):
+        parts = [(f"{name}[{index}]", part) for index, part in enumerate(tree)]
+    else:
+        return {name: tree}
+    return {leaf_name: leaf for part_name, part in parts for leaf_name, leaf in named_leaves(part_name, part).items()}
+
+
 def check_root_latent(latent: Any, batch_size: int) -> None:
     """
     :param latent: latent states of the roots.
     :param batch_size: number of roots ``B``.
-    :raises ValueError: if it is not an array or tensor with a row for each root.
+    :raises ValueError: unless each leaf is an array or tensor with a row for each root, and all of one kind and device.
     """
-    if not isinstance(latent, np.ndarray | torch.Tensor) or tuple(latent.shape[:1]) != (batch_size,):
-        given = getattr(latent, "shape", type(latent).__name__)
-        raise ValueError(f"root's latent must be an array or tensor of shape [{batch_size}, ...], got {given}")
+    leaves = named_leaves("root's latent", latent)
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, ARRAYS) or tuple(leaf.shape[:1]) != (batch_size,):
+            given = getattr(leaf, "shape", type(leaf).__name__)
+            raise ValueError(f"{name} must be an array or tensor of shape [{batch_size}, ...], got {given}")
+    places = {str(leaf.device) if isinstance(leaf, torch.Tensor) else "NumPy" for leaf in leaves.values()}
+    if len(places) != 1:
+        raise ValueError(f"root's latent must be of NumPy arrays or of tensors on one device, got {sorted(places)}")
 
 
 def check_roots(roots: Roots, settings: SearchSettings) -> None:

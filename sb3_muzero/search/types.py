@@ -1,4 +1,4 @@
-"""What goes into a search and what comes out of it. ``B`` is the number of roots, ``A`` the number of actions."""
+"""Inputs and outputs of a search. ``B`` is the number of roots, ``A`` the number of actions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,38 +13,39 @@ Array = np.ndarray | torch.Tensor
 
 class RootOutput(NamedTuple):
     """
-    What the model says about the states to plan from.
+    The model's output for the root states.
 
-    A prior logit of minus infinity is an action of probability zero; each row needs at least one that is finite. No logit is
-    above 1e30, and neither value nor, in a step, reward is larger in size.
+    A prior logit of minus infinity means an action of probability zero; each row needs at least one finite logit. Logits are
+    at most 1e30, and so are the magnitudes of values and rewards.
 
-    :param prior_logits: unnormalised log-probabilities of the policy. Shape ``[B, A]``.
-    :param value: value of the state, in the units of the reward. Shape ``[B]``.
-    :param latent: latent state. Shape ``[B, ...]``; ``recurrent_fn`` gets arrays of its kind (NumPy, torch) and device.
+    :param prior_logits: policy logits. Shape ``[B, A]``.
+    :param value: values, in units of reward. Shape ``[B]``.
+    :param latent: latent states: an array or tensor, or a nest of such in dictionaries, tuples and named tuples. Each leaf has
+        the shape ``[B, ...]``. ``recurrent_fn`` gets latents of the same structure, kind (NumPy or PyTorch) and device.
     """
 
     prior_logits: Array
     value: Array
-    latent: Array
+    latent: Any
 
 
 class RecurrentOutput(NamedTuple):
     """
-    What the model says about one step from ``B`` latent states.
+    The model's output for one step from ``B`` latent states.
 
-    :param reward: reward of the step. Shape ``[B]``.
-    :param discount: factor from the value of the next state to the value of this one: gamma, 0 when the step ends the
-        episode, negative when the next state belongs to the opponent; from -1 to 1. Shape ``[B]``.
-    :param prior_logits: of the next state. Shape ``[B, A]``.
-    :param value: of the next state. Shape ``[B]``.
-    :param latent: next state. Shape ``[B, ...]``, as the root's.
+    :param reward: rewards of the step. Shape ``[B]``.
+    :param discount: factors from the value of the next state to the value of this one, from -1 to 1: gamma, 0 where the step
+        ends the episode, negative where the opponent moves next. Shape ``[B]``.
+    :param prior_logits: policy logits of the next states. Shape ``[B, A]``.
+    :param value: values of the next states. Shape ``[B]``.
+    :param latent: next latent states, nested as the root's. Shape ``[B, ...]``.
     """
 
     reward: Array
     discount: Array
     prior_logits: Array
     value: Array
-    latent: Array
+    latent: Any
 
 
 RecurrentFn = Callable[[Any, Any], RecurrentOutput]
@@ -53,14 +54,18 @@ RecurrentFn = Callable[[Any, Any], RecurrentOutput]
 
 class SearchOutput(NamedTuple):
     """
-    What a search found, as NumPy arrays.
+    Result of a search, as NumPy arrays.
 
-    :param action: the action to play. Shape ``[B]``, int64.
-    :param action_weights: the target for the policy; sums to 1. Shape ``[B, A]``, float32.
-    :param visit_counts: of the root's actions; sums to the number of simulations. Shape ``[B, A]``, int32.
-    :param qvalues: of the root's actions, in the units of the reward; 0 where unvisited. Shape ``[B, A]``, float32.
-    :param value: of the root: the mean of its own evaluation and all simulated returns. Shape ``[B]``, float32.
-    :param tree: everything the search saw.
+    The policy target consists of candidates and their weights. Without ``candidates``, these are all actions in their order.
+
+    :param action: selected actions, as indices of candidates. Shape ``[B]``, int64.
+    :param action_weights: weights of the candidates in the policy target; sum to 1. Shape ``[B, A]``, float32.
+    :param visit_counts: visits of the root's actions; sum to the number of simulations. Shape ``[B, A]``, int32.
+    :param qvalues: Q values of the root's actions, in units of reward; 0 for unvisited actions. Shape ``[B, A]``, float32.
+    :param value: mean over the root's visits: of its raw value and the returns of all simulations, including those of
+        actions that were tried and dropped. See ``improved_value`` for the value of the policy. Shape ``[B]``, float32.
+    :param tree: search trees.
+    :param candidates: actions that were candidates at the root; None for all actions in their order. Shape ``[B, A, ...]``.
     """
 
     action: np.ndarray
@@ -69,9 +74,13 @@ class SearchOutput(NamedTuple):
     qvalues: np.ndarray
     value: np.ndarray
     tree: Tree
+    candidates: np.ndarray | None = None
 
     @property
     def improved_value(self) -> np.ndarray:
-        """Of the root, if its next action is one of ``action_weights`` among the visited ones. Shape ``[B]``, float32."""
+        """
+        Value of the root under the improved policy: the mean of the visited actions' Q values, weighted by ``action_weights``.
+        Shape ``[B]``, float32.
+        """
         weights = (self.visit_counts > 0) * np.maximum(self.action_weights, np.finfo(np.float32).tiny)
         return (weights * self.qvalues).sum(axis=1) / weights.sum(axis=1)

@@ -1,5 +1,7 @@
 """What must hold of any search: it equals the slow reference, and what the papers promise comes true."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -156,7 +158,8 @@ def test_numpy_and_torch_models_give_equal_trees(search, scope):
     for name, array in expected.tree._asdict().items():
         np.testing.assert_array_equal(getattr(found.tree, name), array, err_msg=name)
     np.testing.assert_array_equal(found.action, expected.action)
-    assert all(isinstance(array, np.ndarray) for array in found[:-1])
+    assert all(isinstance(array, np.ndarray) for array in found[:5])
+    assert found.candidates is None, "all actions in their order"
     assert found.action.dtype == np.int64 and found.action_weights.dtype == np.float32
 
 
@@ -534,3 +537,50 @@ def test_a_step_may_overwrite_what_it_returned_before():
 
 def first_step(model, states):
     return model.torch_root(states).latent, torch.zeros(len(states), dtype=torch.int64)
+
+
+class Board(NamedTuple):
+    own: Any
+    other: Any
+
+
+def nest(latent):
+    """Three leaves of one latent ``[B, 6]``, of other shapes and another type."""
+    return {"board": Board(latent[:, :2], latent[:, 2:4].reshape(-1, 1, 2)), "memory": (to_double(latent[:, 4:]),)}
+
+
+def to_double(array):
+    return array.double() if isinstance(array, torch.Tensor) else array.astype(np.float64)
+
+
+def flatten_nest(nested):
+    (board, (memory,)) = nested["board"], nested["memory"]
+    parts = [board.own, board.other.reshape(-1, 2), memory]
+    if isinstance(memory, torch.Tensor):
+        return torch.cat([part.float() for part in parts], dim=1)
+    return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
+
+
+@both_searches
+@pytest.mark.parametrize("as_torch", [False, True], ids=["numpy", "torch"])
+def test_nested_latents_are_searched_as_one_array(search, as_torch):
+    rng = np.random.default_rng(0)
+    convert = torch.as_tensor if as_torch else np.asarray
+    weights = [convert(rng.normal(size=(6, 6)).astype(np.float32)) for _ in range(3)]
+    policy = convert(rng.normal(size=(6, 3)).astype(np.float32))
+
+    def step(latent, action):
+        after = sum((action == index)[:, None] * (latent @ weight) for index, weight in enumerate(weights)) * 0.3
+        return RecurrentOutput(after[:, 0], 0.9 + 0 * after[:, 0], after @ policy, after.sum(1), after)
+
+    def nested_step(nested, action):
+        assert isinstance(nested["board"], Board)
+        output = step(flatten_nest(nested), action)
+        return output._replace(latent=dict(reversed(nest(output.latent).items())))
+
+    latent = convert(rng.normal(size=(5, 6)).astype(np.float32))
+    root = RootOutput(latent @ policy, latent.sum(1), latent)
+    expected = search(root, step, 30, **DETERMINISTIC[search])
+    found = search(root._replace(latent=nest(latent)), nested_step, 30, **DETERMINISTIC[search])
+    for name, array in expected.tree._asdict().items():
+        np.testing.assert_array_equal(getattr(found.tree, name), array, err_msg=name)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tabular import random_model
 
+from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search, muzero_search
 
 MODEL = random_model(0, 10, 3)
@@ -122,6 +123,50 @@ def test_wrong_types(search):
         search(ROOT._replace(latent=[0, 1]), MODEL.step, 4)
     with pytest.raises(ValueError, match="recurrent_fn must return a RecurrentOutput, got a tuple"):
         search(ROOT, lambda *inputs: tuple(MODEL.step(*inputs)), 4)
+
+
+@both_searches
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        ({"a": np.zeros((2, 1)), "b": np.zeros(3)}, r"root's latent\['b'\] must be an array or tensor of shape \[2, \.\.\.\]"),
+        ((np.zeros(2), [0, 1]), r"root's latent\[1\] must be an array or tensor .* got list"),
+        ({}, "root's latent must be of NumPy arrays or of tensors"),
+        ({"a": np.zeros(2), "b": torch.zeros(2)}, r"root's latent must be of NumPy .* got \['NumPy', 'cpu'\]"),
+    ],
+)
+def test_every_leaf_of_a_nested_root(search, latent, message):
+    with pytest.raises(ValueError, match=message):
+        search(ROOT._replace(latent=latent), MODEL.step, 4)
+
+
+@both_searches
+@both_kinds
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        ({"state": np.zeros(2, int)}, r"recurrent_fn's latent must be nested as the root's, .*'seen'.* got .*state"),
+        (np.zeros(2, int), "recurrent_fn's latent must be nested as the root's"),
+        (
+            {"state": np.zeros(2, int), "seen": (np.zeros((2, 2)),)},
+            r"recurrent_fn's latent\['seen'\]\[0\] must be an array of shape \[2, 3\]",
+        ),
+        (
+            {"state": np.zeros(2), "seen": (np.zeros((2, 3)),)},
+            r"recurrent_fn's latent\['state'\] must be .*int64 as the root's",
+        ),
+    ],
+)
+def test_every_leaf_of_a_nested_answer(search, as_torch, latent, message):
+    convert = torch.as_tensor if as_torch else np.asarray
+
+    def step(nested, action):
+        output = MODEL.step(np.asarray(nested["state"]), np.asarray(action))
+        return RecurrentOutput(*map(convert, output[:-1]), tree_map(convert, latent))
+
+    root = RootOutput(*map(convert, ROOT[:2]), tree_map(convert, {"state": ROOT.latent, "seen": (np.zeros((2, 3)),)}))
+    with pytest.raises(ValueError, match=message):
+        search(root, step, 8)
 
 
 @both_searches

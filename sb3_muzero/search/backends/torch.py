@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sb3_muzero.search.checks import check_leaves, check_numbers, check_roots, check_shape, to_numpy
+from sb3_muzero.common.pytree import tree_leaves, tree_map
+from sb3_muzero.search.checks import check_leaves, check_numbers, check_roots, check_shape, named_leaves, to_numpy
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput
+
+NESTS = (dict, tuple)
 
 
 class TorchBackend:
@@ -29,7 +32,7 @@ class TorchBackend:
         :param tree: flat trees, uninitialized; receive the search trees.
         :param roots: roots; receive the results of the search.
         :param settings: settings of the search.
-        :param root_latent: latent states of the roots. Shape ``[B, ...]``.
+        :param root_latent: latent states of the roots: an array, a tensor, or a nest of such. Shape ``[B, ...]``.
         :raises ValueError: if the roots or an output of the model are invalid.
         """
         num_roots = roots.value.size
@@ -37,7 +40,7 @@ class TorchBackend:
         if initialize_roots(tree, roots, settings, 0, num_roots, leaves.scores[0]) >= 0:
             check_roots(roots, settings)
         with torch.inference_mode():
-            kind = TorchLatents if isinstance(root_latent, torch.Tensor) else NumpyLatents
+            kind = TorchLatents if isinstance(tree_leaves(root_latent)[0], torch.Tensor) else NumpyLatents
             latents = kind(root_latent, settings.num_nodes)
             for simulation in range(settings.num_nodes - 1):
                 select_leaves(tree, roots, settings, simulation, 0, num_roots, leaves)
@@ -63,7 +66,7 @@ class TorchBackend:
 
 class NumpyLatents:
     """
-    The latents of all nodes, in slots of shape ``[N + 1, B, ...]``.
+    The latents of all nodes, each an array or a nest of arrays. Each leaf has slots of shape ``[N + 1, B, ...]``.
 
     The output of simulation ``t`` always goes to slot ``t + 1``. If a depth limit makes the simulation evaluate an existing
     leaf again, that slot is never read, because the search does not step from such a leaf.
@@ -73,10 +76,14 @@ class NumpyLatents:
     """
 
     def __init__(self, root_latent: Any, num_nodes: int) -> None:
-        self.latent_shape = tuple(root_latent.shape)
-        self.rows = np.arange(self.latent_shape[0])
-        self.slots = self._allocate((num_nodes, *self.latent_shape), root_latent)
-        self.slots[0] = root_latent
+        self.root_latent = root_latent
+        leaves = named_leaves("latent", root_latent)
+        self.rows = np.arange(len(next(iter(leaves.values()))))
+        self.slots = {name: self._allocate((num_nodes, *leaf.shape), leaf) for name, leaf in leaves.items()}
+        # The same memory with one row for each node of each tree
+        self.nodes = [slots.reshape(num_nodes * self.rows.size, *slots.shape[2:]) for slots in self.slots.values()]
+        for name, leaf in leaves.items():
+            self.slots[name][0] = leaf
 
     def read(self, node: np.ndarray, action: np.ndarray) -> tuple[Any, Any]:
         """
@@ -84,18 +91,23 @@ class NumpyLatents:
         :param action: actions. Shape ``[B]``, int64.
         :return: latents of the nodes and actions, as arrays of the roots' kind.
         """
-        slots = node * self.rows.size + self.rows
-        return self.slots.reshape(-1, *self.latent_shape[1:]).take(slots, axis=0), action.copy()
+        index = node * self.rows.size + self.rows
+        return self._nest([nodes.take(index, axis=0) for nodes in self.nodes]), action.copy()
 
     def write(self, slot: int, latent: Any) -> None:
         """
         :param slot: slot to write to.
         :param latent: latents. Shape ``[B, ...]``.
-        :raises ValueError: if they are not of the kind and shape of the roots'.
+        :raises ValueError: if they are not nested as the roots', or not of their kind and shape.
         """
-        check_shape("recurrent_fn's latent", latent, self.latent_shape)
-        self._check_type(latent)
-        self.slots[slot] = latent
+        leaves = named_leaves("latent", latent)
+        if leaves.keys() != self.slots.keys():
+            raise ValueError(f"recurrent_fn's latent must be nested as the root's, {[*self.slots]}, got {[*leaves]}")
+        for name, leaf in leaves.items():
+            slots = self.slots[name]
+            check_shape(f"recurrent_fn's {name}", leaf, tuple(slots.shape[1:]))
+            self._check_type(f"recurrent_fn's {name}", leaf, slots)
+            slots[slot] = leaf
 
     def to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
         """
@@ -104,34 +116,43 @@ class NumpyLatents:
         """
         return to_numpy(output.reward), to_numpy(output.discount), to_numpy(output.value), to_numpy(output.prior_logits)
 
+    def _nest(self, leaves: list[Any]) -> Any:
+        """:return: the leaves, nested as the roots' latent"""
+        if not isinstance(self.root_latent, NESTS):
+            return leaves[0]
+        remaining = iter(leaves)
+        return tree_map(lambda _: next(remaining), self.root_latent)
+
     def _allocate(self, shape: tuple[int, ...], like: Any) -> Any:
         return np.empty(shape, like.dtype)
 
-    def _check_type(self, latent: Any) -> None:
-        if not isinstance(latent, np.ndarray) or not np.can_cast(latent.dtype, self.slots.dtype, casting="same_kind"):
-            raise ValueError(
-                f"recurrent_fn's latent must be a NumPy array of {self.slots.dtype} as the root's, got {latent.dtype}"
-            )
+    def _check_type(self, name: str, leaf: Any, slots: np.ndarray) -> None:
+        if not isinstance(leaf, np.ndarray) or not np.can_cast(leaf.dtype, slots.dtype, casting="same_kind"):
+            raise ValueError(f"{name} must be a NumPy array of {slots.dtype} as the root's, got {leaf.dtype}")
 
 
 class TorchLatents(NumpyLatents):
     """The same for tensors. On an accelerator, each simulation costs one transfer to it and one back."""
 
-    def read(self, node: np.ndarray, action: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        slots = node * self.rows.size + self.rows
-        selected = torch.from_numpy(np.stack((slots, action))).to(self.slots.device)
-        return self.slots.flatten(0, 1).index_select(0, selected[0]), selected[1]
+    def __init__(self, root_latent: Any, num_nodes: int) -> None:
+        self.device = tree_leaves(root_latent)[0].device
+        super().__init__(root_latent, num_nodes)
+
+    def read(self, node: np.ndarray, action: np.ndarray) -> tuple[Any, torch.Tensor]:
+        index = node * self.rows.size + self.rows
+        selected = torch.from_numpy(np.stack((index, action))).to(self.device)
+        return self._nest([nodes.index_select(0, selected[0]) for nodes in self.nodes]), selected[1]
 
     def to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
-        if self.slots.device.type == "cpu":
+        if self.device.type == "cpu":
             return super().to_host(output)
-        columns = [torch.as_tensor(column, device=self.slots.device).float() for column in output[:-1]]
+        columns = [torch.as_tensor(column, device=self.device).float() for column in output[:-1]]
         packed = to_numpy(torch.cat([column.reshape(self.rows.size, -1) for column in columns], dim=1))
         return packed[:, 0], packed[:, 1], packed[:, -1], packed[:, 2:-1]
 
     def _allocate(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.empty(shape, dtype=like.dtype, device=like.device)
 
-    def _check_type(self, latent: Any) -> None:
-        if not isinstance(latent, torch.Tensor) or not torch.can_cast(latent.dtype, self.slots.dtype):
-            raise ValueError(f"recurrent_fn's latent must be a tensor of {self.slots.dtype} as the root's, got {latent.dtype}")
+    def _check_type(self, name: str, leaf: Any, slots: Any) -> None:
+        if not isinstance(leaf, torch.Tensor) or not torch.can_cast(leaf.dtype, slots.dtype):
+            raise ValueError(f"{name} must be a tensor of {slots.dtype} as the root's, got {leaf.dtype}")
