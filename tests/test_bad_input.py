@@ -15,7 +15,7 @@ from sb3_muzero import MuZero
 from sb3_muzero.common.validation import ARGUMENT_RANGES
 from sb3_muzero.learning import learner
 from sb3_muzero.learning.losses import LossOutput
-from sb3_muzero.policies import check_search_settings
+from sb3_muzero.search.planner import PlannerSettings
 
 
 @pytest.mark.parametrize(
@@ -303,5 +303,5 @@ def test_checking_search_settings_draws_no_random_numbers():
     """A run's seed decides it, however its settings are spelled."""
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    check_search_settings("gumbel", 16, {"max_depth": 1})
+    PlannerSettings("gumbel", 16, {"max_depth": 1}).check()
     np.testing.assert_array_equal(np.random.get_state()[1], before)

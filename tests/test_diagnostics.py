@@ -102,7 +102,8 @@ def test_errors_are_those_of_each_depth():
             latent = policy.represent(samples.observations[0, i : i + 1])
             for depth in range(5):
                 if depth > 0:
-                    latent = latent_model.dynamics(latent, samples.actions[depth - 1, i : i + 1])
+                    action = latent_model.action_encoder(samples.actions[depth - 1, i : i + 1])
+                    latent = latent_model.dynamics(latent, action)
                 said = latent_model.prediction(latent)
                 value = latent_model.value_support.expectation(said.value_logits).item()
                 log_policy = said.policy_logits[0].log_softmax(-1)

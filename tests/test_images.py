@@ -71,7 +71,7 @@ def test_a_convolutional_model_sees_each_pixel_and_steps_by_the_action(policy):
         changes = (model.represent(images) - model.represent(image[None])).abs().amax(-1)
         assert (changes > 1e-6).all()
         latents = model.represent(image[None]).repeat(3, 1)
-        successors = model.latent_model.dynamics(latents, th.arange(3))
+        successors = model.latent_model.dynamics(latents, model.latent_model.action_encoder(th.arange(3)))
     assert successors.shape == latents.shape
     assert th.pdist(successors).min() > 1e-3
 
@@ -106,7 +106,7 @@ def test_bfloat16_computes_the_same_with_fewer_digits(tmp_path):
     with th.no_grad():
         for policy in (exact, rough):
             latent = policy.represent(images)
-            successor = policy.latent_model.dynamics(latent, th.arange(16) % 3)
+            successor = policy.latent_model.dynamics(latent, policy.latent_model.action_encoder(th.arange(16) % 3))
             policy.found = [latent, successor, *policy.latent_model.prediction(successor)]
     for a, b in zip(exact.found, rough.found, strict=True):
         assert b.dtype == th.float32
@@ -255,22 +255,23 @@ def test_impossible_sizes_of_residual_networks_are_refused(kwargs):
 
 def test_actions_are_places_of_the_image():
     rows, columns = np.indices((6, 8))
-    assert all((action_planes(8, 6, 8, (1, 8))[action, 0].numpy() == (columns == action)).all() for action in range(8))
-    quarters = action_planes(4, 6, 8, (2, 2))[:, 0].numpy()
+    assert all((action_planes(th.eye(8), 6, 8, (1, 8))[action, 0].numpy() == (columns == action)).all() for action in range(8))
+    quarters = action_planes(th.eye(4), 6, 8, (2, 2))[:, 0].numpy()
     assert (quarters.argmax(0) == 2 * (rows // 3) + columns // 4).all() and (quarters.sum(0) == 1).all()
-    finer = action_planes(15 * 15, 8, 8, (15, 15))  # than the latents of a board of 15
+    finer = action_planes(th.eye(15 * 15), 8, 8, (15, 15))  # than the latents of a board of 15
     assert finer.shape == (225, 4, 8, 8) and len(finer.unique(dim=0)) == 225 and finer.flatten(1).any(1).all()
-    assert th.equal(action_planes(4, 6, 8).mean((2, 3)), th.eye(4))
+    assert th.equal(action_planes(th.eye(4), 6, 8).mean((2, 3)), th.eye(4))
 
 
 def test_residual_networks_see_which_place_an_action_is_about():
     """A stone is set where the action is, which planes of ones tell nobody."""
     th.manual_seed(0)
-    dynamics = ConvDynamics((4, 6, 6), 36, (6, 6), 0, th.nn.ReLU, "none")
+    planes = action_planes(th.eye(36), 6, 6, (6, 6))
+    dynamics = ConvDynamics((4, 6, 6), planes.shape[1], 0, th.nn.ReLU, "none")
     optimizer = th.optim.Adam(dynamics.parameters(), 0.01)
     for _ in range(150):
         latents, actions = th.rand(64, 4 * 36), th.randint(36, (64,))
-        stones = dynamics(latents, actions).reshape(64, 4, 36)[:, 0]
+        stones = dynamics(latents, planes[actions]).reshape(64, 4, 36)[:, 0]
         loss = th.nn.functional.cross_entropy(stones, actions)
         optimizer.zero_grad()
         loss.backward()

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import scramble, tiny_envs, tiny_model
+from gymnasium import spaces
 from torch.nn import functional as F
 
+from sb3_muzero.actions import make_actions
 from sb3_muzero.learning.losses import cosine_similarity, muzero_loss
 from sb3_muzero.learning.targets import unroll_targets
 from sb3_muzero.models.base import scale_gradient
-from sb3_muzero.models.mlp import Dynamics, RunningNorm, SimNorm
+from sb3_muzero.models.mlp import Dynamics
+from sb3_muzero.models.normalization import RunningNorm, SimNorm
 from sb3_muzero.replay.reading import read_sequences
 
 
@@ -57,11 +60,11 @@ def test_scale_gradient_scales_the_gradient_alone():
 
 
 def test_dynamics_reads_the_latent_followed_by_the_one_hot_action():
-    dynamics = Dynamics(8, 3, [16], th.nn.ReLU, "simnorm")
+    dynamics, encoder = Dynamics(8, 3, [16], th.nn.ReLU, "simnorm"), make_actions(spaces.Discrete(3)).make_encoder()
     latent, action = th.randn(5, 8), th.tensor([0, 2, 1, 1, 0])
     inputs = th.cat([latent, F.one_hot(action, 3)], dim=-1)
-    assert th.equal(dynamics(latent, action), th.nn.Sequential.forward(dynamics, inputs))
-    assert not any("one_hot" in name for name in dynamics.state_dict())
+    assert th.equal(dynamics(latent, encoder(action)), th.nn.Sequential.forward(dynamics, inputs))
+    assert not encoder.state_dict()
 
 
 def test_running_norm_has_the_statistics_of_all_that_it_saw():

@@ -1,6 +1,5 @@
 """The default backend: the model is a Python function of tensors or NumPy arrays, called once per simulation for all roots."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, selec
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput
+
+NESTS = (dict, tuple)
 
 
 class TorchBackend:
@@ -77,9 +78,10 @@ class NumpyLatents:
     def __init__(self, root_latent: Any, num_nodes: int) -> None:
         self.root_latent = root_latent
         leaves = named_leaves("latent", root_latent)
-        self.shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-        self.slots = {name: self._allocate((num_nodes, *leaf.shape), leaf) for name, leaf in leaves.items()}
         self.rows = np.arange(len(next(iter(leaves.values()))))
+        self.slots = {name: self._allocate((num_nodes, *leaf.shape), leaf) for name, leaf in leaves.items()}
+        # The same memory with one row for each node of each tree
+        self.nodes = [slots.reshape(num_nodes * self.rows.size, *slots.shape[2:]) for slots in self.slots.values()]
         for name, leaf in leaves.items():
             self.slots[name][0] = leaf
 
@@ -90,9 +92,7 @@ class NumpyLatents:
         :return: latents of the nodes and actions, as arrays of the roots' kind.
         """
         index = node * self.rows.size + self.rows
-        return self._nest(
-            slots.reshape(-1, *slots.shape[2:]).take(index, axis=0) for slots in self.slots.values()
-        ), action.copy()
+        return self._nest([nodes.take(index, axis=0) for nodes in self.nodes]), action.copy()
 
     def write(self, slot: int, latent: Any) -> None:
         """
@@ -104,9 +104,10 @@ class NumpyLatents:
         if leaves.keys() != self.slots.keys():
             raise ValueError(f"recurrent_fn's latent must be nested as the root's, {[*self.slots]}, got {[*leaves]}")
         for name, leaf in leaves.items():
-            check_shape(f"recurrent_fn's {name}", leaf, self.shapes[name])
-            self._check_type(f"recurrent_fn's {name}", leaf, self.slots[name])
-            self.slots[name][slot] = leaf
+            slots = self.slots[name]
+            check_shape(f"recurrent_fn's {name}", leaf, tuple(slots.shape[1:]))
+            self._check_type(f"recurrent_fn's {name}", leaf, slots)
+            slots[slot] = leaf
 
     def to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
         """
@@ -115,9 +116,12 @@ class NumpyLatents:
         """
         return to_numpy(output.reward), to_numpy(output.discount), to_numpy(output.value), to_numpy(output.prior_logits)
 
-    def _nest(self, leaves: Iterator[Any]) -> Any:
+    def _nest(self, leaves: list[Any]) -> Any:
         """:return: the leaves, nested as the roots' latent"""
-        return tree_map(lambda _: next(leaves), self.root_latent)
+        if not isinstance(self.root_latent, NESTS):
+            return leaves[0]
+        remaining = iter(leaves)
+        return tree_map(lambda _: next(remaining), self.root_latent)
 
     def _allocate(self, shape: tuple[int, ...], like: Any) -> Any:
         return np.empty(shape, like.dtype)
@@ -137,8 +141,7 @@ class TorchLatents(NumpyLatents):
     def read(self, node: np.ndarray, action: np.ndarray) -> tuple[Any, torch.Tensor]:
         index = node * self.rows.size + self.rows
         selected = torch.from_numpy(np.stack((index, action))).to(self.device)
-        leaves = (slots.flatten(0, 1).index_select(0, selected[0]) for slots in self.slots.values())
-        return self._nest(leaves), selected[1]
+        return self._nest([nodes.index_select(0, selected[0]) for nodes in self.nodes]), selected[1]
 
     def to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
         if self.device.type == "cpu":
