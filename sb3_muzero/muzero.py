@@ -201,6 +201,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, MuZeroPolicy)):
             raise ValueError(f"`policy` must be a MuZeroPolicy, got {self.policy_class}")
         if _init_setup_model:
+            self._check_arguments()
             self._setup_model()
 
     @property
@@ -240,7 +241,6 @@ class MuZero(SequenceOffPolicyAlgorithm):
             raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {given}")
 
     def _setup_model(self) -> None:
-        self._check_arguments()
         self._setup_lr_schedule()
         self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
         self.set_random_seed(self.seed)

@@ -11,7 +11,8 @@ from conftest import tiny_model
 from gymnasium import spaces
 from torch import nn
 
-from sb3_muzero.models.mlp import Dynamics, MinMaxNorm, Prediction, SimNorm
+from sb3_muzero.models.mlp import Dynamics, Prediction
+from sb3_muzero.models.normalization import MinMaxNorm, SimNorm
 from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.search import CompiledModel, UnsupportedModelError, gumbel_muzero_search
 from sb3_muzero.search.backends.numba import translate
@@ -41,15 +42,19 @@ def observations(batch_size: int, num_features: int = 5) -> th.Tensor:
     return 2 * th.rand(batch_size, num_features, generator=th.Generator().manual_seed(1)) - 1
 
 
+def compiled_model(policy: MuZeroPolicy) -> CompiledModel:
+    return policy.planner.compiled_model(policy.latent_model)
+
+
 def plan_in_torch(policy: MuZeroPolicy, obs: th.Tensor):
     def refuse(model=None):
         raise UnsupportedModelError("this is the reference")
 
-    policy.compiled_model = refuse  # type: ignore[method-assign]
+    policy.planner.compiled_model = refuse  # type: ignore[method-assign]
     try:
         return policy.plan(obs, deterministic=True)
     finally:
-        del policy.compiled_model
+        del policy.planner.compiled_model
 
 
 def assert_close(found, expected, rtol=1e-4):
@@ -60,7 +65,7 @@ def assert_close(found, expected, rtol=1e-4):
 
 def assert_same_model(policy: MuZeroPolicy, batch_size: int = 9) -> None:
     """Inference at the root and of one step."""
-    compiled = policy.compiled_model()
+    compiled = compiled_model(policy)
     model = policy.latent_model
     obs = observations(batch_size, policy.observation_space.shape[0])
     action = th.arange(batch_size) % policy.action_space.n
@@ -71,7 +76,9 @@ def assert_same_model(policy: MuZeroPolicy, batch_size: int = 9) -> None:
         np.testing.assert_allclose(found.latent, latent, atol=1e-4, rtol=1e-4)
         np.testing.assert_allclose(found.prior_logits, root.policy_logits, atol=1e-4, rtol=1e-4)
         np.testing.assert_allclose(found.value, model.value_support.expectation(root.value_logits), atol=1e-4, rtol=1e-4)
-        assert_close(compiled(latent, action), policy._recurrent_inference(latent, action))
+        assert_close(
+            compiled(latent, action), policy.latent_model.recurrent_inference(latent, action, policy.planner.settings.discount)
+        )
 
 
 def assert_same_plan(policy: MuZeroPolicy, batch_size: int = 9) -> None:
@@ -104,7 +111,7 @@ def test_activations_far_from_zero(activation_fn):
     policy.latent_model.prediction = Prediction(7, 3, 21, [], nn.ReLU)
     obs = th.linspace(-3, 3, 33)[:, None]
     with th.no_grad():
-        np.testing.assert_allclose(policy.compiled_model().initial_inference(obs).latent, spread(obs), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(compiled_model(policy).initial_inference(obs).latent, spread(obs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("latent_norm", ["simnorm", "minmax", "none"])
@@ -145,7 +152,7 @@ def test_input_statistics():
 
 def test_new_weights_are_used():
     policy = make_policy(**BOUNDS)
-    compiled, obs = policy.compiled_model(), observations(4)
+    compiled, obs = compiled_model(policy), observations(4)
     before = compiled.initial_inference(obs)
     policy.latent_model.prediction(policy.represent(obs)).policy_logits[:, 0].sum().backward()
     policy.optimizer.step()
@@ -204,7 +211,7 @@ def test_what_is_not_compiled(change, has_planned):
         policy.plan(observations(2))
     change(policy)
     with pytest.raises(UnsupportedModelError):
-        policy.compiled_model()
+        compiled_model(policy)
     assert policy.uncompiled_reason
 
 
@@ -282,7 +289,7 @@ def test_a_weight_that_is_no_parameter_is_not_compiled():
 def test_a_compiled_model_outlives_its_parameters():
     """Whoever keeps it plans with what the parameters were, not with freed memory."""
     policy = make_policy(**BOUNDS)
-    compiled, obs = policy.compiled_model(), observations(9)
+    compiled, obs = compiled_model(policy), observations(9)
     expected = compiled.initial_inference(obs)
     policy.latent_model.double()
     assert not compiled.is_current()
@@ -293,10 +300,10 @@ def test_a_compiled_model_outlives_its_parameters():
 
 def test_a_model_that_did_not_change_is_translated_once():
     policy = make_policy(**BOUNDS)
-    compiled = policy.compiled_model()
+    compiled = compiled_model(policy)
     policy.latent_model.prediction(policy.represent(observations(4))).value_logits.mean().backward()
     policy.optimizer.step()
-    assert policy.compiled_model() is compiled
+    assert compiled_model(policy) is compiled
 
 
 @pytest.mark.parametrize("search", ["gumbel", "puct"])
@@ -328,7 +335,7 @@ def test_threads_may_plan_with_one_policy_at_once():
 def test_a_failing_root_is_named(threads):
     """Whichever block and thread it is in."""
     policy, bad = make_policy(**BOUNDS), observations(40)
-    compiled = policy.compiled_model()
+    compiled = compiled_model(policy)
     root = compiled.initial_inference(policy.latent_model.features_extractor(bad))
     root.latent[37] = np.nan
     th.set_num_threads(threads)
@@ -436,7 +443,7 @@ def test_wrong_features_are_turned_away():
 
 
 def test_a_root_with_other_actions_than_the_model_is_refused():
-    model = tiny_model("CartPole-v1").policy.compiled_model()
+    model = compiled_model(tiny_model("CartPole-v1").policy)
     root = model.initial_inference(th.zeros(1, 4))
     with pytest.raises(ValueError, match="prior_logits"):
         gumbel_muzero_search(root._replace(prior_logits=np.zeros((1, 400), np.float32)), model, 4)

@@ -8,8 +8,8 @@ from gymnasium import spaces
 from test_concurrency import in_threads
 from torch import nn
 
-from sb3_muzero import MuZero
 from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
+from sb3_muzero.learning.learner import Learner
 from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.search import UnsupportedModelError
 from sb3_muzero.search.backends import cuda_graphs
@@ -113,24 +113,24 @@ def test_the_model_of_every_policy_is_recorded(monkeypatch, recorded, policy_cla
         raise UnsupportedModelError("on a GPU")
 
     policy = policy_class(space, spaces.Discrete(3), lambda _: 1e-3)
-    monkeypatch.setattr(policy, "compiled_model", refuse)
+    monkeypatch.setattr(policy.planner, "compiled_model", refuse)
     obs, _ = policy.obs_to_tensor(space.sample())
     for _ in range(2):
-        _, recurrent_fn = policy._root_inference(obs, policy.latent_model)
+        _, recurrent_fn = policy.planner.root_inference(policy.latent_model, obs)
     assert len(recorded) == 2 and isinstance(recurrent_fn, cuda_graphs.CudaGraph), "the root and a step from it"
     policy.latent_model.dynamics = nn.Identity()
-    policy._root_inference(obs, policy.latent_model)
+    policy.planner.root_inference(policy.latent_model, obs)
     assert len(recorded) == 4, "another dynamics function"
 
 
 def test_threads_do_not_overwrite_what_others_planned(recorded):
     policy = scramble(ResNetPolicy(IMAGES, spaces.Discrete(3), lambda _: 1e-3))
     black, white = (torch.full((2, *IMAGES.shape), colour, dtype=torch.uint8) for colour in (0, 255))
-    here = policy._root_inference(black, policy.latent_model)[0].value
+    here = policy.planner.root_inference(policy.latent_model, black)[0].value
     before = here.clone()
-    (there,) = in_threads(lambda: policy._root_inference(white, policy.latent_model)[0].value)
+    (there,) = in_threads(lambda: policy.planner.root_inference(policy.latent_model, white)[0].value)
     assert torch.equal(here, before) and not torch.allclose(there, before)
-    policy._root_inference(white, policy.latent_model)
+    policy.planner.root_inference(policy.latent_model, white)
     assert torch.equal(here, there), "in the same thread it is"
 
 
@@ -212,15 +212,16 @@ def test_parts_of_observations_are_told_apart_by_name(recorded):
         assert (found == 1).all()
 
 
-class Annealed(MuZero):
-    def weighted_losses(self, terms):
-        return [self._current_progress_remaining * loss for loss in super().weighted_losses(terms)]
+class Annealed(Learner):
+    def weighted_losses(self, losses):
+        return {name: 0.5 * loss for name, loss in super().weighted_losses(losses).items()}
 
 
 def test_losses_of_a_users_own_are_not_recorded(recorded):
-    model = Annealed("MlpPolicy", TinyEnv(), num_simulations=4, learning_starts=20, batch_size=8, seed=0, device="cpu")
+    model = tiny_model(TinyEnv())
+    model.learner = Annealed(model.policy, model.learner_settings)
     model.learn(60)
-    assert recorded == [] and ("backward", "online") not in model.policy._cuda_graphs.of_thread
+    assert recorded == []
 
 
 def test_a_filling_buffer_records_nothing_anew(recorded):

@@ -13,8 +13,7 @@ from test_concurrency import in_threads
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing import resume, save_checkpoint
-from sb3_muzero.checkpointing.files import can_learn
-from sb3_muzero.checkpointing.run_state import checkpoints_in
+from sb3_muzero.checkpointing.files import can_learn, checkpoints_in
 from sb3_muzero.search.backends.cuda_graphs import CudaGraph
 
 pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
@@ -39,10 +38,11 @@ def test_losses_and_gradients_are_those_of_the_cpu(policy, tmp_path, monkeypatch
     for model in models:
         np.random.seed(1)
         samples = model.sample(32, 3)
-        model._reanalyze(samples)
-        parameters = list(model.policy.latent_model.parameters())
-        terms, _, gradients = model._backward(samples, model.learner.targets(samples), parameters)
-        found.append([samples.observations.float(), samples.policies, *terms, *(g for g in gradients if g is not None)])
+        samples, _ = model.reanalyzer(samples, 0.5, 1)
+        output, _, gradients = model.learner.backward(samples, model.learner.targets(samples))
+        found.append(
+            [samples.observations.float(), samples.policies, *output.losses.values(), *(g for g in gradients if g is not None)]
+        )
     assert len(found[0]) == len(found[1]) > 12
     for on_cpu, on_gpu in zip(*found, strict=True):
         assert on_gpu.is_cuda
@@ -98,7 +98,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(policy, tmp_path, monkeypat
 
 
 def test_a_run_on_a_gpu_is_resumed_on_the_cpu_and_back(tmp_path):
-    tiny_model(env(), policy="ResNetPolicy", device="cuda").learn(60).save_checkpoint(tmp_path)
+    save_checkpoint(tiny_model(env(), policy="ResNetPolicy", device="cuda").learn(60), tmp_path)
     for device in ("cpu", "cuda"):
         resumed = resume(tmp_path, env(), device=device)
         assert resumed.device.type == device
@@ -112,7 +112,7 @@ def test_updates_that_are_not_finite_are_left_out():
     before = snapshot(model)
     model.replay_buffer.rewards[:] = np.nan
     assert not can_learn(model)
-    with pytest.warns(UserWarning, match="is left out: a target of values or rewards is not finite"):
+    with pytest.warns(UserWarning, match="non-finite value or reward target"):
         model.train(1, 8)
     assert model.learner.skipped_updates == 1 and differences(before["policy"], snapshot(model)["policy"]) == []
 

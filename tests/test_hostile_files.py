@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sb3_muzero import MuZero
 from sb3_muzero.checkpointing import resume, save_checkpoint
-from sb3_muzero.checkpointing.run_state import load_checkpoint
+from sb3_muzero.checkpointing.files import load_checkpoint
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.common.validation import is_in_space
 

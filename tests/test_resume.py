@@ -30,8 +30,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing import resume, save_checkpoint
-from sb3_muzero.checkpointing.files import can_learn
-from sb3_muzero.checkpointing.run_state import checkpoints_in, decode, encode, is_missing, load_checkpoint, steps_of
+from sb3_muzero.checkpointing.files import can_learn, checkpoints_in, load_checkpoint, steps_of
+from sb3_muzero.checkpointing.settings import decode, encode, is_missing
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
@@ -247,7 +247,7 @@ def test_what_can_not_be_saved_shows_before_training(tmp_path):
         model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path / "file"))
     with pytest.warns(UserWarning, match="`resume` will have to be given learning_rate, policy_kwargs again"):
         kwargs = {"activation_fn": lambda: th.nn.ReLU()}
-        tiny_model(TinyEnv(), learning_rate=lambda _: 1e-3, policy_kwargs=kwargs).save_checkpoint(tmp_path / "functions")
+        save_checkpoint(tiny_model(TinyEnv(), learning_rate=lambda _: 1e-3, policy_kwargs=kwargs), tmp_path / "functions")
 
 
 def test_networks_that_have_become_infinite_are_not_saved(tmp_path):
@@ -584,7 +584,7 @@ torch.set_num_threads(1)
 warnings.filterwarnings("error", message=".*damaged")
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
-from sb3_muzero.checkpointing.run_state import checkpoints_in
+from sb3_muzero.checkpointing.files import checkpoints_in
 folder = sys.argv[1]
 if checkpoints_in(folder):
     model = resume(folder, "CartPole-v1")
@@ -671,7 +671,7 @@ def test_settings_are_what_they_were_or_missing_by_name(tmp_path):
     assert type(resumed.policy.optimizer) is th.optim.SGD
     for setting in (3, 1.5, "x", None, True, (1, (2, 3)), [1, {"a": (2,)}], {"b": th.nn.ReLU}):
         assert decode(encode(setting), "x") == setting
-    tiny_model(TinyEnv(), learning_rate=lambda progress: 1e-3 * progress).save_checkpoint(tmp_path / "function")
+    save_checkpoint(tiny_model(TinyEnv(), learning_rate=lambda progress: 1e-3 * progress), tmp_path / "function")
     with pytest.raises(ValueError, match=r"`learning_rate` was <function .*give it again, `resume\(.*learning_rate="):
         resume(tmp_path / "function", TinyEnv())
     resume(tmp_path / "function", TinyEnv(), learning_rate=1e-3)

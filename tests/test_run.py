@@ -18,8 +18,10 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from sb3_muzero import MuZero, policies
-from sb3_muzero.models.mlp import Dynamics, Prediction, PredictionOutput, Representation
+from sb3_muzero import MuZero
+from sb3_muzero.models.base import PredictionOutput
+from sb3_muzero.models.mlp import Dynamics, Prediction, Representation
+from sb3_muzero.search import planner
 
 LOGGED = {
     "rollout/ep_rew_mean",
@@ -448,9 +450,9 @@ def test_exploration_scales_the_noise_of_acting():
 def test_exploration_reaches_the_search(monkeypatch, search, noise):
     given = []
     model = tiny_model(tiny_envs(), search=search, search_kwargs={noise: 0.5})
-    found = policies.SEARCHES[search]
+    found = planner.SEARCHES[search]
     monkeypatch.setitem(
-        policies.SEARCHES, search, lambda *args, **kwargs: given.append(kwargs[noise]) or found(*args, **kwargs)
+        planner.SEARCHES, search, lambda *args, **kwargs: given.append(kwargs[noise]) or found(*args, **kwargs)
     )
     for exploration in (0.0, 0.5, 5.0):
         model.policy.plan(th.zeros(1, 3), exploration=exploration)
@@ -478,10 +480,10 @@ def test_train_passes_on_what_it_was_told(monkeypatch):
     model._current_progress_remaining = 0.25
     model._n_updates = 0
     model.train(gradient_steps=2, batch_size=8)
-    assert [name for name, *_ in calls] == ["sample", "update_priorities"] * 2 + ["update_target"]
+    assert [name for name, *_ in calls] == ["sample", "update_priorities", "sample", "update_target", "update_priorities"]
     settings = calls[0][2]
     assert (settings["n_steps"], settings["n_steps_half_life"], settings["progress_remaining"]) == (7, 50.0, 0.25)
-    assert settings["bonus_coef"] == 0.2 and calls[-1][1] == (0.3,)
+    assert settings["bonus_coef"] == 0.2 and calls[3][1] == (0.3,)
     errors = calls[1][1][1]
     assert errors.shape == (8,) and (errors >= 0).all() and errors.std() > 0
 

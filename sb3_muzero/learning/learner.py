@@ -208,6 +208,8 @@ class Learner:
         read = {"observations": samples.observations, "actions": samples.actions, "weights": samples.weights}
         if samples.action_masks is not None:
             read["action_masks"] = samples.action_masks
+        if type(self).weighted_losses is not Learner.weighted_losses:  # whose constants are unknown
+            return backward(read, targets)
         constants = (*self.settings.loss_coefs.values(), *map(id, parameters))
         return self.policy.planner.cuda_graphed("backward", backward, (read, targets), model, *constants)(read, targets)
 
