@@ -153,9 +153,10 @@ def check_root_latent(latent: Any, batch_size: int) -> None:
         if not isinstance(leaf, ARRAYS) or tuple(leaf.shape[:1]) != (batch_size,):
             given = getattr(leaf, "shape", type(leaf).__name__)
             raise ValueError(f"{name} must be an array or tensor of shape [{batch_size}, ...], got {given}")
-    places = {str(leaf.device) if isinstance(leaf, torch.Tensor) else "NumPy" for leaf in leaves.values()}
-    if len(places) != 1:
-        raise ValueError(f"root's latent must be of NumPy arrays or of tensors on one device, got {sorted(places)}")
+    if len(leaves) != 1:
+        places = {str(leaf.device) if isinstance(leaf, torch.Tensor) else "NumPy" for leaf in leaves.values()}
+        if len(places) != 1:
+            raise ValueError(f"root's latent must be of NumPy arrays or of tensors on one device, got {sorted(places)}")
 
 
 def check_roots(roots: Roots, settings: SearchSettings) -> None:

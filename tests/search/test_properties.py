@@ -11,6 +11,7 @@ from reference import ReferenceSearch
 from tabular import TabularModel, bandit, random_model
 
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search, muzero_search
+from sb3_muzero.search.backends.torch import TorchBackend
 from sb3_muzero.search.selection import mixed_value
 from sb3_muzero.search.tree import UNVISITED, flatten, instantiate_tree
 
@@ -584,3 +585,23 @@ def test_nested_latents_are_searched_as_one_array(search, as_torch):
     found = search(root._replace(latent=nest(latent)), nested_step, 30, **DETERMINISTIC[search])
     for name, array in expected.tree._asdict().items():
         np.testing.assert_array_equal(getattr(found.tree, name), array, err_msg=name)
+
+
+@both_searches
+def test_a_model_may_bring_its_own_backend(search):
+    """And gets the uninitialized trees, the roots and their latents."""
+    model = random_model(2, 30, 4)
+    root = model.root(np.arange(6))
+
+    class OwnBackend(TorchBackend):
+        calls = 0
+
+        def run_search(self, tree, roots, settings, root_latent):
+            self.calls += 1
+            assert root_latent is root.latent and roots.value.shape == (6,)
+            super().run_search(tree, roots, settings, root_latent)
+
+    backend = OwnBackend(model.step)
+    found, expected = (search(root, fn, 10, **DETERMINISTIC[search]) for fn in (backend, model.step))
+    assert backend.calls == 1
+    np.testing.assert_array_equal(found.action_weights, expected.action_weights)
