@@ -161,7 +161,7 @@ def test_a_folder_is_of_one_run(tmp_path):
     assert resume(tmp_path, TinyEnv()).num_timesteps == 100
     with pytest.raises(FileNotFoundError, match="must be their folder"):
         resume(tmp_path / files[0], TinyEnv())
-    refusal = r"another run, .*checkpoint_100_steps.npz the newest, and this one is at step 0: go on"
+    refusal = r"another run, .*checkpoint_100_steps.npz the newest, and this one is at step 0: continue"
     for other in (tiny_model(TinyEnv()), model):  # whose steps are counted from 0 again
         with pytest.raises(ValueError, match=refusal):
             other.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
@@ -180,7 +180,7 @@ def test_a_folder_is_of_one_run(tmp_path):
     # Steps that are counted from 0 again while the first checkpoint is still there
     early = tmp_path / "early"
     tiny_model(TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
-    with pytest.raises(ValueError, match="at step 0: go on"):
+    with pytest.raises(ValueError, match="at step 0: continue"):
         resume(early, TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
     # Nor do two runs that begin at about the same time share one
     both = tmp_path / "both"
@@ -245,7 +245,7 @@ def test_what_can_not_be_saved_shows_before_training(tmp_path):
     model = tiny_model(TinyEnv())
     with pytest.raises(FileExistsError):
         model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path / "file"))
-    with pytest.warns(UserWarning, match="`resume` will have to be given learning_rate, policy_kwargs again"):
+    with pytest.warns(UserWarning, match="learning_rate, policy_kwargs cannot be serialized and must be passed to `resume`"):
         kwargs = {"activation_fn": lambda: th.nn.ReLU()}
         save_checkpoint(tiny_model(TinyEnv(), learning_rate=lambda _: 1e-3, policy_kwargs=kwargs), tmp_path / "functions")
 
@@ -279,9 +279,9 @@ def test_a_single_update_that_is_left_out_does_not_keep_a_run_from_being_saved(t
             return True
 
         def _on_training_end(self) -> None:
-            self.model._skip_update("a value target")
+            self.model.learner._skip("value target", 7, self.num_timesteps)
 
-    with pytest.warns(UserWarning, match="is left out"):
+    with pytest.warns(UserWarning, match="Skipping update"):
         tiny_model(TinyEnv()).learn(60, callback=[LeavingOut(), ResumableCheckpointCallback(999, tmp_path)])
     assert resume(tmp_path, TinyEnv()).num_timesteps == 60
 
@@ -584,6 +584,7 @@ torch.set_num_threads(1)
 warnings.filterwarnings("error", message=".*damaged")
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpointing import resume
 from sb3_muzero.checkpointing.files import checkpoints_in
 folder = sys.argv[1]
 if checkpoints_in(folder):
@@ -672,7 +673,9 @@ def test_settings_are_what_they_were_or_missing_by_name(tmp_path):
     for setting in (3, 1.5, "x", None, True, (1, (2, 3)), [1, {"a": (2,)}], {"b": th.nn.ReLU}):
         assert decode(encode(setting), "x") == setting
     save_checkpoint(tiny_model(TinyEnv(), learning_rate=lambda progress: 1e-3 * progress), tmp_path / "function")
-    with pytest.raises(ValueError, match=r"`learning_rate` was <function .*give it again, `resume\(.*learning_rate="):
+    with pytest.raises(
+        ValueError, match=r"`learning_rate` was <function .*cannot be serialized; pass it to `resume\(learning_rate="
+    ):
         resume(tmp_path / "function", TinyEnv())
     resume(tmp_path / "function", TinyEnv(), learning_rate=1e-3)
 
