@@ -16,7 +16,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.collector import Collector
 from sb3_muzero.common.action_masks import has_action_masks
 from sb3_muzero.common.validation import check_muzero_arguments, check_observation_space
@@ -25,7 +24,7 @@ from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, symmetries_of
 from sb3_muzero.off_policy import SequenceOffPolicyAlgorithm
-from sb3_muzero.policies import MlpPolicy, MuZeroPolicy
+from sb3_muzero.policies import CnnPolicy, ImagePolicy, MlpPolicy, MultiInputPolicy, MuZeroPolicy, ResNetPolicy
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.replay.sequences import SequenceSamples
 from sb3_muzero.search.planner import PlannerSettings

@@ -13,7 +13,7 @@ from sb3_muzero.actions import ActionTable, make_actions
 from sb3_muzero.models.augmentation import ImageAugmentation
 from sb3_muzero.models.encoders import MultiInputExtractor, cnn_for
 from sb3_muzero.models.resnet import ConvDynamics, ConvPrediction, ConvRepresentation, action_planes
-from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.policies.muzero_policy import MuZeroPolicy
 
 
 def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tuple[int, int, int]:

@@ -1,0 +1,6 @@
+"""Policies: networks and planner together act."""
+
+from sb3_muzero.policies.image_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
+from sb3_muzero.policies.muzero_policy import MlpPolicy, MuZeroPolicy
+
+__all__ = ["CnnPolicy", "ImagePolicy", "MlpPolicy", "MuZeroPolicy", "MultiInputPolicy", "ResNetPolicy"]
