@@ -40,10 +40,6 @@ class CategoricalPolicy:
         """
         return -(self.log_probs.exp() * self.log_probs * weights.unsqueeze(-1)).sum(-1)
 
-    def mode(self) -> th.Tensor:
-        """:return: Indices of the most probable actions, shape ``[...]``"""
-        return self.log_probs.argmax(-1)
-
 
 class ActionTable(nn.Module):
     """
