@@ -22,7 +22,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
-from sb3_muzero import MuZero, muzero
+from sb3_muzero import MuZero
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.replay.sequences import SearchStatistics
 
@@ -84,10 +84,13 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     model.train(args.warmup_updates, args.batch_size)
     learning: dict[str, list[tuple[Any, str]]] = {
         "sample": [(buffer, "sample")],
-        "reanalyze": [(model, "_reanalyze")],
-        "bootstrap": [(model, "_bootstrap_values")],
-        "targets": [(policy, "update_statistics"), (muzero, "unroll_targets"), (policy, "fit_supports")],
-        "loss and gradients": [(model, "_backward")],
+        "reanalyze": [(model, "reanalyzer")],
+        "targets": [
+            (policy.latent_model, "update_statistics"),
+            (model.learner, "targets"),
+            (model.learner, "fit_supports"),
+        ],
+        "loss and gradients": [(model.learner, "backward")],
         "optimiser": [(torch.nn.utils, "clip_grad_norm_"), (policy.optimizer, "step")],
     }
     rate, milliseconds = per(args.updates, lambda: model.train(args.updates, args.batch_size), learning)

@@ -39,17 +39,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from mctx_peer import MCTX_QVALUES, SEARCH_KWARGS, ScalarSupport, check_agreement, mctx_search
+from mctx_peer import MCTX_QVALUES, SEARCH_KWARGS, ScalarSupport, check_agreement, mctx_search, use_threads
 from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
 from sb3_muzero import MuZero
 from sb3_muzero.common.jit import njit_uncached
 from sb3_muzero.models.mlp import Prediction
-from sb3_muzero.policies import SEARCHES, MuZeroPolicy
+from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate
 from sb3_muzero.search.backends.numba.program import BLOCK
 from sb3_muzero.search.backends.numba.translate import register
+from sb3_muzero.search.planner import SEARCHES
 from sb3_muzero.search.state import instantiate_leaves
 
 ROUNDS = 7
@@ -136,11 +137,15 @@ def make_policy(model: str, search: str, args: argparse.Namespace) -> MuZeroPoli
         latent_model.reward_support = ScalarSupport(BOUNDS["reward"])
     for head in ("policy_head", "value_head", "reward_head"):
         nn.init.normal_(getattr(latent_model.prediction, head).weight, std=2 * sizes.hidden**-0.5)
-    policy.update_statistics(1 + 2 * torch.randn(100, sizes.num_features))
+    latent_model.update_statistics(1 + 2 * torch.randn(100, sizes.num_features))
     policy.set_training_mode(False)
     if policy.uncompiled_reason:
         sys.exit(f"Using the PyTorch planner: {policy.uncompiled_reason}")
     return policy
+
+
+def set_simulations(policy: MuZeroPolicy, num_simulations: int) -> None:
+    policy.planner.settings = policy.planner.settings._replace(num_simulations=num_simulations)
 
 
 def make_observations(batch_size: int, model: str) -> torch.Tensor:
@@ -162,7 +167,7 @@ def compiled_inferences() -> Any:
 
 def compiled_network(policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: int) -> Callable[[], Any]:
     """:return: a function that runs the inferences of a search in compiled code, by internals of ``sb3_muzero.search``"""
-    model = policy.compiled_model()
+    model = policy.planner.compiled_model(policy.latent_model)
     features = obs.numpy().astype(np.float32)
     root = model.initial_inference(features)
     one_hot = np.eye(model.num_actions, dtype=np.float32)[np.arange(len(obs)) % model.num_actions]
@@ -175,7 +180,7 @@ def compiled_network(policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: i
 def eager_network(policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: int) -> Callable[[], Any]:
     """The same inferences by PyTorch."""
     model: Any = policy.latent_model
-    action = torch.arange(len(obs)) % int(policy.action_space.n)
+    action = torch.arange(len(obs)) % policy.actions.num_candidates
 
     def predict(latent: torch.Tensor) -> None:
         predicted = model.prediction(latent)
@@ -187,7 +192,7 @@ def eager_network(policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: int)
         latent = policy.represent(obs)
         predict(latent)
         for _ in range(num_simulations):
-            predict(model.dynamics(latent, action))
+            predict(model.dynamics(latent, model.action_encoder(action)))
 
     return inferences
 
@@ -245,7 +250,8 @@ def first_call_seconds(function: Callable[[], Any]) -> float:
 
 
 def measure_row(policy: MuZeroPolicy, model: str, batch_size: int, peak: float, args: argparse.Namespace) -> Row:
-    obs, num_simulations = make_observations(batch_size, model), policy.num_simulations
+    obs, settings = make_observations(batch_size, model), policy.planner.settings
+    num_simulations = settings.num_simulations
     functions: dict[str, Callable[[], Any]] = {"search": lambda: policy.plan(obs)}
     compile_s = None
     if args.against_mctx:
@@ -255,7 +261,7 @@ def measure_row(policy: MuZeroPolicy, model: str, batch_size: int, peak: float, 
     functions["eager"] = eager_network(policy, obs, num_simulations)
     us = measure(functions, args)
     gemm_limit = gemm_flops(policy, batch_size, num_simulations) / peak * 1e6
-    return Row(model, policy.search, batch_size, num_simulations, us["search"], us["network"], us["eager"], gemm_limit,
+    return Row(model, settings.search, batch_size, num_simulations, us["search"], us["network"], us["eager"], gemm_limit,
                us.get("mctx"), compile_s)  # fmt: skip
 
 
@@ -320,16 +326,6 @@ def table(rows: list[Row], with_head: bool = True) -> str:
     return "\n".join("| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells)
 
 
-def use_threads(threads: int) -> None:
-    """To be called before JAX is imported."""
-    torch.set_num_threads(threads)  # the search takes as many as PyTorch
-    os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    eigen = "true" if threads > 1 else "false"
-    flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS),
@@ -339,12 +335,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-simulations", nargs="+", type=int, default=[16, 50], metavar="S", help="of each root")
     parser.add_argument("--heads", choices=["categorical", "scalar"], default="categorical", help="of value and reward")
     parser.add_argument("--num-bins", type=int, default=101, help="of categorical heads; the paper has 601")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="of the search, PyTorch and JAX, not of the bare network; to be sure of one core, start with taskset -c 0",
-    )
+    parser.add_argument("--threads", type=int, default=1, help="of the search, PyTorch and JAX; the bare network has one")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall",
                         help="cpu: what this process had of its core, for a machine that others use too")  # fmt: skip
@@ -385,13 +376,14 @@ def main() -> None:
         print("seconds to compile, cold and warm disk cache: {cold:.1f}, {warm:.2f}".format(**record["first_plan_seconds"]))
     policies = {(model, search): make_policy(model, search, args) for model in args.models for search in args.searches}
     if args.against_mctx:
-        for (model, _), policy in policies.items():
-            policy.num_simulations = max(args.num_simulations)
-            print(f"{model} {policy.search}: {check_agreement(policy, make_observations(64, model))}", flush=True)
+        for (model, search), policy in policies.items():
+            set_simulations(policy, max(args.num_simulations))
+            print(f"{model} {search}: {check_agreement(policy, make_observations(64, model))}", flush=True)
     rows: list[Row] = []
     for (model, _), policy in policies.items():
         for batch_size in args.batch_sizes:
-            for policy.num_simulations in args.num_simulations:
+            for num_simulations in args.num_simulations:
+                set_simulations(policy, num_simulations)
                 rows.append(measure_row(policy, model, batch_size, peak, args))
                 print(table(rows[-1:], with_head=len(rows) == 1), flush=True)
     if args.acting:

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sb3_muzero import MuZero, muzero
+from sb3_muzero import MuZero
+from sb3_muzero.learning import learner
 
 TRANSITIONS = 4000
 
@@ -70,18 +71,17 @@ class Stopwatch:
 
 def phases(model: MuZero) -> dict[str, list[tuple[Any, str]]]:
     """:return: for each phase of an update the functions that it consists of: whose attributes they are, and their names"""
-    policy = model.policy
+    optimizer = model.policy.optimizer
     return {
         "sample": [(model.replay_buffer, "sample")],
         "targets": [
-            (policy, "update_statistics"),
-            (policy, "predict_values"),
-            (muzero, "unroll_targets"),
-            (policy, "fit_supports"),
+            (model.policy.latent_model, "update_statistics"),
+            (model.learner, "targets"),
+            (model.learner, "fit_supports"),
         ],
-        "forward": [(muzero, "muzero_loss")],
+        "forward": [(learner, "muzero_loss")],
         "backward": [(torch.Tensor, "backward")],
-        "optimiser": [(policy.optimizer, "zero_grad"), (torch.nn.utils, "clip_grad_norm_"), (policy.optimizer, "step")],
+        "optimiser": [(optimizer, "zero_grad"), (nn.utils, "clip_grad_norm_"), (optimizer, "step")],
     }
 
 

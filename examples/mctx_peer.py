@@ -1,5 +1,6 @@
 """The same search of the same model by mctx (https://github.com/google-deepmind/mctx): networks and settings in JAX."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,16 @@ class ScalarSupport(nn.Sequential):
 
     def expectation(self, output: torch.Tensor) -> torch.Tensor:
         return output.squeeze(-1)
+
+
+def use_threads(threads: int) -> None:
+    """Give PyTorch, the search and JAX so many threads; to be called before JAX is imported."""
+    torch.set_num_threads(threads)  # the search takes as many as PyTorch
+    os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    eigen = "true" if threads > 1 else "false"
+    flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 
 def jax_module(module: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
@@ -90,7 +101,7 @@ def mctx_search(
     import mctx
 
     model: Any = policy.latent_model
-    num_actions, gamma = int(policy.action_space.n), policy.discount
+    settings, num_actions = policy.planner.settings, policy.actions.num_candidates
     modules = {name: getattr(model, name) for name in ("input_norm", "representation", "dynamics")}
     modules |= {name: getattr(model.prediction, name) for name in ("trunk", "policy_head", "value_head", "reward_head")}
     modules |= {name: getattr(model, name) for name in ("value_support", "reward_support")}
@@ -108,7 +119,7 @@ def mctx_search(
         reward = run(params, "reward_head reward_support", hidden)
         value = run(params, "value_head value_support", hidden)
         prior_logits = run(params, "policy_head", hidden)
-        discount = jnp.full_like(reward, gamma)
+        discount = jnp.full_like(reward, settings.discount)
         return mctx.RecurrentFnOutput(reward=reward, discount=discount, prior_logits=prior_logits, value=value), latent
 
     def search(params: Any, key: Any, observations: Any) -> Any:
@@ -116,18 +127,18 @@ def mctx_search(
         hidden = run(params, "trunk", latent)
         value = run(params, "value_head value_support", hidden)
         root = mctx.RootFnOutput(prior_logits=run(params, "policy_head", hidden), value=value, embedding=latent)
-        settings: dict[str, Any]
-        if policy.search == "gumbel":
+        kwargs: dict[str, Any]
+        if settings.search == "gumbel":
             planner = mctx.gumbel_muzero_policy
-            settings = {"max_num_considered_actions": CONSIDERED_ACTIONS, "gumbel_scale": 0.0 if deterministic else 1.0}
-            settings["qtransform"] = lambda tree, node: mctx.qtransform_completed_by_mix_value(
+            kwargs = {"max_num_considered_actions": CONSIDERED_ACTIONS, "gumbel_scale": 0.0 if deterministic else 1.0}
+            kwargs["qtransform"] = lambda tree, node: mctx.qtransform_completed_by_mix_value(
                 tree, node, value_scale=VALUE_SCALE, maxvisit_init=MAXVISIT_INIT
             )
         else:
-            planner, settings = mctx.muzero_policy, dict(SEARCH_KWARGS["puct"])
+            planner, kwargs = mctx.muzero_policy, dict(SEARCH_KWARGS["puct"])
             if deterministic:
-                settings |= {"dirichlet_fraction": 0.0, "temperature": 0.0}
-        output = planner(params, key, root, recurrent_fn, num_simulations, **settings)
+                kwargs |= {"dirichlet_fraction": 0.0, "temperature": 0.0}
+        output = planner(params, key, root, recurrent_fn, num_simulations, **kwargs)
         return output.action, output.action_weights
 
     jitted = jax.jit(search)
@@ -144,12 +155,13 @@ def mctx_search(
 
 def check_agreement(policy: MuZeroPolicy, obs: torch.Tensor) -> str:
     """:return: how far the two searches agree without noise, where they must, except for ties that rounding decides"""
+    num_simulations = policy.planner.settings.num_simulations
     ours = policy.plan(obs, deterministic=True).action_weights
-    theirs = np.asarray(mctx_search(policy, obs, policy.num_simulations, deterministic=True)()[1])
+    theirs = np.asarray(mctx_search(policy, obs, num_simulations, deterministic=True)()[1])
     difference = np.abs(ours - theirs).max(axis=1)
     if (difference > 1e-2).sum() > 0.05 * len(obs):
         raise SystemExit("The searches of this package and mctx disagree, so their speed cannot be compared")
     return (
-        f"action weights of ours and mctx without noise, {len(obs)} roots, {policy.num_simulations} simulations: largest "
+        f"action weights of ours and mctx without noise, {len(obs)} roots, {num_simulations} simulations: largest "
         f"difference {difference.max():.1e}, more than 1e-3 at {int((difference > 1e-3).sum())} roots"
     )
