@@ -246,7 +246,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         if self.env is not None and self.two_player is None:
             self.two_player = is_two_player(self.env)
         if getattr(self, "replay_buffer", None) is None:
-            self._make_replay_buffer()
+            self.replay_buffer = self._make_replay_buffer()
         planner_settings = self.planner_settings._asdict()
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **planner_settings, **self.policy_kwargs
@@ -389,9 +389,10 @@ class MuZero(SequenceOffPolicyAlgorithm):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """``MuZeroPolicy.predict``, with a warning if a model that was trained with action masks gets none."""
+        """``MuZeroPolicy.predict``, with one warning if a model that was trained with action masks gets none."""
         self._apply_settings()
-        if action_masks is None and self.uses_action_masks:
+        if action_masks is None and self.uses_action_masks and not self._warned_of_missing_masks:
+            self._warned_of_missing_masks = True
             warnings.warn(
                 "The model was trained with action masks, but `predict` was given none: it may choose illegal actions. Pass "
                 "`action_masks`, and evaluate with sb3_contrib's MaskableEvalCallback and common.maskable.evaluation"

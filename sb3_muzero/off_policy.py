@@ -23,6 +23,7 @@ from sb3_muzero.common.vec_env_checks import frames_in_observation
 from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.exploration.warmup import WarmUp
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.replay.serialization import saved_frame_stack
 from sb3_muzero.search import is_cached
 
 
@@ -43,15 +44,20 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._acted_at = 0.0
         # Whether a callback was asked to end the run
         self.interrupted = False
+        self._warned_of_missing_masks = False
         # Called when ``learn`` ends, however it does
         self.after_learning = contextlib.ExitStack()
         # Folders with checkpoints of this run, and its steps when it was last saved there or resumed
         self.checkpoint_folders: dict[pathlib.Path, int] = {}
 
-    def _make_replay_buffer(self) -> None:
-        num_frames = frames_in_observation(self.env)
+    def _make_replay_buffer(self, num_frames: int | None = None) -> SequenceReplayBuffer:
+        """
+        :param num_frames: How many frames an observation consists of; by default the environments are asked
+        :return: An empty replay buffer
+        """
+        num_frames = frames_in_observation(self.env) if num_frames is None else num_frames
         stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
-        self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
+        return (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[return-value]
             self.buffer_size,
             self.observation_space,
             self.action_space,
@@ -73,10 +79,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         super().set_env(env, force_reset)
         assert self.env is not None
         self.collector.set_env(self.env)
-        buffer = self.replay_buffer
+        buffer: SequenceReplayBuffer | None = getattr(self, "replay_buffer", None)
         num_frames = self.replay_buffer_kwargs.get("frame_stack", frames_in_observation(self.env))
-        if buffer.size() == 0 and buffer.frame_stack != num_frames:
-            self._make_replay_buffer()
+        if buffer is None or (buffer.size() == 0 and buffer.frame_stack != num_frames):
+            self.replay_buffer = self._make_replay_buffer()
         elif buffer.frame_stack not in (1, num_frames):
             raise ValueError(
                 f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got {num_frames}; "
@@ -102,6 +108,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         self.interrupted = False
         self.time_split = TimeSplit()
+        if getattr(self, "replay_buffer", None) is None:
+            self.replay_buffer = self._make_replay_buffer()
         if reset_num_timesteps or self._last_obs is None:  # the environments are about to be reset
             self.replay_buffer.cut()
             self.collector.reset()
@@ -198,15 +206,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        Load what ``save_replay_buffer`` saved. The buffer takes the file's size, and keeps its other settings.
+        Load what ``save_replay_buffer`` saved. The buffer takes the file's size, and keeps its other settings. A model without
+        environments also takes the file's number of stacked frames.
 
         :param path: Path to the replay buffer.
         :param truncate_last_traj: Not used: running episodes always end as truncated
         :raises ValueError: for another kind of file, a damaged one, other spaces or another number of environments;
             the buffer stays as it is then
         """
-        buffer = copy.copy(self.replay_buffer)
-        buffer.load_state(load_npz(with_suffix(path, ".pkl")))
+        state, known = load_npz(with_suffix(path, ".pkl")), getattr(self, "replay_buffer", None)
+        if known is None or (self.env is None and known.size() == 0):
+            buffer = self._make_replay_buffer(saved_frame_stack(state) if self.env is None else None)
+        else:
+            buffer = copy.copy(known)
+        buffer.load_state(state)
+        buffer.device = self.device
         self.replay_buffer = buffer
         self._last_obs = None  # no step of the running episodes is in it
         if (size := buffer.size()) > 0:
@@ -242,4 +256,5 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         of_this_run = ["collector", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
+        of_this_run += ["_warned_of_missing_masks"]
         return [*super()._excluded_save_params(), *of_this_run]
