@@ -21,6 +21,8 @@ class WarmUp:
         :param dones: Whether episodes ended, shape ``[n_envs]``
         :param infos: ``TimeLimit.truncated`` tells a truncation from a termination
         """
+        if self.reward_signal_seen:
+            return
         truncated = [info.get("TimeLimit.truncated", False) for info in infos]
         self.update_from(rewards, np.asarray(dones, bool) & ~np.array(truncated, bool))
 

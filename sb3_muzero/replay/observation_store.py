@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from sb3_muzero.common.serialization import copy_into, validate_array
 from sb3_muzero.common.validation import MAX_MAGNITUDE, is_in_space
-from sb3_muzero.replay.ring import StepIndex, flat, take
+from sb3_muzero.replay.ring import NewSteps, StepIndex, flat, take
 
 UNSEEN_FRAMES = "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
 
@@ -51,6 +51,8 @@ def with_shape(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     :return: The observations in that shape
     :raises ValueError: for any other shape
     """
+    if np.shape(observations) == shape:
+        return observations
     if np.squeeze(observations).shape != tuple(length for length in shape if length != 1):
         raise ValueError(
             f"Observations must have the shape {shape[1:]} of the observation space, got {np.shape(observations)[1:]}. "
@@ -92,26 +94,26 @@ class ObservationRing:
         """Whether steps are the last ones of their episodes, shape ``[num_rows, n_envs]``."""
         return self.slots >= 0
 
-    def write(self, ids: np.ndarray, observations: ArrayOrDict, next_observations: ArrayOrDict) -> np.ndarray:
+    def write(self, steps: NewSteps, observations: ArrayOrDict, next_observations: ArrayOrDict) -> np.ndarray:
         """
         Store steps that are about to be appended to the index.
 
-        :param ids: Their ids: the next one of each environment, or several of one environment in their order, shape ``[N]``
+        :param steps: N steps
         :param observations: As environments return them, shape ``[N, *obs_shape]``
         :param next_observations: Those after the steps, shape ``[N, *obs_shape]``
         :return: The observations after the steps, as records for a Dict space
         :raises ValueError: for observations of another shape, or if the first ones are not stacks of frames
         """
-        observed, followed = self._records(observations, len(ids)), self._records(next_observations, len(ids))
+        num_steps, places = len(steps.ids), steps.places
+        observed, followed = self._records(observations, num_steps), self._records(next_observations, num_steps)
         newest_frames = (slice(None), slice(-self.frames.shape[2], None)) if self.frame_stack > 1 else ()
         if self.frame_stack > 1:
-            self._split_episodes(ids, observed, followed)
-        places = self.index.places(ids)
+            self._split_episodes(steps, observed, followed)
         overwritten = flat(self.slots)[places]
         self._free_slots += overwritten[overwritten >= 0].tolist()
         flat(self.slots)[places] = -1
         flat(self.frames)[places] = observed[newest_frames]
-        self.newest[ids % self.index.n_envs] = followed[newest_frames]
+        self.newest[steps.envs] = followed[newest_frames]
         return followed
 
     def _records(self, observations: ArrayOrDict, num: int) -> np.ndarray:
@@ -123,21 +125,22 @@ class ObservationRing:
             records[name] = with_shape(observations[name], records[name].shape)
         return records
 
-    def _split_episodes(self, ids: np.ndarray, observed: np.ndarray, followed: np.ndarray) -> None:
+    def _split_episodes(self, steps: NewSteps, observed: np.ndarray, followed: np.ndarray) -> None:
         """
         End the episodes of environments whose stacks do not continue those of the newest step: they were stepped without
         storing it.
 
         :raises ValueError: if the first observations of an environment, or those of an episode, are not stacks of frames
         """
-        envs, before, length = ids % self.index.n_envs, ids - self.index.n_envs, self.frames.shape[2]
-        is_next, is_empty = ids == self.index.ends[envs], self.index.lengths[envs] == 0
+        ids, before, length = steps.ids, steps.ids - self.index.n_envs, self.frames.shape[2]
+        is_next, is_empty = ids == self.index.ends[steps.envs], self.index.num_written[steps.envs] == 0
+        was_end = self._is_end(before)
         if is_empty.any() or not is_next.all():
             self._check_stacks(observed, followed)
-        expected = np.concatenate([take(self.frames, self.index.places(before)), self.newest[envs]], axis=1)
+        expected = np.concatenate([take(self.frames, self.index.places(before)), self.newest[steps.envs]], axis=1)
         differs = (observed[:, -2 * length :] != expected).reshape(len(ids), -1).any(axis=1)
-        self.end_episodes(before[is_next & ~is_empty & differs & ~self._is_end(before)])
-        if observed[is_next & (is_empty | self._is_end(before)), :-length].any():
+        self.end_episodes(before[is_next & ~is_empty & differs & ~was_end])
+        if observed[is_next & (is_empty | was_end | differs), :-length].any():
             warnings.warn(UNSEEN_FRAMES)
 
     def _check_stacks(self, observed: np.ndarray, followed: np.ndarray) -> None:

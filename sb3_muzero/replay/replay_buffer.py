@@ -17,7 +17,7 @@ from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.replay.observation_store import ArrayOrDict, ObservationRing, check_frame_stack
 from sb3_muzero.replay.reading import read_sequences
 from sb3_muzero.replay.reward_bonus import RewardBonus, StoredBonus
-from sb3_muzero.replay.ring import StepIndex, flat
+from sb3_muzero.replay.ring import NewSteps, StepIndex, flat
 from sb3_muzero.replay.samplers import PrioritizedSampler, RecentSampler, Sampler
 from sb3_muzero.replay.sequences import SearchStatistics, SequenceSamples
 from sb3_muzero.replay.serialization import buffer_state, load_buffer_state
@@ -131,8 +131,9 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def update_position(self) -> None:
         """Make SB3's ``pos`` and ``full`` follow the index."""
-        self.full = bool(self.index.lengths.max() == self.buffer_size)
-        self.pos = int(self.index.ends.max()) // self.n_envs % self.buffer_size
+        num_written = int(self.index.num_written.max())
+        self.full = num_written >= self.buffer_size
+        self.pos = num_written % self.buffer_size
 
     def add(  # type: ignore[override]
         self,
@@ -157,12 +158,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: for actions that are not in the action space, with nothing stored
         """
         action = self.action_type.check(action, self.n_envs)
-        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=np.bool_)
         done = np.asarray(done, np.bool_)
-        terminated = done & ~(truncated & self.handle_timeout_termination)
-        ids = self.index.ends.copy()
-        self._store(ids, obs, next_obs, action, reward, terminated, search or SearchStatistics())
-        self.observations.end_episodes(ids[done])
+        terminated = done
+        if self.handle_timeout_termination and done.any():
+            terminated = done & ~np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=np.bool_)
+        steps = self.index.next_row()
+        self._store(steps, obs, next_obs, action, reward, terminated, search or SearchStatistics())
+        self.observations.end_episodes(steps.ids[done])
 
     def add_episode(
         self,
@@ -197,13 +199,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         searched = tree_map(lambda part: part[-num_steps:] if np.ndim(part) > 0 else part, search or SearchStatistics())
         terminals = np.zeros(num_steps, dtype=np.bool_)
         terminals[-1] = terminated or not self.handle_timeout_termination
-        ids = self.index.ends[env] + np.arange(num_steps) * self.n_envs
-        self._store(ids, begun, followed, actions[-num_steps:], np.asarray(rewards)[-num_steps:], terminals, searched)
-        self.observations.end_episodes(ids[-1:])
+        steps = self.index.next_of(env, num_steps)
+        self._store(steps, begun, followed, actions[-num_steps:], np.asarray(rewards)[-num_steps:], terminals, searched)
+        self.observations.end_episodes(steps.ids[-1:])
 
     def _store(
         self,
-        ids: np.ndarray,
+        steps: NewSteps,
         observations: ArrayOrDict,
         next_observations: ArrayOrDict,
         actions: np.ndarray,
@@ -213,8 +215,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     ) -> None:
         if not self._allocated:
             self.allocate()
-        records = self.observations.write(ids, observations, next_observations)
-        places = self.index.places(ids)
+        records = self.observations.write(steps, observations, next_observations)
+        places = steps.places
         flat(self.actions)[places] = actions
         flat(self.rewards)[places] = rewards
         flat(self.terminals)[places] = terminals
@@ -225,9 +227,9 @@ class SequenceReplayBuffer(ReplayBuffer):
                 setattr(self, name, self.make_optional_ring(name))
             if (ring := getattr(self, name)) is not None:
                 flat(ring)[places] = (name == "action_masks") if given is None else given
-        self.bonus.add(ids, records, rewards)
-        self.index.append(ids)
-        self.sampler.add(self.index, ids)
+        self.bonus.add(steps, records, rewards)
+        self.index.append(steps)
+        self.sampler.add(self.index, steps.ids)
         self.update_position()
 
     def update_search(

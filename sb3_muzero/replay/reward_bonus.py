@@ -7,7 +7,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
 from sb3_muzero.replay.observation_store import ObservationRing
-from sb3_muzero.replay.ring import flat, take
+from sb3_muzero.replay.ring import NewSteps, flat, take
 
 
 class RewardBonus(Protocol):
@@ -67,9 +67,9 @@ class StoredBonus:
         self._reward_size = 1.0
         self._num_rewards = 0
 
-    def add(self, ids: np.ndarray, next_observations: np.ndarray, rewards: np.ndarray) -> None:
+    def add(self, steps: NewSteps, next_observations: np.ndarray, rewards: np.ndarray) -> None:
         """
-        :param ids: New steps, shape ``[N]``
+        :param steps: N new steps
         :param next_observations: Those after the steps, shape ``[N, *obs_shape]``, records for a Dict space
         :param rewards: Shape ``[N]``
         """
@@ -78,7 +78,7 @@ class StoredBonus:
         self._reward_size += (sizes - self._reward_size).sum() / max(self._num_rewards, 1)
         if self.bucket_ids is not None:
             assert self.bonus is not None
-            flat(self.bucket_ids)[self.observations.index.places(ids)] = self.bonus.update_counts(next_observations)
+            flat(self.bucket_ids)[steps.places] = self.bonus.update_counts(next_observations)
 
     def of(self, ids: np.ndarray, coef: float, env: VecNormalize | None) -> np.ndarray | float:
         """

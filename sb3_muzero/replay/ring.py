@@ -1,6 +1,23 @@
 """Which steps a ring of transitions holds, and where."""
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class NewSteps(NamedTuple):
+    """
+    Steps that are about to be stored: the next one of each environment, or several of one environment. Neighbours are indexed
+    by a slice, which is faster.
+
+    :param ids: Their ids, those of one environment in their order, shape ``[N]``
+    :param places: Index of where they will lie in the flattened arrays
+    :param envs: Index of their environments
+    """
+
+    ids: np.ndarray
+    places: np.ndarray | slice
+    envs: np.ndarray | slice
 
 
 def flat(ring: np.ndarray) -> np.ndarray:
@@ -45,15 +62,8 @@ class StepIndex:
         """Smallest id of each environment, shape ``[n_envs]``."""
         self.ends = self.first.copy()
         """Id of each environment's next step, shape ``[n_envs]``."""
-        self._update()
-
-    def _update(self) -> None:
-        self.begins = np.maximum(self.ends - self.capacity, self.first)
-        """Id of each environment's oldest step, shape ``[n_envs]``."""
-        self.lengths = (self.ends - self.begins) // self.n_envs
-        """Number of steps of each environment that are stored, shape ``[n_envs]``."""
-        self.num_readable = self.lengths - self.context * (self.lengths == self.num_rows)
-        """Number of steps of each environment, its newest ones, where a sequence can start, shape ``[n_envs]``."""
+        # Whether all environments have been written equally many steps
+        self._in_step = True
 
     def cleared(self, num_rows: int) -> "StepIndex":
         """
@@ -72,14 +82,50 @@ class StepIndex:
     @num_written.setter
     def num_written(self, num_written: np.ndarray) -> None:
         self.ends = self.first + num_written * self.n_envs
-        self._update()
+        self._compare_environments()
 
-    def append(self, ids: np.ndarray) -> None:
+    def _compare_environments(self) -> None:
+        num_written = self.num_written
+        self._in_step = bool((num_written == num_written[0]).all())
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of steps of each environment that are stored, shape ``[n_envs]``."""
+        return np.minimum(self.num_written, self.num_rows)
+
+    @property
+    def begins(self) -> np.ndarray:
+        """Id of each environment's oldest step, shape ``[n_envs]``."""
+        return np.maximum(self.ends - self.capacity, self.first)
+
+    @property
+    def num_readable(self) -> np.ndarray:
+        """Number of steps of each environment, its newest ones, where a sequence can start, shape ``[n_envs]``."""
+        lengths = self.lengths
+        return lengths - self.context * (lengths == self.num_rows)
+
+    def next_row(self) -> NewSteps:
+        """:return: The next step of each environment"""
+        ids = self.ends.copy()
+        if not self._in_step:
+            return NewSteps(ids, self.places(ids), slice(None))
+        first = int(ids[0]) % self.capacity
+        return NewSteps(ids, slice(first, first + self.n_envs), slice(None))
+
+    def next_of(self, env: int, num_steps: int) -> NewSteps:
         """
-        :param ids: Ids that follow on ``ends``, those of one environment in their order, shape ``[N]``
+        :param env: An environment
+        :param num_steps: Number of steps N
+        :return: Its next steps
         """
-        self.ends[ids % self.n_envs] = ids + self.n_envs
-        self._update()
+        ids = self.ends[env] + np.arange(num_steps) * self.n_envs
+        return NewSteps(ids, self.places(ids), np.full(num_steps, env))
+
+    def append(self, steps: NewSteps) -> None:
+        """:param steps: What ``next_row`` or ``next_of`` returned, now stored"""
+        self.ends[steps.envs] = steps.ids + self.n_envs
+        if isinstance(steps.envs, np.ndarray):
+            self._compare_environments()
 
     def places(self, ids: np.ndarray) -> np.ndarray:
         """
@@ -103,6 +149,8 @@ class StepIndex:
 
     def unreadable(self) -> np.ndarray:
         """:return: Ids of the stored steps where no sequence can start, any order"""
+        if self.context == 0:
+            return np.zeros(0, dtype=np.int64)
         ids = self.begins + np.arange(self.context)[:, None] * self.n_envs
         return ids[:, self.lengths == self.num_rows].ravel()
 
