@@ -53,7 +53,9 @@ class Decision(NamedTuple):
         if self.search is None:
             return SearchStatistics(action_masks=self.action_masks)
         search = self.search
-        return SearchStatistics(model_version, search.action_weights, root_values=search.value, action_masks=self.action_masks)
+        return SearchStatistics(
+            model_version, search.action_weights, root_values=search.improved_value, action_masks=self.action_masks
+        )
 
     def scalars(self) -> dict[str, float]:
         """:return: Figures of the search to log, means over the environments"""
@@ -62,7 +64,7 @@ class Decision(NamedTuple):
         entropy = -(weights * np.log(np.maximum(weights, np.finfo(weights.dtype).tiny))).sum(-1)
         num_simulations = self.search.visit_counts.sum()
         return {
-            "root_value": float(self.search.value.mean()),
+            "root_value": float(self.search.improved_value.mean()),
             "policy_entropy": float(entropy.mean()),
             "depth": float(self.search.tree.node_depths.max(axis=-1).mean()),
             "simulations_per_second": float(num_simulations / self.seconds),

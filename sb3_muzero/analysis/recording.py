@@ -23,7 +23,7 @@ class Episode(NamedTuple):
     :param observations: Observations of the model, ``T + 1`` of them, the last one after the last step
     :param actions: Indices, counted from 0, shape ``[T]``
     :param rewards: Shape ``[T]``
-    :param root_values: Root value of the search at each step, shape ``[T]``
+    :param root_values: Value of the improved policy at each step, shape ``[T]``
     :param action_masks: True for legal actions, shape ``[T, num_actions]``; ``None`` without masks
     :param terminated: Whether it ended in a terminal state
     """
