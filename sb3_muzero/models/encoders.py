@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_muzero.common.validation import CLASSES
+from sb3_muzero.common.validation import DISCRETE_SPACES
 
 
 class Preprocessor:
@@ -47,7 +47,7 @@ class Preprocessor:
         return self._preprocess_part(obs, self.observation_space)  # type: ignore[arg-type]
 
     def _preprocess_part(self, obs: th.Tensor, space: spaces.Space) -> th.Tensor:
-        if isinstance(space, CLASSES):
+        if isinstance(space, DISCRETE_SPACES):
             if np.any(space.start):  # number by number, since nothing can be copied to a GPU inside of a CUDA graph
                 starts = [th.full((), int(start), device=obs.device) for start in np.ravel(space.start)]
                 obs = obs - th.stack(starts).view(np.shape(space.start))
