@@ -69,9 +69,7 @@ def test_imports_go_up(path: Path) -> None:
         room = room_of(module)
         assert room in ROOMS, f"{module} is in no room"
         assert room == "common" or ROOMS.index(room) <= own, f"{name} imports {module}, which is below it"
-        assert not (ROOMS[own] == "common" and room != "common"), (
-            f"{name} imports {module}: common is for all"
-        )
+        assert not (ROOMS[own] == "common" and room != "common"), f"{name} imports {module}: common is for all"
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

@@ -466,7 +466,7 @@ def test_what_the_first_frame_is_repeated_for_is_refused():
 def test_planes_that_sb3_takes_for_rows_are_refused(shape):
     env = DummyVecEnv([lambda: TinyEnv(spaces.Box(0, 255, shape, np.uint8))])
     with (
-        pytest.raises(ValueError, match=r"`env` gives images of shape.*skip=True"),
+        pytest.raises(ValueError, match=r"`env` has images of shape.*skip=True"),
         pytest.warns(UserWarning, match="channels-last"),
     ):
         tiny_model(env, policy="CnnPolicy")

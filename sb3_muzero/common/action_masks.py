@@ -1,4 +1,4 @@
-"""Which actions are legal, in sb3-contrib's convention: ``action_masks`` is True where an action may be taken."""
+"""Action masks, in sb3-contrib's convention: ``action_masks`` is True where an action is legal."""
 
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import VecEnv
@@ -6,10 +6,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 def has_action_masks(env: VecEnv) -> bool:
     """
-    :param env: Vectorised environment
-    :return: Whether its environments have the method ``action_masks``
+    :param env: Vectorized environment
+    :return: Whether the environments have a method ``action_masks``; False for a VecEnv without ``has_attr``
     """
     try:
         return is_masking_supported(env)
-    except (AttributeError, NotImplementedError):  # VecEnvs that can't be asked
+    except (AttributeError, NotImplementedError):
         return False
