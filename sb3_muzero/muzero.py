@@ -162,7 +162,6 @@ class MuZero(SequenceOffPolicyAlgorithm):
             gamma=gamma,
             train_freq=train_freq,
             gradient_steps=gradient_steps,
-            action_noise=None,  # No action noise
             replay_buffer_class=replay_buffer_class,
             replay_buffer_kwargs=replay_buffer_kwargs,
             policy_kwargs=policy_kwargs,
@@ -235,9 +234,6 @@ class MuZero(SequenceOffPolicyAlgorithm):
         """:raises ValueError: naming the argument, what was given and what is allowed"""
         check_muzero_arguments(self)
         self.planner_settings.check()
-        given = self.replay_buffer_class
-        if given is not None and not (isinstance(given, type) and issubclass(given, SequenceReplayBuffer)):
-            raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {given}")
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -254,9 +250,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self.learner = Learner(self.policy, self.learner_settings)
         target = self.policy.latent_model_target
         self.reanalyzer = Reanalyzer(partial(self.policy.plan, deterministic=True, model=target), target)
-        self.collector = Collector(self.policy)
-        if self.env is not None:
-            self.collector.set_env(self.env)
+        self.collector = Collector(self.policy, self.env)
         self._convert_train_freq()
         if isinstance(self.policy, ImagePolicy):
             check_axes(self.env)

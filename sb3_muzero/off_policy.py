@@ -54,10 +54,14 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         """
         :param num_frames: How many frames an observation consists of; by default the environments are asked
         :return: An empty replay buffer
+        :raises ValueError: for a ``replay_buffer_class`` of another algorithm
         """
+        given = self.replay_buffer_class
+        if given is not None and not (isinstance(given, type) and issubclass(given, SequenceReplayBuffer)):
+            raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {given}")
         num_frames = frames_in_observation(self.env) if num_frames is None else num_frames
         stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
-        return (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[return-value]
+        return (given or SequenceReplayBuffer)(
             self.buffer_size,
             self.observation_space,
             self.action_space,

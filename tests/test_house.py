@@ -14,7 +14,7 @@ ROOMS = [
     "__main__",
 ]  # fmt: skip
 CORE = ROOMS[: ROOMS.index("checkpointing") + 1]
-MAX_FILE, MAX_CLASS, MAX_FUNCTION, MAX_CORE = 400, 300, 60, 5_000
+MAX_FILE, MAX_CLASS, MAX_FUNCTION = 400, 300, 60
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
@@ -82,8 +82,12 @@ def test_files_classes_and_functions_are_short(path: Path) -> None:
             assert length(node) <= MAX_FUNCTION, f"function {node.name} has {length(node)} lines"
 
 
-def test_the_core_is_small() -> None:
+def test_lines_of_code_are_printed() -> None:
     lines = {name: code_lines(path) for name, path in zip(NAMES, FILES, strict=True)}
-    core = sum(count for name, count in lines.items() if room_of(name.removesuffix(".py").replace("/", ".")) in CORE)
-    print(f"{core} lines of code in the core, {sum(lines.values())} in the package")
-    assert core < MAX_CORE
+    rooms = {room: 0 for room in CORE}
+    for name, count in lines.items():
+        room = room_of(name.removesuffix(".py").replace("/", "."))
+        if room in rooms:
+            rooms[room] += count
+    print(f"{sum(rooms.values())} lines of code in the core ({rooms}), {sum(lines.values())} in the package")
+    assert all(rooms.values())
