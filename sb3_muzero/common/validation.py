@@ -84,9 +84,11 @@ ARGUMENT_RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
     ),
     ("above 0", lambda value: is_number(value) and value > 0, ("n_steps_half_life", "max_grad_norm")),
     ("at least 1 and finite", lambda value: is_number(value) and 1 <= value < float("inf"), ("random_action_repeat",)),
-    ("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1, ("gamma", "reanalyze_ratio")),
-    ("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1, ("tau",)),
+    ("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1, ("gamma", "reanalyze_ratio", "tau")),
 ]
+SCHEDULES = ("learning_rate", "exploration", "novelty_coef")
+SETTINGS = [name for _, _, names in ARGUMENT_RANGES for name in names] + [*SCHEDULES, "train_freq"]
+"""What is checked again where it was assigned after construction."""
 
 
 def check_muzero_arguments(model: Any) -> None:
@@ -97,7 +99,7 @@ def check_muzero_arguments(model: Any) -> None:
     for _, _, names in ARGUMENT_RANGES:
         for name in names:
             check_number(name, getattr(model, name))
-    for name in ("learning_rate", "exploration", "novelty_coef"):
+    for name in SCHEDULES:
         check_schedule(name, getattr(model, name))
     check_train_freq(model.train_freq)
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
