@@ -3,6 +3,7 @@
 import contextlib
 import time
 import warnings
+from copy import copy
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -17,8 +18,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.collector import Collector
-from sb3_muzero.common.action_masks import has_action_masks
-from sb3_muzero.common.validation import check_muzero_arguments, check_observation_space
+from sb3_muzero.common.action_masks import MISSING_MASKS, should_use_masks
+from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number, check_observation_space
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
@@ -205,12 +206,14 @@ class MuZero(SequenceOffPolicyAlgorithm):
     @property
     def discount(self) -> float:
         """Factor from the next state's value to that of this one: ``gamma``, negative where the next mover is the opponent."""
+        check_number("gamma", self.gamma)
         return -self.gamma if self.two_player else self.gamma
 
     @property
     def planner_settings(self) -> PlannerSettings:
         """Settings of the searches."""
-        return PlannerSettings(self.search, self.num_simulations, self.search_kwargs, self.discount)
+        check_number("num_simulations", self.num_simulations)
+        return PlannerSettings(self.search, self.num_simulations, copy(self.search_kwargs), self.discount)
 
     @property
     def learner_settings(self) -> LearnerSettings:
@@ -219,16 +222,21 @@ class MuZero(SequenceOffPolicyAlgorithm):
         losses = dict(zip(("policy", "entropy", "value", "reward", "consistency"), coefs, strict=True))
         return LearnerSettings(self.discount, losses, self.max_grad_norm, self.tau, self.target_update_interval)
 
-    def _apply_settings(self) -> None:
-        """
-        Hand settings that were assigned since to the planner and the learner.
+    def _apply_planner_settings(self) -> None:
+        """Let searches follow settings that were assigned since, or raise ``ValueError``."""
+        settings = self.planner_settings
+        if settings != self.policy.planner.settings:
+            settings.check()
+            self.policy.planner.settings = settings
 
-        :raises ValueError: for a setting outside of its range
-        """
-        planner_settings, learner_settings = self.planner_settings, self.learner_settings
-        if (planner_settings, learner_settings) != (self.policy.planner.settings, self.learner.settings):
+    def _apply_settings(self) -> None:
+        """Let searches and updates follow settings that were assigned since, or raise ``ValueError``."""
+        self._apply_planner_settings()
+        if [getattr(self, name) for name in SETTINGS] != self._checked_settings:
             self._check_arguments()
-            self.policy.planner.settings, self.learner.settings = planner_settings, learner_settings
+            self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
+            self.learner.settings = self.learner_settings
+            self._checked_settings = [getattr(self, name) for name in SETTINGS]
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, what was given and what is allowed"""
@@ -258,10 +266,9 @@ class MuZero(SequenceOffPolicyAlgorithm):
             print(message)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        self._check_arguments()
-        self._convert_train_freq()
-        self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
+        self._checked_settings = []  # the environments may be others
         self._apply_settings()
+        self._convert_train_freq()
         assert self.env is not None
         self.symmetries = symmetries_of(self.env)
         check_two_player(self.env, self.two_player, self.uses_action_masks, self.symmetries is not None, self.novelty_coef)
@@ -287,13 +294,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :raises ValueError: for a setting outside of its range, and for ``use_masking=True`` with an environment without masks
         """
         assert self.env is not None, "You must set the environment before calling learn()"
-        supported = has_action_masks(self.env)
-        if use_masking and not supported:
-            raise ValueError(
-                "`use_masking=True`, but the environment has no method `action_masks`: "
-                "add it, or wrap the environment in sb3_contrib.common.wrappers.ActionMasker"
-            )
-        self.uses_action_masks = supported if use_masking is None else use_masking
+        self.uses_action_masks = should_use_masks(self.env, use_masking)
         with contextlib.ExitStack() as self.after_learning:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
@@ -384,17 +385,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """``MuZeroPolicy.predict``, with one warning if a model that was trained with action masks gets none."""
-        self._apply_settings()
+        self._apply_planner_settings()
         if action_masks is None and self.uses_action_masks and not self._warned_of_missing_masks:
             self._warned_of_missing_masks = True
-            warnings.warn(
-                "The model was trained with action masks, but `predict` was given none: it may choose illegal actions. Pass "
-                "`action_masks`, and evaluate with sb3_contrib's MaskableEvalCallback and common.maskable.evaluation"
-            )
+            warnings.warn(MISSING_MASKS)
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "learner", "reanalyzer", "symmetries"]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []

@@ -45,6 +45,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         # Whether a callback was asked to end the run
         self.interrupted = False
         self._warned_of_missing_masks = False
+        self._checked_settings: list[Any] = []
         # Called when ``learn`` ends, however it does
         self.after_learning = contextlib.ExitStack()
         # Folders with checkpoints of this run, and its steps when it was last saved there or resumed
@@ -259,6 +260,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.two_player = validate_number("two_player", state["two_player"], bool)
 
     def _excluded_save_params(self) -> list[str]:
-        of_this_run = ["collector", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
-        of_this_run += ["_warned_of_missing_masks"]
-        return [*super()._excluded_save_params(), *of_this_run]
+        parts = ["collector", "learner", "reanalyzer"]
+        of_this_run = ["symmetries", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
+        of_this_run += ["_checked_settings", "_warned_of_missing_masks"]
+        return [*super()._excluded_save_params(), *parts, *of_this_run]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []

@@ -34,9 +34,11 @@ ARGUMENT_RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
     ),
     ("above 0", lambda value: is_number(value) and value > 0, ("n_steps_half_life", "max_grad_norm")),
     ("at least 1 and finite", lambda value: is_number(value) and 1 <= value < float("inf"), ("random_action_repeat",)),
-    ("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1, ("gamma", "reanalyze_ratio")),
-    ("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1, ("tau",)),
+    ("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1, ("gamma", "reanalyze_ratio", "tau")),
 ]
+SCHEDULES = ("learning_rate", "exploration", "novelty_coef")
+SETTINGS = [name for _, _, names in ARGUMENT_RANGES for name in names] + [*SCHEDULES, "train_freq"]
+"""What is checked again where it was assigned after construction."""
 
 
 def is_in_space(numbers: np.ndarray, space: spaces.Space | None = None) -> np.ndarray | np.bool_:
@@ -92,11 +94,10 @@ def check_muzero_arguments(model: Any) -> None:
     :param model: ``MuZero`` model
     :raises ValueError: for an invalid argument; the message names it, its value and the allowed values
     """
-    for requirement, is_allowed, names in ARGUMENT_RANGES:
+    for _, _, names in ARGUMENT_RANGES:
         for name in names:
-            if not is_allowed(value := getattr(model, name)):
-                raise ValueError(f"`{name}` must be {requirement}, got {value!r}")
-    for name in ("learning_rate", "exploration", "novelty_coef"):
+            check_number(name, getattr(model, name))
+    for name in SCHEDULES:
         check_schedule(name, getattr(model, name))
     check_train_freq(model.train_freq)
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
@@ -109,6 +110,17 @@ def check_muzero_arguments(model: Any) -> None:
             f"`buffer_size` must hold a sequence of `unroll_steps` + 1 steps for each of {model.n_envs} environments, "
             f"at least {least}, got {model.buffer_size}"
         )
+
+
+def check_number(name: str, value: Any) -> None:
+    """
+    :param name: Name of an argument in ``ARGUMENT_RANGES``
+    :param value: Value of the argument
+    :raises ValueError: if the value is not allowed
+    """
+    for requirement, is_allowed, names in ARGUMENT_RANGES:
+        if name in names and not is_allowed(value):
+            raise ValueError(f"`{name}` must be {requirement}, got {value!r}")
 
 
 def check_schedule(name: str, value: Any) -> None:
