@@ -179,7 +179,8 @@ class Learner:
     def _rescale_support(self, name: str, bounds: tuple[float, float] | None) -> None:
         if bounds is not None:
             for model in (self.policy.latent_model, self.policy.latent_model_target):
-                getattr(model, f"{name}_support").rescale_head(bounds, getattr(model.prediction, f"{name}_head"))
+                support, head = getattr(model, f"{name}_support"), getattr(model.prediction, f"{name}_head")
+                support.rescale_head(bounds, head, self.policy.optimizer)  # which has no moments of the target model
 
     def weighted_losses(self, losses: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
         """

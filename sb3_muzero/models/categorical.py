@@ -117,12 +117,14 @@ class CategoricalSupport(nn.Module):
         return new_low, new_high
 
     @th.no_grad()
-    def rescale_head(self, bounds: tuple[float, float], head: nn.Linear) -> None:
+    def rescale_head(self, bounds: tuple[float, float], head: nn.Linear, optimizer: th.optim.Optimizer | None = None) -> None:
         """
-        Take new bounds and re-read the head's logits at the new bins, so that what it predicts stays (about) what it was.
+        Take new bounds and re-read the head's logits at the new bins, so that what it predicts stays (about) what it was. The
+        optimizer's moments of the head follow.
 
         :param bounds: New lower and upper bound, enclosing the old ones
         :param head: The linear layer that outputs the logits, shape ``[num_bins, hidden]``
+        :param optimizer: Of the head, if it has one
         """
         old_low, old_high = self.bounds.tolist()
         if head.weight.any() or head.bias.any():  # an untrained head has nothing to keep
@@ -130,9 +132,12 @@ class CategoricalSupport(nn.Module):
             old_width = max(old_high - old_low, th.finfo(th.float32).tiny)
             position = ((new_bins - old_low) / old_width).clamp(0.0, 1.0) * (self.num_bins - 1)
             lower = position.long().clamp(max=self.num_bins - 2)
-            share = position - lower
-            head.weight.copy_(th.lerp(head.weight[lower], head.weight[lower + 1], share.unsqueeze(-1)))
-            head.bias.copy_(th.lerp(head.bias[lower], head.bias[lower + 1], share))
+            for parameter in (head.weight, head.bias):
+                share = (position - lower).reshape(-1, *[1] * (parameter.dim() - 1))
+                state = {} if optimizer is None else optimizer.state.get(parameter, {})
+                moments = [value for value in state.values() if getattr(value, "shape", None) == parameter.shape]
+                for rows in (parameter, *moments):
+                    rows.copy_(th.lerp(rows[lower], rows[lower + 1], share))
             # Bins outside the old range start unlikely, the more so the further out they lie
             outside = (old_low - new_bins).clamp(min=0) + (new_bins - old_high).clamp(min=0)
             bin_width = (bounds[1] - bounds[0]) / (self.num_bins - 1)
