@@ -128,7 +128,7 @@ def test_first_bounds_start_at_the_only_scalar_so_far():
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
 def test_bad_bounds(bounds):
-    with pytest.raises(ValueError, match="finite bounds"):
+    with pytest.raises(ValueError, match="must be finite and increasing"):
         CategoricalSupport(11, bounds)
 
 

@@ -17,19 +17,14 @@ from sb3_muzero.muzero import MuZero
 FORMAT = 3
 
 
-def _numbers(entry: Any) -> Any:
-    """:return: Numbers in an episode's info; other entries may not be serializable"""
-    if isinstance(entry, dict):
-        return {key: value for key, value in entry.items() if isinstance(value, int | float | np.number)}
-    return float(entry)
-
-
 def run_state(model: MuZero) -> dict[str, Any]:
     """
     :param model: Model, between two rollouts
     :return: State of its run
     """
     assert model.env is not None
+    infos = model.ep_info_buffer or ()
+    numbers = (int, float, np.number)  # other entries may not be serializable
     return {
         "format": FORMAT,
         "settings": {name: encode(value) for name, value in constructor_arguments(model).items()},
@@ -41,8 +36,8 @@ def run_state(model: MuZero) -> dict[str, Any]:
         "collector": model.collector.state(),
         "algorithm": model.state(),
         "episodes": {
-            "infos": [_numbers(entry) for entry in model.ep_info_buffer or ()],
-            "successes": [_numbers(entry) for entry in model.ep_success_buffer or ()],
+            "infos": [{name: value for name, value in info.items() if isinstance(value, numbers)} for info in infos],
+            "successes": [float(success) for success in model.ep_success_buffer or ()],
         },
         # Only used if running episodes are restored
         "last_obs": {"seen": model._last_obs, "original": model._last_original_obs, "starts": model._last_episode_starts},

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.common.numeric import is_integer, is_number
@@ -99,7 +98,8 @@ def check_muzero_arguments(model: Any) -> None:
             check_number(name, getattr(model, name))
     for name in SCHEDULES:
         check_schedule(name, getattr(model, name))
-    check_train_freq(model.train_freq)
+    frequency = model.train_freq[0] if isinstance(model.train_freq, tuple) and model.train_freq else model.train_freq
+    check_integer("train_freq", frequency)  # SB3 checks the unit
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
         if not isinstance(getattr(model, name), dict):
             raise ValueError(f"`{name}` must be a dictionary, got {getattr(model, name)!r}")
@@ -143,19 +143,6 @@ def schedule_values(value: Any) -> list[tuple[float, float]]:
     """
     schedule = FloatSchedule(value)
     return [(progress, schedule(progress)) for progress in np.linspace(1.0, 0.0, 101).tolist()]
-
-
-def check_train_freq(value: Any) -> None:
-    """
-    :param value: Value of ``train_freq``
-    :raises ValueError: if it is not a positive integer, or a tuple of one and a unit
-    """
-    frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
-    is_unit = unit in ("step", "episode", *TrainFrequencyUnit)
-    if not (isinstance(frequency, int) and is_integer(frequency) and frequency >= 1 and is_unit):
-        raise ValueError(
-            f'`train_freq` must be an integer of at least 1, alone or in a tuple with "step" or "episode", got {value!r}'
-        )
 
 
 def check_observation_space(space: spaces.Space) -> None:

@@ -43,14 +43,10 @@ def check_channels(env: VecEnv, stacking: VecFrameStack) -> None:
     for stack in stacks.sub_stacked_observations.values() if isinstance(stacks.observation_space, spaces.Dict) else [stacks]:
         space = stack.stacked_observation_space
         if is_image_space(space) and stack.channels_first == is_transposed:
-            stacked, seen, remedy = (
-                ("first", "last", "wrap them in `VecTransposeImage(env, skip=True)`")
-                if stack.channels_first
-                else ("last", "first", "let the environment return channels-first images")
-            )
+            stacked, seen = ("first", "last") if stack.channels_first else ("last", "first")
             raise ValueError(
                 f"VecFrameStack stacked images along their {stacked} axis, but SB3 takes those of shape {space.shape} for "
-                f"channels-{seen}: {remedy}"
+                f"channels-{seen}: use channels-first images, wrapped in `VecTransposeImage(env, skip=True)` if necessary"
             )
 
 

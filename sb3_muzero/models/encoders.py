@@ -47,10 +47,10 @@ class Preprocessor:
         return self._preprocess_part(obs, self.observation_space)  # type: ignore[arg-type]
 
     def _preprocess_part(self, obs: th.Tensor, space: spaces.Space) -> th.Tensor:
-        if isinstance(space, DISCRETE_SPACES):
-            if np.any(space.start):  # th.full, since a CUDA graph can't contain copies to the GPU
-                starts = [th.full((), int(start), device=obs.device) for start in np.ravel(space.start)]
-                obs = obs - th.stack(starts).view(np.shape(space.start))
+        if isinstance(space, DISCRETE_SPACES) and np.any(space.start):
+            # th.full, since a CUDA graph can't contain copies to the GPU
+            starts = [th.full((), int(start), device=obs.device) for start in np.ravel(space.start)]
+            obs = obs - th.stack(starts).view(np.shape(space.start))
         flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
         preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
         return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]

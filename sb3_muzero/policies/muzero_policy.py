@@ -121,7 +121,7 @@ class MuZeroPolicy(BasePolicy):
         self.dynamics_class = dynamics_class
         self.prediction_class = prediction_class
         self.actions = make_actions(action_space)
-        self.planner = self.make_planner(settings)
+        self.planner = Planner(settings)
         self.register_buffer("value_error", th.zeros(()))
         self._build(lr_schedule)
 
@@ -152,13 +152,6 @@ class MuZeroPolicy(BasePolicy):
             lr=lr_schedule(1),
             **self.optimizer_kwargs,
         )
-
-    def make_planner(self, settings: PlannerSettings) -> Planner:
-        """
-        :param settings: Search settings
-        :return: The planner
-        """
-        return Planner(settings)
 
     def make_latent_model(self) -> LatentModel:
         """:return: A newly initialized latent model on the policy's device"""
@@ -301,11 +294,9 @@ class MuZeroPolicy(BasePolicy):
         if action_masks is None or isinstance(observation, tuple):  # super() explains the tuple of Gym's reset
             return super().predict(observation, state, episode_start, deterministic)
         obs_tensor, vectorized_env = self.obs_to_tensor(observation)
-        part = next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor
-        masks = self.actions.check_masks(action_masks, len(part))
         self.set_training_mode(False)
         with th.no_grad():
-            actions = self._predict(obs_tensor, deterministic, masks).cpu().numpy()
+            actions = self._predict(obs_tensor, deterministic, action_masks).cpu().numpy()
         return actions if vectorized_env else actions[0], state
 
     def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
@@ -324,6 +315,7 @@ class MuZeroPolicy(BasePolicy):
         return result
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
+        # Arguments are attributes of the same name, also those of subclasses
         classes = [cls for cls in type(self).__mro__ if issubclass(cls, MuZeroPolicy)]
         names = [name for cls in reversed(classes) for name in inspect.signature(cls.__init__).parameters]
         data = {name: getattr(self, name) for name in names if hasattr(self, name)} | self.planner.settings._asdict()
