@@ -1,4 +1,4 @@
-"""Acts in environments and says what happened: transitions with their search statistics."""
+"""Collects transitions from vectorized environments, with the statistics of their searches."""
 
 import time
 from typing import Any, NamedTuple, Protocol
@@ -32,7 +32,7 @@ class ActingPolicy(Protocol):
 
 class Decision(NamedTuple):
     """
-    Actions of all environments, and why.
+    Selected actions of all environments, and the search that selected them.
 
     :param actions: Action indices, shape ``[n_envs]``
     :param search: What the search found, ``None`` where actions are random
@@ -54,7 +54,11 @@ class Decision(NamedTuple):
             return SearchStatistics(action_masks=self.action_masks)
         search = self.search
         return SearchStatistics(
-            model_version, search.action_weights, root_values=search.improved_value, action_masks=self.action_masks
+            model_version,
+            search.action_weights,
+            search.candidates,
+            root_values=search.improved_value,
+            action_masks=self.action_masks,
         )
 
     def scalars(self) -> dict[str, float]:
@@ -73,14 +77,14 @@ class Decision(NamedTuple):
 
 class Step(NamedTuple):
     """
-    What one step of all environments brought.
+    Transitions of one step of all environments.
 
     :param decision: The actions and their search
     :param new_obs: Observations after the step; where an episode ended, the first of the next episode
     :param final_obs: The same, but where an episode ended its final observation
     :param rewards: As the environments give them, shape ``[n_envs]``
     :param dones: Whether an episode ended, shape ``[n_envs]``
-    :param infos: Of each environment
+    :param infos: Info dictionary of each environment
     :param raw_new_obs: ``new_obs`` as it was before ``VecNormalize``
     :param raw_final_obs: ``final_obs`` as it was before ``VecNormalize``
     :param raw_rewards: ``rewards`` as they were before ``VecNormalize``
@@ -126,7 +130,7 @@ class Collector:
     """
     Acts in vectorized environments: with search, or at random.
 
-    :param policy: Plans
+    :param policy: Policy that plans
     :param env: The environments, which ``set_env`` sets, too
     :param use_masking: Whether to ask the environments which actions are legal
     :param exploration_steps_per_episode: Steps at the start of an episode whose actions are selected with exploration noise
@@ -207,19 +211,19 @@ class Collector:
         """
         Step all environments.
 
-        :param decision: The actions
-        :return: What happened
+        :param decision: Actions to take
+        :return: The transitions
         """
-        return self.observe(decision, *self.env.step(self.policy.actions.to_env(decision.actions)))
+        return self.make_step(decision, *self.env.step(self.policy.actions.to_env(decision.actions)))
 
-    def observe(self, decision: Decision, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: Any) -> Step:
+    def make_step(self, decision: Decision, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: Any) -> Step:
         """
-        :param decision: The actions that were taken
-        :param new_obs: What ``VecEnv.step`` returned for these
-        :param rewards: Likewise
-        :param dones: Likewise
-        :param infos: Likewise
-        :return: What happened
+        :param decision: Actions that were taken
+        :param new_obs: Observations that ``VecEnv.step`` returned, shape ``[n_envs, *obs_shape]``
+        :param rewards: Rewards that it returned, shape ``[n_envs]``
+        :param dones: Whether episodes ended, shape ``[n_envs]``
+        :param infos: Info dictionary of each environment
+        :return: The transitions, with and without the normalization of ``VecNormalize``
         """
         self.episode_steps = np.where(dones, 0, self.episode_steps + 1)
         final_obs = final_observations(new_obs, dones, infos, None)

@@ -29,8 +29,8 @@ from sb3_muzero.search import is_cached
 
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     """
-    Off-policy algorithm that learns from sequences. Files that it writes are whole or not there at all, and its replay buffers
-    are read without running code. See ``MuZero`` for the arguments.
+    Off-policy algorithm that learns from sequences of a ``SequenceReplayBuffer``. Files are written atomically, and replay
+    buffers are loaded without running code. See ``MuZero`` for the arguments.
     """
 
     replay_buffer: SequenceReplayBuffer
@@ -162,7 +162,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: for observations and rewards that cannot be learned from, with nothing stored
         """
         self.time_split["environment"] += time.perf_counter() - self._acted_at
-        step = self.collector.observe(buffer_action, new_obs, reward, dones, infos)
+        step = self.collector.make_step(buffer_action, new_obs, reward, dones, infos)
         validate_step(step, self.observation_space, self.num_timesteps)
         self.warmup.update(step.raw_rewards, dones, infos)
         obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
@@ -233,7 +233,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.warmup.update_from(buffer.rewards[:size], buffer.terminals[:size])
 
     def state(self) -> dict[str, Any]:
-        """:return: SB3's counters, and what the environment told: what a resumed run continues with, besides its parts"""
+        """:return: Counters and properties of the environment, for ``checkpointing``"""
         return {
             "num_timesteps": self.num_timesteps,
             "num_timesteps_at_start": self._num_timesteps_at_start,
@@ -248,7 +248,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def load_state(self, state: dict[str, Any]) -> None:
         """
         :param state: What ``state`` returned
-        :raises ValueError: for numbers that cannot be
+        :raises ValueError: if a counter is invalid
         """
         self.num_timesteps = validate_number("num_timesteps", state["num_timesteps"], int, 0)
         self._num_timesteps_at_start = validate_number("num_timesteps_at_start", state["num_timesteps_at_start"], int, 0)

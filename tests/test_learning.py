@@ -107,7 +107,7 @@ def test_the_optimizers_moments_follow_a_support_that_expands():
     head, support = latent_model.prediction.value_head, latent_model.value_support
     old_bins, old = support.bins.numpy(), state[head.bias]["exp_avg"].numpy().copy()
     assert old.any()
-    model.learner.fit_supports(10 * support.bounds, th.zeros(1))
+    model.learner.expand_supports(10 * support.bounds, th.zeros(1))
     assert support.bounds[1] > old_bins[-1]
     expected = np.interp(support.bins.numpy(), old_bins, old)
     np.testing.assert_allclose(state[head.bias]["exp_avg"].numpy(), expected, atol=1e-4 * np.abs(old).max())
@@ -120,7 +120,7 @@ def test_frozen_batch_overfits_to_the_entropy_floor():
     policy = model.policy
     samples = model.replay_buffer.sample(8, unroll_steps=3, n_steps=5)
     targets = unroll_targets(samples, th.zeros(4, 8), model.gamma)
-    model.learner.fit_supports(targets.values, targets.rewards)
+    model.learner.expand_supports(targets.values, targets.rewards)
 
     def two_hot_entropy(support, scalars):
         share = ((scalars - support.bounds[0]) / (support.bounds[1] - support.bounds[0]) * (support.num_bins - 1)) % 1

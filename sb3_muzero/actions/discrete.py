@@ -66,7 +66,8 @@ class ActionTable(nn.Module):
 
 class DiscreteActions:
     """
-    Discrete action space. Actions are represented by indices starting at 0.
+    Discrete action space. Actions are represented by indices starting at 0. All actions are the candidates of every search, in
+    their order: ``candidates`` of a search, of what is stored and of a batch is ``None``.
 
     :param space: Action space
     """
