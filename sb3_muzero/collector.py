@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from sb3_muzero.actions import DiscreteActions
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.validation import check_finite
+from sb3_muzero.common.vec_env_checks import normalized_frames
 from sb3_muzero.exploration.warmup import repeated_random_actions
 from sb3_muzero.replay.sequences import SearchStatistics
 from sb3_muzero.search import SearchOutput
@@ -138,6 +139,8 @@ class Collector:
 
     env: VecEnv
     normalize: VecNormalize | None
+    raw_obs: Any
+    """Observations that the environments are at, as they were before ``VecNormalize``."""
 
     def __init__(
         self,
@@ -155,15 +158,31 @@ class Collector:
             self.set_env(env)
 
     def set_env(self, env: VecEnv) -> None:
-        """:param env: The environments to act in from now on"""
+        """
+        :param env: The environments to act in from now on
+        :raises ValueError: if wrappers around ``VecNormalize`` change what it has normalized, other than by stacking frames
+        """
         self.env = env
         self.normalize = unwrap_vec_normalize(env)
+        self.num_frames = normalized_frames(env)
         if len(self.episode_steps) != env.num_envs:
             self.reset()
 
     def reset(self) -> None:
         """Forget running episodes: the environments are reset."""
         self.episode_steps = np.zeros(self.env.num_envs, dtype=np.int64)
+
+    def begin(self, obs: Any) -> Any:
+        """
+        :param obs: What a reset of the environments returned
+        :return: The same as it was before ``VecNormalize``
+        """
+        self.raw_obs = obs
+        if self.normalize is not None and self.normalize.norm_obs:
+            self.raw_obs = self.normalize.get_original_obs()
+            if self.num_frames > 1:
+                self.raw_obs = np.concatenate([np.zeros_like(self.raw_obs)] * (self.num_frames - 1) + [self.raw_obs], axis=1)
+        return self.raw_obs
 
     def state(self) -> dict[str, Any]:
         """:return: Where the running episodes are"""
@@ -227,12 +246,22 @@ class Collector:
         """
         self.episode_steps = np.where(dones, 0, self.episode_steps + 1)
         final_obs = final_observations(new_obs, dones, infos, None)
-        if self.normalize is None:
-            return Step(decision, new_obs, final_obs, rewards, dones, infos, new_obs, final_obs, rewards)
-        raw_obs = self.normalize.get_original_obs()
-        raw_final_obs = final_observations(raw_obs, dones, infos, self.normalize)
-        raw_rewards = self.normalize.get_original_reward()
-        return Step(decision, new_obs, final_obs, rewards, dones, infos, raw_obs, raw_final_obs, raw_rewards)
+        self.raw_obs, raw_final_obs = self._raw_observations(new_obs, final_obs, dones, infos)
+        raw_rewards = rewards if self.normalize is None else self.normalize.get_original_reward()
+        return Step(decision, new_obs, final_obs, rewards, dones, infos, self.raw_obs, raw_final_obs, raw_rewards)
+
+    def _raw_observations(self, new_obs: Any, final_obs: Any, dones: np.ndarray, infos: Any) -> tuple[Any, Any]:
+        if self.normalize is None or not self.normalize.norm_obs:
+            return new_obs, final_obs
+        raw_obs: Any = self.normalize.get_original_obs()
+        if self.num_frames == 1:
+            return raw_obs, final_observations(raw_obs, dones, infos, self.normalize)
+        length = raw_obs.shape[1]
+        newest = [{name: info[name][-length:] for name in ("terminal_observation",) if name in info} for info in infos]
+        raw_final_obs = final_observations(raw_obs, dones, newest, self.normalize)
+        older = self.raw_obs[:, length:]
+        begun = np.where(dones.reshape(-1, *[1] * (older.ndim - 1)), 0, older).astype(older.dtype)
+        return np.concatenate([begun, raw_obs], axis=1), np.concatenate([older, raw_final_obs], axis=1)
 
 
 def validate_step(step: Step, observation_space: spaces.Space, num_timesteps: int) -> None:

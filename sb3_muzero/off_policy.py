@@ -19,7 +19,7 @@ from sb3_muzero.collector import Collector, validate_step
 from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz, validate_number, with_suffix
 from sb3_muzero.common.time_split import TimeSplit
 from sb3_muzero.common.validation import check_finite
-from sb3_muzero.common.vec_env_checks import frames_in_observation
+from sb3_muzero.common.vec_env_checks import frames_in_observation, normalized_frames
 from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.exploration.warmup import WarmUp
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
@@ -62,7 +62,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {given}")
         num_frames = frames_in_observation(self.env) if num_frames is None else num_frames
         stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
-        return (given or SequenceReplayBuffer)(
+        buffer: Any = (given or SequenceReplayBuffer)(
             self.buffer_size,
             self.observation_space,
             self.action_space,
@@ -70,6 +70,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             n_envs=self.n_envs,
             **({"reward_bonus": CountBonus} | stacked | self.replay_buffer_kwargs),
         )
+        if self.env is not None and normalized_frames(self.env) not in (1, buffer.frame_stack):
+            raise ValueError(
+                f"`replay_buffer_kwargs` must leave `frame_stack` at {num_frames} where `VecFrameStack` is around "
+                f"`VecNormalize`, got {buffer.frame_stack}"
+            )
+        return buffer
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -115,12 +121,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.time_split = TimeSplit()
         if getattr(self, "replay_buffer", None) is None:
             self.replay_buffer = self._make_replay_buffer()
-        if reset_num_timesteps or self._last_obs is None:  # the environments are about to be reset
+        begins = reset_num_timesteps or self._last_obs is None  # the environments are about to be reset
+        if begins:
             self.replay_buffer.cut()
             self.collector.reset()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
-        seen = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-        check_finite("observation", seen, self.num_timesteps, space=self.observation_space)
+        if begins:
+            self._last_original_obs = self.collector.begin(self._last_obs)
+        self.collector.raw_obs = self._last_original_obs
+        check_finite("observation", self._last_original_obs, self.num_timesteps, space=self.observation_space)
         return result
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -165,7 +174,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         step = self.collector.make_step(buffer_action, new_obs, reward, dones, infos)
         validate_step(step, self.observation_space, self.num_timesteps)
         self.warmup.update(step.raw_rewards, dones, infos)
-        obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+        obs = self._last_original_obs
         statistics = buffer_action.statistics(model_version=self._n_updates)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos, statistics)  # type: ignore

@@ -115,7 +115,7 @@ def play(
     monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
     share = -(-num_episodes // env.num_envs)
     observations: Any = env.reset()
-    stored = observations if collector.normalize is None else collector.normalize.get_original_obs()
+    stored = collector.begin(observations)
     running = [_Running(one_of(observations, i)) for i in range(env.num_envs)]
     complete: list[Episode] = []
     results: list[list[tuple[float, int]]] = [[] for _ in running]

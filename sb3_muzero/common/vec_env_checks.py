@@ -26,6 +26,31 @@ def frames_in_observation(env: VecEnv | None) -> int:
     return num_frames if space.shape[0] % num_frames == 0 else 1
 
 
+def normalized_frames(env: VecEnv) -> int:
+    """
+    :param env: Vectorized environment
+    :return: How many frames that were normalized one by one each observation consists of: those of a ``VecFrameStack`` around
+        ``VecNormalize``, else 1
+    :raises ValueError: if wrappers around ``VecNormalize`` change the shape of what it has normalized in any other way
+    """
+    normalize, stacking = unwrap_vec_normalize(env), unwrap_vec_wrapper(env, VecFrameStack)
+    if normalize is None or not normalize.norm_obs or _shapes(env.observation_space) == _shapes(normalize.observation_space):
+        return 1
+    if stacking is not None and _shapes(stacking.venv.observation_space) == _shapes(normalize.observation_space):
+        num_frames = stacking.stacked_obs.n_stack
+        if env.observation_space == stacking.observation_space and frames_in_observation(env) == num_frames:
+            return num_frames
+    raise ValueError(
+        f"Wrappers around `VecNormalize` change the shape of the observations that it normalizes to "
+        f"{_shapes(env.observation_space)}: use `VecNormalize(VecFrameStack(env, ...))`, and `VecNormalize("
+        f"VecTransposeImage(env))` for images whose channels come last"
+    )
+
+
+def _shapes(space: spaces.Space) -> Any:
+    return {key: part.shape for key, part in space.items()} if isinstance(space, spaces.Dict) else space.shape
+
+
 def check_channels(env: VecEnv, stacking: VecFrameStack) -> None:
     """
     Check that ``VecFrameStack`` and ``VecTransposeImage`` agree on the channel axis, which SB3 guesses from the shape.
