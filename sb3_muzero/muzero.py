@@ -76,8 +76,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
     :param reward_coef: Reward coefficient for the loss calculation
     :param consistency_coef: Coefficient of the latents' self-supervised consistency for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
-    :param exploration: Factor of the noise of acting (Gumbel noise; Dirichlet noise and temperature with PUCT);
-        it can be a function of the current progress remaining (from 1 to 0)
+    :param exploration: Factor of the noise of acting (Gumbel noise; with PUCT the temperature, and Dirichlet noise, which its
+        policy targets contain); it can be a function of the current progress remaining (from 1 to 0)
     :param exploration_steps_per_episode: Number of steps at the start of each episode whose actions are selected with that
         noise; later actions are the most probable of the improved policy (30 in board games, MuZero, Appendix D)
     :param novelty_coef: Exploration bonus for a first visit, as a multiple of the mean absolute value of non-zero rewards; the

@@ -52,11 +52,9 @@ def code_lines(path: Path) -> int:
 
 
 def length(node: ast.ClassDef | ast.FunctionDef) -> int:
-    """:return: Lines without the docstring"""
-    end = node.end_lineno or node.lineno
-    first = node.body[0]
-    has_docstring = ast.get_docstring(node) is not None
-    return end - node.lineno + 1 - ((first.end_lineno or 0) - first.lineno + 1 if has_docstring else 0)
+    """:return: Lines of the body, without the docstring"""
+    body = node.body[ast.get_docstring(node) is not None :]
+    return (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
