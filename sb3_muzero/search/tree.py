@@ -52,6 +52,10 @@ class Tree(NamedTuple):
     max_qvalue: np.ndarray
 
 
+INTEGERS = {"node_visits", "node_depths", "parents", "action_from_parent", "children_index", "children_visits"}
+"""Fields of ``Tree`` that are int32; all others are float32."""
+
+
 def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
     """
     :param batch_size: number of roots ``B``.
@@ -59,25 +63,10 @@ def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
     :param num_actions: number of actions ``A``.
     :return: uninitialized trees.
     """
-    nodes = (batch_size, num_nodes)
-    edges = (batch_size, num_nodes, num_actions)
-    return Tree(
-        node_visits=np.empty(nodes, np.int32),
-        node_values=np.empty(nodes, np.float32),
-        raw_values=np.empty(nodes, np.float32),
-        node_depths=np.empty(nodes, np.int32),
-        parents=np.empty(nodes, np.int32),
-        action_from_parent=np.empty(nodes, np.int32),
-        children_index=np.empty(edges, np.int32),
-        children_prior_logits=np.empty(edges, np.float32),
-        children_prior_probs=np.empty(edges, np.float32),
-        children_visits=np.empty(edges, np.int32),
-        children_qvalues=np.empty(edges, np.float32),
-        children_rewards=np.empty(edges, np.float32),
-        children_discounts=np.empty(edges, np.float32),
-        min_qvalue=np.empty(batch_size, np.float32),
-        max_qvalue=np.empty(batch_size, np.float32),
-    )
+    nodes, edges = (batch_size, num_nodes), (batch_size, num_nodes, num_actions)
+    shapes: dict[str, tuple[int, ...]] = {name: edges if name.startswith("children_") else nodes for name in Tree._fields}
+    shapes |= {"min_qvalue": (batch_size,), "max_qvalue": (batch_size,)}
+    return Tree(**{name: np.empty(shape, np.int32 if name in INTEGERS else np.float32) for name, shape in shapes.items()})
 
 
 def flatten(tree: Tree) -> Tree:
