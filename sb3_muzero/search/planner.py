@@ -121,15 +121,9 @@ class Planner:
         :return: the compiled model, to use for the next search only.
         :raises UnsupportedModelError: if the compiled planner does not support the model; the message says why.
         """
-        for name in ("features", "represent", "initial_inference", "recurrent_inference"):
-            owner = next(kind for kind in type(model).__mro__ if name in vars(kind))
-            if not owner.__module__.startswith("sb3_muzero.models."):
-                reason = f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
-                raise UnsupportedModelError(reason)
-        if not getattr(model.action_encoder, "is_one_hot", False):
-            raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")
         compiled = next((known for known in self._compiled_models if known.model is model), None)
         if compiled is None or not compiled.is_current():
+            check_inference(model)
             others = [known for known in self._compiled_models if known.model is not model]
             compiled = CompiledModel(model, self.settings.discount)
             self._compiled_models = [*others, compiled][-MAX_COMPILED_MODELS:]
@@ -169,3 +163,17 @@ class Planner:
         """
         graphs = self.cuda_graphs.of_thread[name, id(model)]  # type: ignore[index]
         return graphs.get(function, inputs, [model], model.training, *constants)
+
+
+def check_inference(model: Any) -> None:
+    """
+    :param model: a ``LatentModel``.
+    :raises UnsupportedModelError: if the inference of its class is not that of this package, or its actions are not one-hot.
+    """
+    for name in ("features", "represent", "initial_inference", "recurrent_inference"):
+        owner = next(kind for kind in type(model).__mro__ if name in vars(kind))
+        if not owner.__module__.startswith("sb3_muzero.models."):
+            reason = f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
+            raise UnsupportedModelError(reason)
+    if not getattr(model.action_encoder, "is_one_hot", False):
+        raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")

@@ -53,7 +53,7 @@ class Tree(NamedTuple):
 
 
 INTEGERS = {"node_visits", "node_depths", "parents", "action_from_parent", "children_index", "children_visits"}
-"""Fields of ``Tree`` that are int32; all others are float32."""
+TYPES = [np.int32 if name in INTEGERS else np.float32 for name in Tree._fields]
 
 
 def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
@@ -63,10 +63,8 @@ def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
     :param num_actions: number of actions ``A``.
     :return: uninitialized trees.
     """
-    nodes, edges = (batch_size, num_nodes), (batch_size, num_nodes, num_actions)
-    shapes: dict[str, tuple[int, ...]] = {name: edges if name.startswith("children_") else nodes for name in Tree._fields}
-    shapes |= {"min_qvalue": (batch_size,), "max_qvalue": (batch_size,)}
-    return Tree(**{name: np.empty(shape, np.int32 if name in INTEGERS else np.float32) for name, shape in shapes.items()})
+    shapes = 6 * [(batch_size, num_nodes)] + 7 * [(batch_size, num_nodes, num_actions)] + 2 * [(batch_size,)]
+    return Tree._make(map(np.empty, shapes, TYPES))
 
 
 def flatten(tree: Tree) -> Tree:

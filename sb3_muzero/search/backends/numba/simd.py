@@ -55,8 +55,8 @@ def _instruction(result: Any, operands: tuple[Any, ...], emit: Callable[..., Any
     """
 
     def define(*given: Any) -> tuple[Any, Any]:
-        size = max(argument.count if isinstance(argument, types.UniTuple) else 0 for argument in given)
         is_tuple = [isinstance(argument, types.UniTuple) for argument in given]
+        size = max(argument.count if many else 0 for argument, many in zip(given, is_tuple, strict=True))
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             results = [
@@ -98,17 +98,14 @@ def _power_of_two(builder: Any, exponent: Any) -> Any:
     return builder.bitcast(builder.shl(integer, ir.Constant(INT_VECTOR, [23] * LANES)), VECTOR)
 
 
-TWO, THREE = (lanes, lanes), (lanes, lanes, lanes)
+TWO, THREE = (lanes,) * 2, (lanes,) * 3
+ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
 
 # If an operand is NaN, both return the second one
 maximum = _instruction(lanes, TWO, lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 minimum = _instruction(lanes, TWO, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
 # a where c > 0, b elsewhere
-where_positive = _instruction(
-    lanes,
-    THREE,
-    lambda builder, c, a, b: builder.select(builder.fcmp_ordered(">", c, ir.Constant(VECTOR, [0.0] * LANES)), a, b),
-)
+where_positive = _instruction(lanes, THREE, lambda builder, c, a, b: builder.select(builder.fcmp_ordered(">", c, ZEROS), a, b))
 absolute = _llvm("llvm.fabs", 1)
 square_root = _llvm("llvm.sqrt", 1)
 rint = _llvm("llvm.rint", 1)
@@ -143,17 +140,17 @@ _overload_operator(operator.mul, "fmul")
 _overload_operator(operator.truediv, "fdiv")
 
 
-def _pointer(builder: Any, address: Any, pointee: Any) -> Any:
-    return builder.inttoptr(address, pointee.as_pointer())
-
-
 def _splat(builder: Any, scalar: Any) -> Any:
     vector = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, INT32(0))
     return builder.shuffle_vector(vector, ir.Constant(VECTOR, ir.Undefined), ir.Constant(INT_VECTOR, [0] * LANES))
 
 
-def _load_number(builder: Any, address: Any) -> Any:
-    return builder.load(_pointer(builder, address, FLOAT), align=4)
+def _load(kind: ir.Type) -> Callable[..., Any]:
+    return lambda builder, address: builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+
+
+def _store(kind: ir.Type) -> Callable[..., Any]:
+    return lambda builder, address, value: builder.store(value, builder.inttoptr(address, kind.as_pointer()), align=4)
 
 
 def _total(builder: Any, value: Any) -> Any:
@@ -176,25 +173,19 @@ def _output_number(builder: Any, first: Any, index: Any, last: Any) -> Any:
 
 ADDRESS = types.int64
 
-# The same number in every lane; the float32 at an address in every lane; sum over the lanes
+# The same number in every lane, the float32 at an address in every lane, and the sum over the lanes
 splat = _instruction(lanes, (types.float32,), _splat)
-load_splat = _instruction(lanes, (ADDRESS,), lambda builder, address: _splat(builder, _load_number(builder, address)))
+load_splat = _instruction(lanes, (ADDRESS,), lambda builder, address: _splat(builder, _load(FLOAT)(builder, address)))
 total = _instruction(types.float32, (lanes,), _total)
 # The LANES float32 that start at an address
-load = _instruction(lanes, (ADDRESS,), lambda builder, address: builder.load(_pointer(builder, address, VECTOR), align=4))
-store = _instruction(
-    types.void, (ADDRESS, lanes), lambda builder, address, a: builder.store(a, _pointer(builder, address, VECTOR), align=4)
-)
+load = _instruction(lanes, (ADDRESS,), _load(VECTOR))
+store = _instruction(types.void, (ADDRESS, lanes), _store(VECTOR))
 # A float32 at an address
-load_number = _instruction(types.float32, (ADDRESS,), _load_number)
-store_number = _instruction(
-    types.void,
-    (ADDRESS, types.float32),
-    lambda builder, address, a: builder.store(a, _pointer(builder, address, FLOAT), align=4),
-)
+load_number = _instruction(types.float32, (ADDRESS,), _load(FLOAT))
+store_number = _instruction(types.void, (ADDRESS, types.float32), _store(FLOAT))
 # a * b + c, rounded twice
 add_product = _instruction(types.float32, (types.float32,) * 3, lambda builder, a, b, c: builder.fadd(c, builder.fmul(a, b)))
-# Integers: the sum of both or the last one, and start + index * stride
+# For integers: first + index, at most the last one; and start + index * stride
 output_numbers = _instruction(ADDRESS, (ADDRESS,) * 3, _output_number)
 strided = _instruction(
     ADDRESS, (ADDRESS,) * 3, lambda builder, start, index, stride: builder.add(start, builder.mul(index, stride))
