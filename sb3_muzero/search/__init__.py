@@ -3,9 +3,9 @@
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.fused import is_cached
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
-from sb3_muzero.search.gumbel import gumbel_muzero_search, gumbel_settings
+from sb3_muzero.search.gumbel import gumbel_muzero_search
 from sb3_muzero.search.loop import Backend
-from sb3_muzero.search.puct import muzero_search, puct_settings
+from sb3_muzero.search.puct import muzero_search
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
 
@@ -19,8 +19,6 @@ __all__ = [
     "Tree",
     "UnsupportedModelError",
     "gumbel_muzero_search",
-    "gumbel_settings",
     "is_cached",
     "muzero_search",
-    "puct_settings",
 ]

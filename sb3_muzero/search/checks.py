@@ -7,9 +7,27 @@ import numpy as np
 import torch
 
 from sb3_muzero.common.numeric import is_integer, is_number
-from sb3_muzero.search.state import MAX_VALUE, Leaves, Roots, SearchSettings
+from sb3_muzero.search.state import MAX_VALUE, NODE_SCOPE, TREE_SCOPE, Leaves, Roots, SearchSettings
 
 ARRAYS = (np.ndarray, torch.Tensor)
+
+# The kernels compute in float32, divide by positive settings and multiply by two of them
+POSITIVE, NOT_NEGATIVE = (1e-30, 1e18), (0.0, 1e18)
+RANGES: dict[str, tuple[float, float]] = {
+    "min_qvalue_range": POSITIVE,
+    "gumbel_scale": NOT_NEGATIVE,
+    "value_scale": NOT_NEGATIVE,
+    "maxvisit_init": NOT_NEGATIVE,
+    "dirichlet_fraction": (0.0, 1.0),
+    "dirichlet_alpha": POSITIVE,
+    "pb_c_init": NOT_NEGATIVE,
+    "pb_c_base": POSITIVE,
+    "temperature": (0.0, np.inf),
+}
+COUNTS = ("num_simulations", "max_depth", "max_num_considered_actions")
+QVALUE_SCOPES = {"node": NODE_SCOPE, "tree": TREE_SCOPE}
+SETTINGS = {"qvalue_scope", *COUNTS, *RANGES}
+"""Names of all settings of the searches."""
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -182,27 +200,22 @@ def check_leaves(leaves: Leaves, first_row: int = 0) -> None:
     check_prior_logits("recurrent_fn's prior_logits", leaves.prior_logits, first_row=first_row)
 
 
-def check_count(name: str, value: Any) -> int:
+def check_setting(name: str, value: Any) -> Any:
     """
-    :param name: name of the argument.
-    :param value: a number of things.
-    :return: it as an int.
-    :raises ValueError: if it is not an integer of at least 1.
+    :param name: name of a setting of a search, one of ``SETTINGS``.
+    :param value: what was given.
+    :return: the setting as the kernels take it.
+    :raises ValueError: naming the setting, what was given and what is allowed.
     """
-    if not (is_integer(value) and 1 <= value < 2**31):
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
-    return int(value)
-
-
-def check_real(name: str, value: Any, low: float, high: float = np.inf) -> float:
-    """
-    :param name: name of the argument.
-    :param value: a real number.
-    :param low: the least it may be.
-    :param high: the most it may be.
-    :return: it as a float.
-    :raises ValueError: if it is not a finite number within these bounds.
-    """
+    if name == "qvalue_scope":
+        if value not in QVALUE_SCOPES:
+            raise ValueError(f"`qvalue_scope` must be one of {sorted(QVALUE_SCOPES)}, got {value!r}")
+        return QVALUE_SCOPES[value]
+    if name in COUNTS:
+        if not (is_integer(value) and 1 <= value < 2**31):
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+        return int(value)
+    low, high = RANGES[name]
     if not (is_number(value) and isfinite(value) and low <= value <= high):
         allowed = f"at least {low:g}" + (f" and at most {high:g}" if isfinite(high) else "")
         raise ValueError(f"`{name}` must be a number {allowed}, got {value!r}")

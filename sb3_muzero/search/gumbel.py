@@ -1,59 +1,12 @@
 """Gumbel MuZero search (Danihelka et al., "Policy improvement by planning with Gumbel", ICLR 2022)."""
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from sb3_muzero.search.checks import check_count, check_finite, check_generator, check_real, to_float32
-from sb3_muzero.search.loop import POSITIVE, build_trees, common_settings, read_root, summarize
+from sb3_muzero.search.checks import check_finite, check_generator, check_setting, to_float32
+from sb3_muzero.search.loop import read_root, run_search, search_settings
 from sb3_muzero.search.sequential_halving import considered_visits_table
-from sb3_muzero.search.state import GUMBEL_INTERIOR, GUMBEL_ROOT, IMPROVED_POLICY, SearchSettings, instantiate_roots
+from sb3_muzero.search.state import GUMBEL, instantiate_roots
 from sb3_muzero.search.types import Array, RecurrentFn, RootOutput, SearchOutput
-
-
-class GumbelSettings(NamedTuple):
-    """
-    Checked settings of a Gumbel MuZero search.
-
-    :param search: settings of the search itself.
-    :param gumbel_scale: scale of the noise at the root.
-    """
-
-    search: SearchSettings
-    gumbel_scale: float
-
-
-def gumbel_settings(
-    num_simulations: Any,
-    num_actions: int,
-    *,
-    max_depth: Any,
-    gumbel_scale: Any,
-    max_num_considered_actions: Any,
-    value_scale: Any,
-    maxvisit_init: Any,
-    qvalue_scope: Any,
-    min_qvalue_range: Any,
-) -> GumbelSettings:
-    """
-    Check the settings of ``gumbel_muzero_search``, without searching.
-
-    :param num_simulations: number of simulations.
-    :param num_actions: number of actions.
-    :param max_depth: as in ``gumbel_muzero_search``, like all that follow.
-    :return: the settings.
-    :raises ValueError: naming the setting, what was given and what is allowed.
-    """
-    settings = SearchSettings(
-        *common_settings(num_simulations, num_actions, max_depth, qvalue_scope, min_qvalue_range),
-        root_rule=GUMBEL_ROOT,
-        interior_rule=GUMBEL_INTERIOR,
-        policy_target=IMPROVED_POLICY,
-        max_num_considered_actions=check_count("max_num_considered_actions", max_num_considered_actions),
-        value_scale=check_real("value_scale", value_scale, 0.0, POSITIVE[1]),
-        maxvisit_init=check_real("maxvisit_init", maxvisit_init, 0.0, POSITIVE[1]),
-    )
-    return GumbelSettings(settings, check_real("gumbel_scale", gumbel_scale, 0.0, POSITIVE[1]))
 
 
 def gumbel_muzero_search(
@@ -96,17 +49,18 @@ def gumbel_muzero_search(
     :raises ValueError: for an invalid argument or model output, naming it and what is wrong.
     """
     prior_logits, value, masks = read_root(root, action_masks)
-    settings, gumbel_scale = gumbel_settings(
+    settings = search_settings(
+        GUMBEL,
         num_simulations,
         prior_logits.shape[1],
-        max_depth=max_depth,
-        gumbel_scale=gumbel_scale,
+        max_depth,
+        qvalue_scope=qvalue_scope,
+        min_qvalue_range=min_qvalue_range,
         max_num_considered_actions=max_num_considered_actions,
         value_scale=value_scale,
         maxvisit_init=maxvisit_init,
-        qvalue_scope=qvalue_scope,
-        min_qvalue_range=min_qvalue_range,
     )
+    gumbel_scale = check_setting("gumbel_scale", gumbel_scale)
     random = check_generator(generator)
     if root_gumbel is not None:
         gumbel = to_float32("root_gumbel", root_gumbel, prior_logits.shape)
@@ -118,5 +72,4 @@ def gumbel_muzero_search(
     max_num_considered = min(settings.num_actions, settings.max_num_considered_actions)
     considered_visits = considered_visits_table(max_num_considered, settings.num_nodes - 1)
     roots = instantiate_roots(prior_logits, value, masks, gumbel, considered_visits)
-    tree = build_trees(roots, settings, recurrent_fn, root.latent)
-    return summarize(tree, roots.action, roots.action_weights)
+    return run_search(roots, settings, recurrent_fn, root.latent)

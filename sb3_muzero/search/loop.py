@@ -1,19 +1,14 @@
-"""What all searches share: reading the root states, building the trees by a backend, and summarizing the result."""
+"""What all searches share: reading the root states, checking the settings, and running the simulations by a backend."""
 
 from typing import Any, Protocol
 
 import numpy as np
 
 from sb3_muzero.search.backends.torch import TorchBackend
-from sb3_muzero.search.checks import check_action_masks, check_count, check_real, check_root_latent, to_float32
-from sb3_muzero.search.state import NODE_SCOPE, TREE_SCOPE, Roots, SearchSettings
+from sb3_muzero.search.checks import check_action_masks, check_root_latent, check_setting, to_float32
+from sb3_muzero.search.state import Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree, flatten, instantiate_tree
 from sb3_muzero.search.types import RecurrentFn, RootOutput, SearchOutput
-
-POSITIVE = (1e-30, 1e18)
-"""Range of positive settings: the kernels compute in float32, divide by these numbers and multiply by two of them."""
-
-QVALUE_SCOPES = {"node": NODE_SCOPE, "tree": TREE_SCOPE}
 
 
 class Backend(Protocol):
@@ -31,24 +26,22 @@ class Backend(Protocol):
         """
 
 
-def common_settings(
-    num_simulations: Any, num_actions: int, max_depth: Any, qvalue_scope: Any, min_qvalue_range: Any
-) -> tuple[int, int, int, int, float]:
+def search_settings(
+    rules: tuple[int, int, int], num_simulations: Any, num_actions: int, max_depth: Any, **settings: Any
+) -> SearchSettings:
     """
+    :param rules: selection rules of the root and of interior nodes, and the policy target.
     :param num_simulations: number of simulations.
     :param num_actions: number of actions.
     :param max_depth: maximum number of edges from the root to a leaf; None for no limit.
-    :param qvalue_scope: "node" or "tree".
-    :param min_qvalue_range: minimum range to divide Q values by.
-    :return: the first fields of ``SearchSettings``, which all searches have in common.
+    :param settings: further settings of the search, as the user gave them.
+    :return: the settings, checked.
     :raises ValueError: naming the setting, what was given and what is allowed.
     """
-    num_simulations = check_count("num_simulations", num_simulations)
-    if qvalue_scope not in QVALUE_SCOPES:
-        raise ValueError(f"`qvalue_scope` must be one of {sorted(QVALUE_SCOPES)}, got {qvalue_scope!r}")
-    max_depth = num_simulations if max_depth is None else check_count("max_depth", max_depth)
-    min_qvalue_range = check_real("min_qvalue_range", min_qvalue_range, *POSITIVE)
-    return num_simulations + 1, num_actions, QVALUE_SCOPES[qvalue_scope], max_depth, min_qvalue_range
+    num_simulations = check_setting("num_simulations", num_simulations)
+    max_depth = num_simulations if max_depth is None else check_setting("max_depth", max_depth)
+    checked = {name: check_setting(name, value) for name, value in settings.items()}
+    return SearchSettings(num_simulations + 1, num_actions, max_depth, *rules, **checked)
 
 
 def read_root(root: RootOutput, action_masks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,7 +65,7 @@ def read_root(root: RootOutput, action_masks: Any) -> tuple[np.ndarray, np.ndarr
     return prior_logits, value, masks
 
 
-def build_trees(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentFn, root_latent: Any) -> Tree:
+def run_search(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentFn, root_latent: Any) -> SearchOutput:
     """
     Run the simulations by the backend of the model.
 
@@ -80,24 +73,15 @@ def build_trees(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentF
     :param settings: settings of the search.
     :param recurrent_fn: the model.
     :param root_latent: latent states of the roots.
-    :return: the search trees.
+    :return: the result of the search, with the actions that the backend selected.
     """
-    tree = instantiate_tree(roots.value.size, settings.num_nodes, settings.num_actions)
+    batch_size, num_actions = roots.value.size, settings.num_actions
+    tree = instantiate_tree(batch_size, settings.num_nodes, num_actions)
     backend = recurrent_fn if hasattr(recurrent_fn, "run_search") else TorchBackend(recurrent_fn)
     backend.run_search(flatten(tree), roots, settings, root_latent)
-    return tree
-
-
-def summarize(tree: Tree, action: np.ndarray, action_weights: np.ndarray) -> SearchOutput:
-    """
-    :param tree: search trees.
-    :param action: selected actions. Shape ``[B]``.
-    :param action_weights: policy targets. Shape ``[B * A]``.
-    :return: the result of the search.
-    """
     return SearchOutput(
-        action=action,
-        action_weights=action_weights.reshape(len(action), -1),
+        action=roots.action,
+        action_weights=roots.action_weights.reshape(batch_size, num_actions),
         visit_counts=tree.children_visits[:, ROOT_INDEX],
         qvalues=tree.children_qvalues[:, ROOT_INDEX],
         value=tree.node_values[:, ROOT_INDEX],

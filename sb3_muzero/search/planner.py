@@ -1,4 +1,4 @@
-"""Plans with a latent model: the settings of its searches, and where they are computed."""
+"""Plans with a latent model: checks the settings of its searches and chooses the backend that computes them."""
 
 import inspect
 from collections.abc import Callable
@@ -11,27 +11,30 @@ import torch
 from sb3_muzero.search.backends.cuda_graphs import CudaGraphCache
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
-from sb3_muzero.search.gumbel import gumbel_muzero_search, gumbel_settings
-from sb3_muzero.search.puct import muzero_search, puct_settings
+from sb3_muzero.search.checks import SETTINGS, check_setting
+from sb3_muzero.search.gumbel import gumbel_muzero_search
+from sb3_muzero.search.puct import muzero_search
 from sb3_muzero.search.types import RecurrentFn, RootOutput, SearchOutput
 
 SEARCHES: dict[str, Callable[..., SearchOutput]] = {"gumbel": gumbel_muzero_search, "puct": muzero_search}
-SETTINGS: dict[str, Callable[..., tuple]] = {"gumbel": gumbel_settings, "puct": puct_settings}
-# The noise with which each search explores
-NOISE: dict[str, dict[str, float]] = {
-    name: {noise: inspect.signature(SEARCHES[name]).parameters[noise].default for noise in noises}
-    for name, noises in {"gumbel": ("gumbel_scale",), "puct": ("dirichlet_fraction", "temperature")}.items()
-}
+DEFAULTS = {name: inspect.getfullargspec(search).kwonlydefaults or {} for name, search in SEARCHES.items()}
+"""Keyword arguments of each search function."""
+
+NOISE = {"gumbel_scale", "dirichlet_fraction", "temperature"}
+"""Settings by which the searches explore; all are 0 in a deterministic search."""
+
+MAX_COMPILED_MODELS = 2
+"""Compiled models that a planner keeps: of the online and of the target model."""
 
 
 class PlannerSettings(NamedTuple):
     """
-    Settings of the searches.
+    Settings of a planner.
 
-    :param search: "gumbel" (Gumbel MuZero) or "puct" (MuZero)
-    :param num_simulations: Simulations per decision
-    :param search_kwargs: Keyword arguments for the search function
-    :param discount: Factor from the value of the next state to that of this one; negative where the opponent moves next
+    :param search: search algorithm, ``"gumbel"`` (Gumbel MuZero) or ``"puct"`` (MuZero).
+    :param num_simulations: number of simulations per decision.
+    :param search_kwargs: settings to pass to the search function; None for its defaults.
+    :param discount: factor from the value of the next state to the value of this one; negative where the opponent moves next.
     """
 
     search: str = "gumbel"
@@ -40,30 +43,29 @@ class PlannerSettings(NamedTuple):
     discount: float = 0.99
 
     def check(self) -> None:
-        """:raises ValueError: naming the setting, what was given and what is allowed"""
+        """
+        :raises ValueError: naming the setting, what was given and what is allowed.
+        """
         if self.search not in SEARCHES:
             raise ValueError(f"`search` must be one of {sorted(SEARCHES)}, got {self.search!r}")
         if not isinstance(self.search_kwargs, (dict, type(None))):
             raise ValueError(f"`search_kwargs` must be a dictionary, got {self.search_kwargs!r}")
-        parameters = inspect.signature(SEARCHES[self.search]).parameters
-        settings = {name: parameters[name].default for name in inspect.getfullargspec(SETTINGS[self.search]).kwonlyargs}
-        unknown = set(self.search_kwargs or {}) - set(settings)
-        if unknown:
-            raise ValueError(
-                f"`search_kwargs` of the {self.search} search has no {sorted(unknown)}; it takes {sorted(settings)}"
-            )
-        SETTINGS[self.search](self.num_simulations, 1, **settings | (self.search_kwargs or {}))
+        check_setting("num_simulations", self.num_simulations)
+        allowed = DEFAULTS[self.search].keys() & SETTINGS
+        for name, value in (self.search_kwargs or {}).items():
+            if name not in allowed:
+                raise ValueError(f"`search_kwargs` of the {self.search} search has no {name!r}; it takes {sorted(allowed)}")
+            if name != "max_depth" or value is not None:
+                check_setting(name, value)
 
 
 class Planner:
     """
-    Searches with a latent model: in compiled code where that supports the model, else in PyTorch, one inference a simulation.
+    Searches with a latent model. The simulations run in compiled code if the compiled planner supports the model, and in
+    PyTorch otherwise.
 
-    :param settings: Settings of the searches, which may be replaced at any time
+    :param settings: settings of the searches; may be replaced between searches.
     """
-
-    MAX_COMPILED_MODELS = 2
-    """Compiled models that are kept: the online and the target model."""
 
     def __init__(self, settings: PlannerSettings) -> None:
         self.settings = settings
@@ -71,7 +73,7 @@ class Planner:
         self.cuda_graphs = CudaGraphCache()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_compiled_models": []}  # they belong to this process's memory
+        return self.__dict__ | {"_compiled_models": []}  # they hold addresses in this process's memory
 
     def plan(
         self,
@@ -83,25 +85,28 @@ class Planner:
         action_masks: np.ndarray | None = None,
     ) -> SearchOutput:
         """
-        Search from each observation, all in one batch.
+        Search from a batch of observations.
 
-        :param model: A ``LatentModel``
-        :param obs: Observations, shape ``[B, *obs_shape]``
-        :param deterministic: Whether to search without noise, which draws no random number
-        :param exploration: Factor of the noise
-        :param value_error: Mean error of the model's values: by default Q values are normalized over the whole tree, and over
-            no less than twice this error
-        :param action_masks: True for legal actions at the root, shape ``[B, num_actions]``, bool; all by default. Deeper in
-            the tree no action is masked (MuZero, Appendix A)
-        :return: The search's result
+        :param model: the ``LatentModel`` to search with.
+        :param obs: observations. Shape ``[B, *obs_shape]``.
+        :param deterministic: whether to search without noise; no random number is then drawn.
+        :param exploration: factor of the noise.
+        :param value_error: mean absolute error of the model's values. By default, Q values are rescaled over the whole tree,
+            and their range is taken to be at least twice this error.
+        :param action_masks: True for actions that are legal at the root; None if all are legal. Below the root all actions
+            are legal (MuZero, Appendix A). Shape ``[B, num_actions]``, bool.
+        :return: the result of the search.
+        :raises ValueError: for an invalid setting or model output, naming it and what is wrong.
         """
         search, num_simulations, search_kwargs, _ = self.settings
-        kwargs: dict[str, Any] = {"qvalue_scope": "tree", "min_qvalue_range": max(1e-8, 2 * value_error)}
-        kwargs.update(search_kwargs or {})
-        for name, default in NOISE[search].items():
-            kwargs[name] = 0.0 if deterministic else exploration * kwargs.get(name, default)
-        if action_masks is not None:
-            kwargs["action_masks"] = action_masks
+        kwargs = DEFAULTS[search] | {
+            "action_masks": action_masks,
+            "qvalue_scope": "tree",
+            "min_qvalue_range": max(1e-8, 2 * value_error),
+            **(search_kwargs or {}),
+        }
+        for name in NOISE & kwargs.keys():
+            kwargs[name] = 0.0 if deterministic else exploration * kwargs[name]
         if search == "puct":
             kwargs["dirichlet_fraction"] = min(kwargs["dirichlet_fraction"], 1.0)
         with torch.no_grad():
@@ -110,31 +115,28 @@ class Planner:
 
     def compiled_model(self, model: Any) -> CompiledModel:
         """
-        :param model: A ``LatentModel``
-        :return: The same in compiled code, as it is now; ask for it before each search
-        :raises UnsupportedModelError: saying what is not supported
+        Get the compiled model of a latent model, translated again if the structure of the model has changed.
+
+        :param model: a ``LatentModel``.
+        :return: the compiled model, to use for the next search only.
+        :raises UnsupportedModelError: if the compiled planner does not support the model; the message says why.
         """
-        for name in ("features", "represent", "initial_inference", "recurrent_inference"):
-            owner = next(kind for kind in type(model).__mro__ if name in vars(kind))
-            if not owner.__module__.startswith("sb3_muzero.models."):
-                raise UnsupportedModelError(
-                    f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
-                )
-        if not getattr(model.action_encoder, "is_one_hot", False):
-            raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")
         compiled = next((known for known in self._compiled_models if known.model is model), None)
         if compiled is None or not compiled.is_current():
+            check_inference(model)
             others = [known for known in self._compiled_models if known.model is not model]
             compiled = CompiledModel(model, self.settings.discount)
-            self._compiled_models = [*others, compiled][-self.MAX_COMPILED_MODELS :]
+            self._compiled_models = [*others, compiled][-MAX_COMPILED_MODELS:]
         compiled.discount = self.settings.discount
         return compiled
 
     def root_inference(self, model: Any, obs: Any) -> tuple[RootOutput, RecurrentFn]:
         """
-        :param model: A ``LatentModel``
-        :param obs: Observations to plan from, shape ``[B, *obs_shape]``
-        :return: What the model predicts for them, and what the search is to call for each step
+        Evaluate the root states in the backend that the search will run in.
+
+        :param model: a ``LatentModel``.
+        :param obs: observations. Shape ``[B, *obs_shape]``.
+        :return: the model's output for the root states, and the ``recurrent_fn`` to search with.
         """
         try:
             compiled = self.compiled_model(model)
@@ -150,12 +152,28 @@ class Planner:
         self, name: str, function: Callable[..., Any], inputs: tuple, model: Any, *constants: Any
     ) -> Callable[..., Any]:
         """
-        :param name: Tells this function from the model's others
-        :param function: A function of the model and of nothing else that changes
-        :param inputs: What it is about to be called with: tensors and nothing else, in tuples and dictionaries
-        :param model: The model that it uses
-        :param constants: All numbers besides that it depends on
-        :return: On a GPU one that replays a CUDA graph and overwrites what it returned before; else the function itself
+        Get the CUDA graph of a function of a model.
+
+        :param name: name of the function, unique among the functions of the model.
+        :param function: the function; it must depend on nothing but its inputs, the model and ``constants``.
+        :param inputs: its next inputs, nests of tensors.
+        :param model: the model.
+        :param constants: numbers that the function depends on.
+        :return: the graph, which overwrites the output of its previous call; without a GPU, the function itself.
         """
         graphs = self.cuda_graphs.of_thread[name, id(model)]  # type: ignore[index]
         return graphs.get(function, inputs, [model], model.training, *constants)
+
+
+def check_inference(model: Any) -> None:
+    """
+    :param model: a ``LatentModel``.
+    :raises UnsupportedModelError: if the inference of its class is not that of this package, or its actions are not one-hot.
+    """
+    for name in ("features", "represent", "initial_inference", "recurrent_inference"):
+        owner = next(kind for kind in type(model).__mro__ if name in vars(kind))
+        if not owner.__module__.startswith("sb3_muzero.models."):
+            reason = f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
+            raise UnsupportedModelError(reason)
+    if not getattr(model.action_encoder, "is_one_hot", False):
+        raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")

@@ -1,69 +1,15 @@
 """MuZero search (Schrittwieser et al., "Mastering Atari, Go, chess and shogi by planning with a learned model", 2020)."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from sb3_muzero.search.checks import check_generator, check_prior_logits, check_real
-from sb3_muzero.search.loop import POSITIVE, build_trees, common_settings, read_root, summarize
+from sb3_muzero.search.checks import check_generator, check_prior_logits, check_setting
+from sb3_muzero.search.loop import read_root, run_search, search_settings
 from sb3_muzero.search.selection import TINY
-from sb3_muzero.search.state import PUCT, VISIT_FRACTIONS, SearchSettings, instantiate_roots
+from sb3_muzero.search.state import MUZERO, instantiate_roots
 from sb3_muzero.search.tree import ROOT_INDEX
 from sb3_muzero.search.types import Array, RecurrentFn, RootOutput, SearchOutput
-
-
-class PUCTSettings(NamedTuple):
-    """
-    Checked settings of a MuZero search.
-
-    :param search: settings of the search itself.
-    :param dirichlet_fraction: fraction of noise in the prior of the root.
-    :param dirichlet_alpha: concentration of the noise.
-    :param temperature: temperature that the action is sampled with.
-    """
-
-    search: SearchSettings
-    dirichlet_fraction: float
-    dirichlet_alpha: float
-    temperature: float
-
-
-def puct_settings(
-    num_simulations: Any,
-    num_actions: int,
-    *,
-    max_depth: Any,
-    dirichlet_fraction: Any,
-    dirichlet_alpha: Any,
-    pb_c_init: Any,
-    pb_c_base: Any,
-    temperature: Any,
-    qvalue_scope: Any,
-    min_qvalue_range: Any,
-) -> PUCTSettings:
-    """
-    Check the settings of ``muzero_search``, without searching.
-
-    :param num_simulations: number of simulations.
-    :param num_actions: number of actions.
-    :param max_depth: as in ``muzero_search``, like all that follow.
-    :return: the settings.
-    :raises ValueError: naming the setting, what was given and what is allowed.
-    """
-    settings = SearchSettings(
-        *common_settings(num_simulations, num_actions, max_depth, qvalue_scope, min_qvalue_range),
-        root_rule=PUCT,
-        interior_rule=PUCT,
-        policy_target=VISIT_FRACTIONS,
-        pb_c_init=check_real("pb_c_init", pb_c_init, 0.0, POSITIVE[1]),
-        pb_c_base=check_real("pb_c_base", pb_c_base, *POSITIVE),
-    )
-    return PUCTSettings(
-        settings,
-        check_real("dirichlet_fraction", dirichlet_fraction, 0.0, 1.0),
-        check_real("dirichlet_alpha", dirichlet_alpha, *POSITIVE),
-        check_real("temperature", temperature, 0.0),
-    )
 
 
 def muzero_search(
@@ -108,18 +54,19 @@ def muzero_search(
     :raises ValueError: for an invalid argument or model output, naming it and what is wrong.
     """
     prior_logits, value, masks = read_root(root, action_masks)
-    settings, dirichlet_fraction, dirichlet_alpha, temperature = puct_settings(
+    settings = search_settings(
+        MUZERO,
         num_simulations,
         prior_logits.shape[1],
-        max_depth=max_depth,
-        dirichlet_fraction=dirichlet_fraction,
-        dirichlet_alpha=dirichlet_alpha,
-        pb_c_init=pb_c_init,
-        pb_c_base=pb_c_base,
-        temperature=temperature,
+        max_depth,
         qvalue_scope=qvalue_scope,
         min_qvalue_range=min_qvalue_range,
+        pb_c_init=pb_c_init,
+        pb_c_base=pb_c_base,
     )
+    dirichlet_fraction = check_setting("dirichlet_fraction", dirichlet_fraction)
+    dirichlet_alpha = check_setting("dirichlet_alpha", dirichlet_alpha)
+    temperature = check_setting("temperature", temperature)
     random = check_generator(generator)
     if dirichlet_fraction > 0.0:
         check_prior_logits("root's prior_logits", prior_logits, masks)
@@ -128,10 +75,9 @@ def muzero_search(
         noisy_probs = (1.0 - dirichlet_fraction) * probs + dirichlet_fraction * noise
         prior_logits = np.log(np.maximum(noisy_probs, TINY)).astype(np.float32)
     roots = instantiate_roots(prior_logits, value, masks, np.empty(0, np.float32), np.empty(0, np.int32))
-    tree = build_trees(roots, settings, recurrent_fn, root.latent)
-    visits = tree.children_visits[:, ROOT_INDEX]
-    action = _sample_by_visits(random, visits, tree.children_prior_logits[:, ROOT_INDEX], temperature)
-    return summarize(tree, action, roots.action_weights)
+    output = run_search(roots, settings, recurrent_fn, root.latent)
+    root_logits = output.tree.children_prior_logits[:, ROOT_INDEX]
+    return output._replace(action=_sample_by_visits(random, output.visit_counts, root_logits, temperature))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

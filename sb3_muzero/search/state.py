@@ -10,6 +10,8 @@ from sb3_muzero.search.backends.numba.simd import LANES
 GUMBEL_ROOT, GUMBEL_INTERIOR, PUCT = range(3)
 # Policy targets
 IMPROVED_POLICY, VISIT_FRACTIONS = range(2)
+# Rules of the root and of interior nodes, and policy target, of Gumbel MuZero and of MuZero
+GUMBEL, MUZERO = (GUMBEL_ROOT, GUMBEL_INTERIOR, IMPROVED_POLICY), (PUCT, PUCT, VISIT_FRACTIONS)
 # What Q values are rescaled over
 NODE_SCOPE, TREE_SCOPE = range(2)
 
@@ -23,12 +25,12 @@ class SearchSettings(NamedTuple):
 
     :param num_nodes: number of nodes of a tree, ``N + 1``.
     :param num_actions: number of actions ``A``.
-    :param qvalue_scope: what Q values are rescaled over, ``NODE_SCOPE`` or ``TREE_SCOPE``.
     :param max_depth: maximum number of edges from the root to a leaf.
-    :param min_qvalue_range: minimum range to divide Q values by, in units of reward.
     :param root_rule: selection rule at the root: ``GUMBEL_ROOT`` or ``PUCT``.
     :param interior_rule: selection rule at decision nodes below the root: ``GUMBEL_INTERIOR`` or ``PUCT``.
     :param policy_target: ``IMPROVED_POLICY`` or ``VISIT_FRACTIONS``.
+    :param qvalue_scope: what Q values are rescaled over, ``NODE_SCOPE`` or ``TREE_SCOPE``.
+    :param min_qvalue_range: minimum range to divide Q values by, in units of reward.
     :param max_num_considered_actions: maximum number of actions that Gumbel MuZero considers at the root.
     :param value_scale: c_scale of Gumbel MuZero.
     :param maxvisit_init: c_visit of Gumbel MuZero.
@@ -38,12 +40,12 @@ class SearchSettings(NamedTuple):
 
     num_nodes: int
     num_actions: int
-    qvalue_scope: int
     max_depth: int
-    min_qvalue_range: float
     root_rule: int
     interior_rule: int
     policy_target: int
+    qvalue_scope: int
+    min_qvalue_range: float
     max_num_considered_actions: int = 0
     value_scale: float = 0.0
     maxvisit_init: float = 0.0
@@ -86,23 +88,23 @@ class Leaves(NamedTuple):
     :param parent: node to step from, as an index in its tree. Shape ``[L]``, int64.
     :param action: action to take there. Shape ``[L]``, int64.
     :param node: node that the step leads to, as an index in its tree. Shape ``[L]``, int64.
+    :param active: scratch for ``select_leaves``. Shape ``[L]``, int64.
     :param reward: reward of the step. Shape ``[L]``, float32.
     :param discount: discount of the step. Shape ``[L]``, float32.
-    :param prior_logits: policy logits of the node. Shape ``[L, A]``, float32.
     :param value: value of the node. Shape ``[L]``, float32.
+    :param prior_logits: policy logits of the node. Shape ``[L, A]``, float32.
     :param scores: scratch for the selection rules. Shape ``[L, padded A]``, float32.
-    :param active: scratch for ``select_leaves``. Shape ``[L]``, int64.
     """
 
     parent: np.ndarray
     action: np.ndarray
     node: np.ndarray
+    active: np.ndarray
     reward: np.ndarray
     discount: np.ndarray
-    prior_logits: np.ndarray
     value: np.ndarray
+    prior_logits: np.ndarray
     scores: np.ndarray
-    active: np.ndarray
 
 
 def instantiate_roots(
@@ -116,16 +118,8 @@ def instantiate_roots(
     :param considered_visits: shape ``[M + 1, N]``, or empty.
     :return: the roots, as copies: read-only arrays would have another Numba type and compile the kernels again.
     """
-    return Roots(
-        prior_logits=prior_logits.flatten(),
-        value=value.flatten(),
-        action_masks=action_masks.flatten(),
-        gumbel=gumbel.flatten(),
-        considered_visits=considered_visits.flatten(),
-        num_considered=np.empty(value.size, np.int64),
-        action=np.empty(value.size, np.int64),
-        action_weights=np.empty(prior_logits.size, np.float32),
-    )
+    inputs = (array.flatten() for array in (prior_logits, value, action_masks, gumbel, considered_visits))
+    return Roots._make((*inputs, *np.empty((2, value.size), np.int64), np.empty(prior_logits.size, np.float32)))
 
 
 def instantiate_leaves(size: int, num_actions: int) -> Leaves:
@@ -134,14 +128,15 @@ def instantiate_leaves(size: int, num_actions: int) -> Leaves:
     :param num_actions: number of actions ``A``.
     :return: arrays for one simulation of each tree.
     """
-    return Leaves(
-        parent=np.zeros(size, np.int64),
-        action=np.zeros(size, np.int64),
-        node=np.zeros(size, np.int64),
-        reward=np.zeros(size, np.float32),
-        discount=np.zeros(size, np.float32),
-        prior_logits=np.zeros((size, num_actions), np.float32),
-        value=np.zeros(size, np.float32),
-        scores=np.zeros((size, -(-num_actions // LANES) * LANES), np.float32),
-        active=np.zeros(size, np.int64),
-    )
+    integers, numbers = np.zeros((4, size), np.int64), np.zeros((3, size), np.float32)
+    prior_logits = np.zeros((size, num_actions), np.float32)
+    scores = np.zeros((size, rounded_up(num_actions)), np.float32)
+    return Leaves._make((*integers, *numbers, prior_logits, scores))
+
+
+def rounded_up(width: int) -> int:
+    """
+    :param width: number of units.
+    :return: the smallest multiple of ``LANES`` that is not less.
+    """
+    return -(-width // LANES) * LANES

@@ -52,6 +52,10 @@ class Tree(NamedTuple):
     max_qvalue: np.ndarray
 
 
+INTEGERS = {"node_visits", "node_depths", "parents", "action_from_parent", "children_index", "children_visits"}
+TYPES = [np.int32 if name in INTEGERS else np.float32 for name in Tree._fields]
+
+
 def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
     """
     :param batch_size: number of roots ``B``.
@@ -59,25 +63,8 @@ def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
     :param num_actions: number of actions ``A``.
     :return: uninitialized trees.
     """
-    nodes = (batch_size, num_nodes)
-    edges = (batch_size, num_nodes, num_actions)
-    return Tree(
-        node_visits=np.empty(nodes, np.int32),
-        node_values=np.empty(nodes, np.float32),
-        raw_values=np.empty(nodes, np.float32),
-        node_depths=np.empty(nodes, np.int32),
-        parents=np.empty(nodes, np.int32),
-        action_from_parent=np.empty(nodes, np.int32),
-        children_index=np.empty(edges, np.int32),
-        children_prior_logits=np.empty(edges, np.float32),
-        children_prior_probs=np.empty(edges, np.float32),
-        children_visits=np.empty(edges, np.int32),
-        children_qvalues=np.empty(edges, np.float32),
-        children_rewards=np.empty(edges, np.float32),
-        children_discounts=np.empty(edges, np.float32),
-        min_qvalue=np.empty(batch_size, np.float32),
-        max_qvalue=np.empty(batch_size, np.float32),
-    )
+    shapes = 6 * [(batch_size, num_nodes)] + 7 * [(batch_size, num_nodes, num_actions)] + 2 * [(batch_size,)]
+    return Tree._make(map(np.empty, shapes, TYPES))
 
 
 def flatten(tree: Tree) -> Tree:

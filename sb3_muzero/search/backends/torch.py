@@ -57,11 +57,7 @@ class TorchBackend:
         for name in ("reward", "discount", "prior_logits", "value"):
             check_numbers(f"recurrent_fn's {name}", getattr(output, name), getattr(leaves, name).shape)
         latents.write(simulation + 1, output.latent)
-        reward, discount, value, prior_logits = latents.to_host(output)
-        leaves.reward[:] = reward
-        leaves.discount[:] = discount
-        leaves.value[:] = value
-        leaves.prior_logits[:] = prior_logits
+        leaves.reward[:], leaves.discount[:], leaves.prior_logits[:], leaves.value[:] = latents.to_host(output)
 
 
 class NumpyLatents:
@@ -109,12 +105,12 @@ class NumpyLatents:
             self._check_type(f"recurrent_fn's {name}", leaf, slots)
             slots[slot] = leaf
 
-    def to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
+    def to_host(self, output: RecurrentOutput) -> list[np.ndarray]:
         """
         :param output: output of the model.
-        :return: reward, discount, value and prior logits on the host.
+        :return: its fields except for the latents on the host.
         """
-        return to_numpy(output.reward), to_numpy(output.discount), to_numpy(output.value), to_numpy(output.prior_logits)
+        return [to_numpy(column) for column in output[:-1]]
 
     def _nest(self, leaves: list[Any]) -> Any:
         """:return: the leaves, nested as the roots' latent"""
@@ -143,12 +139,12 @@ class TorchLatents(NumpyLatents):
         selected = torch.from_numpy(np.stack((index, action))).to(self.device)
         return self._nest([nodes.index_select(0, selected[0]) for nodes in self.nodes]), selected[1]
 
-    def to_host(self, output: RecurrentOutput) -> tuple[np.ndarray, ...]:
+    def to_host(self, output: RecurrentOutput) -> list[np.ndarray]:
         if self.device.type == "cpu":
             return super().to_host(output)
         columns = [torch.as_tensor(column, device=self.device).float() for column in output[:-1]]
         packed = to_numpy(torch.cat([column.reshape(self.rows.size, -1) for column in columns], dim=1))
-        return packed[:, 0], packed[:, 1], packed[:, -1], packed[:, 2:-1]
+        return [packed[:, 0], packed[:, 1], packed[:, 2:-1], packed[:, -1]]
 
     def _allocate(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.empty(shape, dtype=like.dtype, device=like.device)

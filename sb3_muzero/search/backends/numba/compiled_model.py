@@ -8,18 +8,10 @@ import torch
 
 from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate, run_simulations
 from sb3_muzero.search.backends.numba.program import BLOCK, Program
-from sb3_muzero.search.backends.numba.translate import (
-    Layer,
-    assemble,
-    check_fits,
-    kind_of,
-    num_inputs,
-    rounded_up,
-    translate,
-)
+from sb3_muzero.search.backends.numba.translate import Layer, assemble, check_fits, kind_of, num_inputs, translate
 from sb3_muzero.search.backends.snapshot import Snapshot, UnsupportedModelError
 from sb3_muzero.search.checks import check_leaves, check_roots, to_float32, to_numpy
-from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
+from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves, rounded_up
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import Array, RecurrentOutput, RootOutput
 
@@ -57,22 +49,6 @@ class Workspace(NamedTuple):
     leaves: Leaves
 
 
-def instantiate_workspace(program: Program, num_nodes: int, latent_dim: int, num_actions: int) -> Workspace:
-    """
-    :param program: the model.
-    :param num_nodes: nodes of a tree.
-    :param latent_dim: units of a latent.
-    :param num_actions: number of actions.
-    :return: buffers for a search.
-    """
-    return Workspace(
-        program._replace(activation_buffers=np.zeros_like(program.activation_buffers)),
-        np.zeros((num_nodes, BLOCK, rounded_up(latent_dim)), np.float32),
-        np.zeros(BLOCK, np.int64),
-        instantiate_leaves(BLOCK, num_actions),
-    )
-
-
 def translate_model(model: MLPModel, visited: list[Any]) -> tuple[list[Layer], ...]:
     """
     :param model: a model.
@@ -84,9 +60,9 @@ def translate_model(model: MLPModel, visited: list[Any]) -> tuple[list[Layer], .
     if kind_of(prediction) != "prediction":
         raise UnsupportedModelError(f"{type(prediction).__qualname__} is not supported by the compiled planner")
     visited += [model, prediction]
-    representation = translate(model.input_norm, None, visited)
-    representation += translate(model.representation, representation[-1].width if representation else None, visited)
-    dynamics = translate(model.dynamics, None, visited)
+    representation = translate(model.input_norm, 0, visited)
+    representation += translate(model.representation, representation[-1].width if representation else 0, visited)
+    dynamics = translate(model.dynamics, 0, visited)
     if not representation or not dynamics:
         raise UnsupportedModelError("a representation or dynamics without layers is not supported by the compiled planner")
     latent_dim = representation[-1].width
@@ -207,7 +183,12 @@ class CompiledModel:
         try:
             workspace = self._workspaces.pop()
         except IndexError:
-            return instantiate_workspace(self._program, num_nodes, self.latent_dim, self.num_actions)
-        if len(workspace.latents) < num_nodes:
-            return instantiate_workspace(self._program, num_nodes, self.latent_dim, self.num_actions)
-        return workspace
+            workspace = None
+        if workspace is not None and len(workspace.latents) >= num_nodes:
+            return workspace
+        return Workspace(
+            self._program._replace(activation_buffers=np.zeros_like(self._program.activation_buffers)),
+            np.zeros((num_nodes, BLOCK, rounded_up(self.latent_dim)), np.float32),
+            np.zeros(BLOCK, np.int64),
+            instantiate_leaves(BLOCK, self.num_actions),
+        )

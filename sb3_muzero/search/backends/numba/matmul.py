@@ -11,17 +11,23 @@ from sb3_muzero.search.backends.numba.simd import (
     FLOAT_BYTES,
     LANES,
     LANES_BYTES,
+    add_product,
     load,
     load_number,
     load_splat,
     multiply_add,
+    output_numbers,
     splat,
     store,
     store_number,
+    strided,
     total,
 )
 
-ZERO = np.float32(0.0)
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+# Outputs that are computed at once
+FOUR, SIX, EIGHT = tuple(range(4)), tuple(range(6)), tuple(range(8))
+ZEROS = (ZERO,) * 8
 
 
 @njit_uncached
@@ -36,39 +42,14 @@ def linear(inputs: int, outputs: int, weight: int, bias: int, x: int, y: int) ->
     :param x: address of the inputs. Shape ``[inputs, LANES]``.
     :param y: address of the outputs. Shape ``[outputs, LANES]``.
     """
-    stride = inputs * FLOAT_BYTES
-    last = outputs - 1
     for first in range(0, outputs, 8):
-        # Past the end, the last output is computed again
-        o1, o2, o3, o4 = min(first + 1, last), min(first + 2, last), min(first + 3, last), min(first + 4, last)
-        o5, o6, o7 = min(first + 5, last), min(first + 6, last), min(first + 7, last)
-        w0, w1, w2, w3 = weight + first * stride, weight + o1 * stride, weight + o2 * stride, weight + o3 * stride
-        w4, w5, w6, w7 = weight + o4 * stride, weight + o5 * stride, weight + o6 * stride, weight + o7 * stride
-        y0 = y1 = y2 = y3 = y4 = y5 = y6 = y7 = splat(ZERO)
-        if bias != 0:
-            y0, y1 = load_splat(bias + first * FLOAT_BYTES), load_splat(bias + o1 * FLOAT_BYTES)
-            y2, y3 = load_splat(bias + o2 * FLOAT_BYTES), load_splat(bias + o3 * FLOAT_BYTES)
-            y4, y5 = load_splat(bias + o4 * FLOAT_BYTES), load_splat(bias + o5 * FLOAT_BYTES)
-            y6, y7 = load_splat(bias + o6 * FLOAT_BYTES), load_splat(bias + o7 * FLOAT_BYTES)
+        numbers = output_numbers(first, EIGHT, outputs - 1)
+        weights = strided(weight, numbers, inputs * FLOAT_BYTES)
+        sums = load_splat(strided(bias, numbers, FLOAT_BYTES)) if bias != 0 else splat(ZEROS[:8])
         for i in range(inputs):
-            offset = i * FLOAT_BYTES
-            unit = load(x + i * LANES_BYTES)
-            y0 = multiply_add(load_splat(w0 + offset), unit, y0)
-            y1 = multiply_add(load_splat(w1 + offset), unit, y1)
-            y2 = multiply_add(load_splat(w2 + offset), unit, y2)
-            y3 = multiply_add(load_splat(w3 + offset), unit, y3)
-            y4 = multiply_add(load_splat(w4 + offset), unit, y4)
-            y5 = multiply_add(load_splat(w5 + offset), unit, y5)
-            y6 = multiply_add(load_splat(w6 + offset), unit, y6)
-            y7 = multiply_add(load_splat(w7 + offset), unit, y7)
-        store(y + first * LANES_BYTES, y0)
-        store(y + o1 * LANES_BYTES, y1)
-        store(y + o2 * LANES_BYTES, y2)
-        store(y + o3 * LANES_BYTES, y3)
-        store(y + o4 * LANES_BYTES, y4)
-        store(y + o5 * LANES_BYTES, y5)
-        store(y + o6 * LANES_BYTES, y6)
-        store(y + o7 * LANES_BYTES, y7)
+            factors = load_splat(strided(weights, i, FLOAT_BYTES))
+            sums = multiply_add(factors, load(x + i * LANES_BYTES), sums)
+        store(strided(y, numbers, LANES_BYTES), sums)
 
 
 @njit_uncached
@@ -79,46 +60,17 @@ def linear_of_two_groups(inputs: int, outputs: int, weight: int, bias: int, x: i
 
     :param group_bytes: bytes from the first group to the second, of inputs and outputs.
     """
-    stride = inputs * FLOAT_BYTES
-    last = outputs - 1
     for first in range(0, outputs, 6):
-        o1, o2, o3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
-        o4, o5 = min(first + 4, last), min(first + 5, last)
-        w0, w1, w2 = weight + first * stride, weight + o1 * stride, weight + o2 * stride
-        w3, w4, w5 = weight + o3 * stride, weight + o4 * stride, weight + o5 * stride
-        y0 = y1 = y2 = y3 = y4 = y5 = splat(ZERO)
-        if bias != 0:
-            y0, y1 = load_splat(bias + first * FLOAT_BYTES), load_splat(bias + o1 * FLOAT_BYTES)
-            y2, y3 = load_splat(bias + o2 * FLOAT_BYTES), load_splat(bias + o3 * FLOAT_BYTES)
-            y4, y5 = load_splat(bias + o4 * FLOAT_BYTES), load_splat(bias + o5 * FLOAT_BYTES)
-        z0, z1, z2, z3, z4, z5 = y0, y1, y2, y3, y4, y5
+        numbers = output_numbers(first, SIX, outputs - 1)
+        weights = strided(weight, numbers, inputs * FLOAT_BYTES)
+        sums = load_splat(strided(bias, numbers, FLOAT_BYTES)) if bias != 0 else splat(ZEROS[:6])
+        others = sums
         for i in range(inputs):
-            offset = i * FLOAT_BYTES
-            unit, other = load(x + i * LANES_BYTES), load(x + group_bytes + i * LANES_BYTES)
-            factor = load_splat(w0 + offset)
-            y0, z0 = multiply_add(factor, unit, y0), multiply_add(factor, other, z0)
-            factor = load_splat(w1 + offset)
-            y1, z1 = multiply_add(factor, unit, y1), multiply_add(factor, other, z1)
-            factor = load_splat(w2 + offset)
-            y2, z2 = multiply_add(factor, unit, y2), multiply_add(factor, other, z2)
-            factor = load_splat(w3 + offset)
-            y3, z3 = multiply_add(factor, unit, y3), multiply_add(factor, other, z3)
-            factor = load_splat(w4 + offset)
-            y4, z4 = multiply_add(factor, unit, y4), multiply_add(factor, other, z4)
-            factor = load_splat(w5 + offset)
-            y5, z5 = multiply_add(factor, unit, y5), multiply_add(factor, other, z5)
-        store(y + first * LANES_BYTES, y0)
-        store(y + group_bytes + first * LANES_BYTES, z0)
-        store(y + o1 * LANES_BYTES, y1)
-        store(y + group_bytes + o1 * LANES_BYTES, z1)
-        store(y + o2 * LANES_BYTES, y2)
-        store(y + group_bytes + o2 * LANES_BYTES, z2)
-        store(y + o3 * LANES_BYTES, y3)
-        store(y + group_bytes + o3 * LANES_BYTES, z3)
-        store(y + o4 * LANES_BYTES, y4)
-        store(y + group_bytes + o4 * LANES_BYTES, z4)
-        store(y + o5 * LANES_BYTES, y5)
-        store(y + group_bytes + o5 * LANES_BYTES, z5)
+            factors = load_splat(strided(weights, i, FLOAT_BYTES))
+            sums = multiply_add(factors, load(x + i * LANES_BYTES), sums)
+            others = multiply_add(factors, load(x + group_bytes + i * LANES_BYTES), others)
+        store(strided(y, numbers, LANES_BYTES), sums)
+        store(strided(y + group_bytes, numbers, LANES_BYTES), others)
 
 
 @njit_uncached
@@ -130,32 +82,16 @@ def linear_of_one_row(inputs: int, outputs: int, weight: int, bias: int, x: int,
     """
     for i in range(inputs):
         store_number(packed + i * FLOAT_BYTES, load_number(x + i * LANES_BYTES))
-    stride = inputs * FLOAT_BYTES
-    whole = inputs // LANES * LANES_BYTES
-    last = outputs - 1
+    end, whole = inputs * FLOAT_BYTES, inputs // LANES * LANES_BYTES
     for first in range(0, outputs, 4):
-        o1, o2, o3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
-        w0, w1, w2, w3 = weight + first * stride, weight + o1 * stride, weight + o2 * stride, weight + o3 * stride
-        y0 = y1 = y2 = y3 = splat(ZERO)
+        numbers = output_numbers(first, FOUR, outputs - 1)
+        weights = strided(weight, numbers, inputs * FLOAT_BYTES)
+        vectors = splat(ZEROS[:4])
         for offset in range(0, whole, LANES_BYTES):
-            units = load(packed + offset)
-            y0 = multiply_add(load(w0 + offset), units, y0)
-            y1 = multiply_add(load(w1 + offset), units, y1)
-            y2 = multiply_add(load(w2 + offset), units, y2)
-            y3 = multiply_add(load(w3 + offset), units, y3)
-        t0, t1, t2, t3 = total(y0), total(y1), total(y2), total(y3)
-        for offset in range(whole, stride, FLOAT_BYTES):
-            unit = load_number(packed + offset)
-            t0 += load_number(w0 + offset) * unit
-            t1 += load_number(w1 + offset) * unit
-            t2 += load_number(w2 + offset) * unit
-            t3 += load_number(w3 + offset) * unit
+            vectors = multiply_add(load(strided(weights, offset, 1)), load(packed + offset), vectors)
+        sums = total(vectors)
+        for offset in range(whole, end, FLOAT_BYTES):
+            sums = add_product(load_number(strided(weights, offset, 1)), load_number(packed + offset), sums)
         if bias != 0:
-            t0 += load_number(bias + first * FLOAT_BYTES)
-            t1 += load_number(bias + o1 * FLOAT_BYTES)
-            t2 += load_number(bias + o2 * FLOAT_BYTES)
-            t3 += load_number(bias + o3 * FLOAT_BYTES)
-        store(y + first * LANES_BYTES, splat(t0))
-        store(y + o1 * LANES_BYTES, splat(t1))
-        store(y + o2 * LANES_BYTES, splat(t2))
-        store(y + o3 * LANES_BYTES, splat(t3))
+            sums = add_product(load_number(strided(bias, numbers, FLOAT_BYTES)), ONE, sums)
+        store(strided(y, numbers, LANES_BYTES), splat(sums))

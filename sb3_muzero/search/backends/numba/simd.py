@@ -17,6 +17,7 @@ LANES = 8
 
 FLOAT_BYTES = 4
 LANES_BYTES = FLOAT_BYTES * LANES
+ALL_LANES = tuple(range(LANES))
 
 FLOAT = ir.FloatType()
 INT32 = ir.IntType(32)
@@ -44,21 +45,37 @@ class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, numba_type, VECTOR)
 
 
-def _elementwise(arity: int, instruction: Callable[..., Any]) -> Any:
+def _instruction(result: Any, operands: tuple[Any, ...], emit: Callable[..., Any]) -> Any:
     """
-    :param arity: number of operands.
-    :param instruction: ``instruction(builder, *operands)`` emits the LLVM instruction.
-    :return: an intrinsic that takes that many vectors.
+    :param result: Numba type of the result.
+    :param operands: Numba types of the operands, one to three.
+    :param emit: ``emit(builder, *operands)`` emits the LLVM instructions and returns the result.
+    :return: an intrinsic. If operands are tuples, the instructions are emitted for each of their elements, and the result is
+        a tuple. Loops over registers are unrolled in this way.
     """
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return instruction(builder, *args)
+    def define(*given: Any) -> tuple[Any, Any]:
+        is_tuple = [isinstance(argument, types.UniTuple) for argument in given]
+        size = max(argument.count if many else 0 for argument, many in zip(given, is_tuple, strict=True))
 
-    if arity == 1:
-        return intrinsic(lambda typing, a: (lanes(lanes), codegen))
-    if arity == 2:
-        return intrinsic(lambda typing, a, b: (lanes(lanes, lanes), codegen))
-    return intrinsic(lambda typing, a, b, c: (lanes(lanes, lanes, lanes), codegen))
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            results = [
+                emit(builder, *(builder.extract_value(a, i) if many else a for a, many in zip(args, is_tuple, strict=True)))
+                for i in range(size or 1)
+            ]
+            if result is types.void:
+                return context.get_dummy_value()
+            return context.make_tuple(builder, signature.return_type, results) if size else results[0]
+
+        takes = [types.UniTuple(kind, size) if many else kind for kind, many in zip(operands, is_tuple, strict=True)]
+        returns = types.UniTuple(result, size) if size and result is not types.void else result
+        return returns(*takes), codegen
+
+    if len(operands) == 1:
+        return intrinsic(lambda typing, a: define(a))
+    if len(operands) == 2:
+        return intrinsic(lambda typing, a, b: define(a, b))
+    return intrinsic(lambda typing, a, b, c: define(a, b, c))
 
 
 def _llvm(name: str, arity: int) -> Any:
@@ -72,7 +89,7 @@ def _llvm(name: str, arity: int) -> Any:
         function_type = ir.FunctionType(VECTOR, [VECTOR] * arity)
         return builder.call(get_or_insert_function(builder.module, function_type, f"{name}.v{LANES}f32"), args)
 
-    return _elementwise(arity, call)
+    return _instruction(lanes, (lanes,) * arity, call)
 
 
 def _power_of_two(builder: Any, exponent: Any) -> Any:
@@ -81,23 +98,24 @@ def _power_of_two(builder: Any, exponent: Any) -> Any:
     return builder.bitcast(builder.shl(integer, ir.Constant(INT_VECTOR, [23] * LANES)), VECTOR)
 
 
+TWO, THREE = (lanes,) * 2, (lanes,) * 3
+ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+
 # If an operand is NaN, both return the second one
-maximum = _elementwise(2, lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
-minimum = _elementwise(2, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
+maximum = _instruction(lanes, TWO, lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+minimum = _instruction(lanes, TWO, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
 # a where c > 0, b elsewhere
-where_positive = _elementwise(
-    3, lambda builder, c, a, b: builder.select(builder.fcmp_ordered(">", c, ir.Constant(VECTOR, [0.0] * LANES)), a, b)
-)
+where_positive = _instruction(lanes, THREE, lambda builder, c, a, b: builder.select(builder.fcmp_ordered(">", c, ZEROS), a, b))
 absolute = _llvm("llvm.fabs", 1)
 square_root = _llvm("llvm.sqrt", 1)
 rint = _llvm("llvm.rint", 1)
 multiply_add = _llvm("llvm.fmuladd", 3)
-power_of_two = _elementwise(1, _power_of_two)
+power_of_two = _instruction(lanes, (lanes,), _power_of_two)
 
 
 def _shuffle(first: int) -> Any:
     order = ir.Constant(INT_VECTOR, [lane for i in range(first, first + LANES // 2) for lane in (i, LANES + i)])
-    return _elementwise(2, lambda builder, a, b: builder.shuffle_vector(a, b, order))
+    return _instruction(lanes, TWO, lambda builder, a, b: builder.shuffle_vector(a, b, order))
 
 
 # Interleave the lower or the upper halves of a and b: a0 b0 a1 b1 ...
@@ -106,7 +124,7 @@ interleave_high = _shuffle(LANES // 2)
 
 
 def _overload_operator(function: Any, instruction: str) -> None:
-    operation = _elementwise(2, lambda builder, a, b: getattr(builder, instruction)(a, b))
+    operation = _instruction(lanes, TWO, lambda builder, a, b: getattr(builder, instruction)(a, b))
 
     def implement(a, b):  # type: ignore[no-untyped-def]  # numba compares the signatures
         if isinstance(a, LanesType) and isinstance(b, LanesType):
@@ -127,85 +145,51 @@ def _splat(builder: Any, scalar: Any) -> Any:
     return builder.shuffle_vector(vector, ir.Constant(VECTOR, ir.Undefined), ir.Constant(INT_VECTOR, [0] * LANES))
 
 
-@intrinsic
-def splat(typing: Any, number: Any) -> Any:
-    """The same number in every lane."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
-
-    return lanes(types.float32), codegen
+def _load(kind: ir.Type) -> Callable[..., Any]:
+    return lambda builder, address: builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
 
 
-@intrinsic
-def load_splat(typing: Any, address: Any) -> Any:
-    """The float32 at an address in every lane."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, builder.load(builder.inttoptr(args[0], FLOAT.as_pointer()), align=4))
-
-    return lanes(types.int64), codegen
+def _store(kind: ir.Type) -> Callable[..., Any]:
+    return lambda builder, address, value: builder.store(value, builder.inttoptr(address, kind.as_pointer()), align=4)
 
 
-@intrinsic
-def load(typing: Any, address: Any) -> Any:
-    """The ``LANES`` float32 that start at an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], VECTOR.as_pointer()), align=4)
-
-    return lanes(types.int64), codegen
-
-
-@intrinsic
-def store(typing: Any, address: Any, value: Any) -> Any:
-    """Write ``LANES`` float32 to an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[1], builder.inttoptr(args[0], VECTOR.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, lanes), codegen
-
-
-@intrinsic
-def load_number(typing: Any, address: Any) -> Any:
-    """The float32 at an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], FLOAT.as_pointer()), align=4)
-
-    return types.float32(types.int64), codegen
-
-
-@intrinsic
-def store_number(typing: Any, address: Any, value: Any) -> Any:
-    """Write a float32 to an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[1], builder.inttoptr(args[0], FLOAT.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32), codegen
-
-
-@intrinsic
-def total(typing: Any, value: Any) -> Any:
+def _total(builder: Any, value: Any) -> Any:
     """Sum over the lanes, computed pairwise by halving the vector."""
+    size = LANES
+    while size > 1:
+        size //= 2
+        low, high = (
+            builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(INT32, size), list(range(first, first + size))))
+            for first in (0, size)
+        )
+        value = builder.fadd(low, high)
+    return builder.extract_element(value, INT32(0))
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, size = args[0], LANES
-        while size > 1:
-            size //= 2
-            low, high = (
-                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(INT32, size), list(range(first, first + size))))
-                for first in (0, size)
-            )
-            value = builder.fadd(low, high)
-        return builder.extract_element(value, INT32(0))
 
-    return types.float32(lanes), codegen
+def _output_number(builder: Any, first: Any, index: Any, last: Any) -> Any:
+    number = builder.add(first, index)
+    return builder.select(builder.icmp_signed("<", number, last), number, last)
 
+
+ADDRESS = types.int64
+
+# The same number in every lane, the float32 at an address in every lane, and the sum over the lanes
+splat = _instruction(lanes, (types.float32,), _splat)
+load_splat = _instruction(lanes, (ADDRESS,), lambda builder, address: _splat(builder, _load(FLOAT)(builder, address)))
+total = _instruction(types.float32, (lanes,), _total)
+# The LANES float32 that start at an address
+load = _instruction(lanes, (ADDRESS,), _load(VECTOR))
+store = _instruction(types.void, (ADDRESS, lanes), _store(VECTOR))
+# A float32 at an address
+load_number = _instruction(types.float32, (ADDRESS,), _load(FLOAT))
+store_number = _instruction(types.void, (ADDRESS, types.float32), _store(FLOAT))
+# a * b + c, rounded twice
+add_product = _instruction(types.float32, (types.float32,) * 3, lambda builder, a, b, c: builder.fadd(c, builder.fmul(a, b)))
+# For integers: first + index, at most the last one; and start + index * stride
+output_numbers = _instruction(ADDRESS, (ADDRESS,) * 3, _output_number)
+strided = _instruction(
+    ADDRESS, (ADDRESS,) * 3, lambda builder, start, index, stride: builder.add(start, builder.mul(index, stride))
+)
 
 LOG2_E = np.float32(1.44269504)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -230,20 +214,12 @@ def exponential(x: Any) -> Any:
 
 
 @njit_inline
-def transpose(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
-    """Transpose a matrix of ``LANES`` x ``LANES`` numbers, given and returned as rows."""
+def transpose(rows: Any) -> Any:
+    """Transpose a matrix of ``LANES`` x ``LANES`` numbers, given and returned as a tuple of rows."""
     for _ in range(3):  # log2(LANES) rounds
-        a, b, c, d, e, f, g, h = (
-            interleave_low(a, e),
-            interleave_high(a, e),
-            interleave_low(b, f),
-            interleave_high(b, f),
-            interleave_low(c, g),
-            interleave_high(c, g),
-            interleave_low(d, h),
-            interleave_high(d, h),
-        )
-    return a, b, c, d, e, f, g, h
+        low, high = interleave_low(rows[:4], rows[4:]), interleave_high(rows[:4], rows[4:])
+        rows = (low[0], high[0], low[1], high[1], low[2], high[2], low[3], high[3])
+    return rows
 
 
 @njit_uncached
@@ -259,19 +235,8 @@ def rows_to_lanes(rows: np.ndarray, first: int, width: int, x: int) -> None:
     r0, r1, r2, r3 = rows[first], rows[first + 1], rows[first + 2], rows[first + 3]
     r4, r5, r6, r7 = rows[first + 4], rows[first + 5], rows[first + 6], rows[first + 7]
     for unit in range(0, width, LANES):
-        i = unit * FLOAT_BYTES
-        a, b, c, d = load(r0 + i), load(r1 + i), load(r2 + i), load(r3 + i)
-        e, f, g, h = load(r4 + i), load(r5 + i), load(r6 + i), load(r7 + i)
-        a, b, c, d, e, f, g, h = transpose(a, b, c, d, e, f, g, h)
-        start = x + unit * LANES_BYTES
-        store(start, a)
-        store(start + LANES_BYTES, b)
-        store(start + 2 * LANES_BYTES, c)
-        store(start + 3 * LANES_BYTES, d)
-        store(start + 4 * LANES_BYTES, e)
-        store(start + 5 * LANES_BYTES, f)
-        store(start + 6 * LANES_BYTES, g)
-        store(start + 7 * LANES_BYTES, h)
+        units = load(strided((r0, r1, r2, r3, r4, r5, r6, r7), unit, FLOAT_BYTES))
+        store(strided(x + unit * LANES_BYTES, ALL_LANES, LANES_BYTES), transpose(units))
 
 
 @njit_uncached
@@ -285,17 +250,5 @@ def lanes_to_rows(x: int, width: int, rows: int, row_bytes: int) -> None:
     :param row_bytes: bytes from one row to the next.
     """
     for unit in range(0, width, LANES):
-        start = x + unit * LANES_BYTES
-        a, b, c, d = load(start), load(start + LANES_BYTES), load(start + 2 * LANES_BYTES), load(start + 3 * LANES_BYTES)
-        start += 4 * LANES_BYTES
-        e, f, g, h = load(start), load(start + LANES_BYTES), load(start + 2 * LANES_BYTES), load(start + 3 * LANES_BYTES)
-        a, b, c, d, e, f, g, h = transpose(a, b, c, d, e, f, g, h)
-        y = rows + unit * FLOAT_BYTES
-        store(y, a)
-        store(y + row_bytes, b)
-        store(y + 2 * row_bytes, c)
-        store(y + 3 * row_bytes, d)
-        store(y + 4 * row_bytes, e)
-        store(y + 5 * row_bytes, f)
-        store(y + 6 * row_bytes, g)
-        store(y + 7 * row_bytes, h)
+        units = load(strided(x + unit * LANES_BYTES, ALL_LANES, LANES_BYTES))
+        store(strided(rows + unit * FLOAT_BYTES, ALL_LANES, row_bytes), transpose(units))

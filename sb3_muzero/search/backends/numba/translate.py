@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import accumulate
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from sb3_muzero.search.backends.numba import program
 from sb3_muzero.search.backends.numba.fused import NUM_ACTIVATION_BUFFERS
 from sb3_muzero.search.backends.numba.simd import LANES
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError, check_forward
+from sb3_muzero.search.state import rounded_up
 
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
@@ -34,10 +36,23 @@ class Layer(NamedTuple):
     constant: float = 0.0
 
 
-Translator = Callable[[Any, int | None], list[Layer]]
-"""``translator(module, number of inputs or None where unknown) -> layers``."""
+Translator = Callable[[Any, int], list[Layer]]
+"""``translator(module, number of inputs or 0 where unknown) -> layers``."""
 
-_REGISTRY: dict[type[nn.Module], str] = {}
+_REGISTRY: dict[type[nn.Module], str] = {
+    nn.Linear: "linear",
+    nn.LayerNorm: "layer_norm",
+    nn.Identity: "identity",
+    nn.Flatten: "identity",
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.SiLU: "silu",
+    nn.ELU: "elu",
+    nn.GELU: "gelu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Sigmoid: "sigmoid",
+    nn.Mish: "mish",
+}
 
 
 def register(module_class: type[nn.Module], kind: str) -> None:
@@ -72,10 +87,10 @@ def kind_of(module: nn.Module) -> str | None:
     return _REGISTRY.get(type(module))
 
 
-def translate(module: nn.Module, width: int | None, visited: list[nn.Module]) -> list[Layer]:
+def translate(module: nn.Module, width: int, visited: list[nn.Module]) -> list[Layer]:
     """
     :param module: a module.
-    :param width: number of its inputs, where known.
+    :param width: number of its inputs, or 0 where unknown.
     :param visited: list to which the module and its submodules are appended.
     :return: layers that compute the same.
     :raises UnsupportedModelError: if there are none.
@@ -90,99 +105,68 @@ def translate(module: nn.Module, width: int | None, visited: list[nn.Module]) ->
     translator = TRANSLATORS.get(kind or "")
     if translator is None:
         raise UnsupportedModelError(f"{type(module).__qualname__} is not supported by the compiled planner")
-    return translator(module, width)
+    layers = translator(module, width)
+    if layers:
+        inputs = num_inputs(layers[0])
+        check_fits(0 < inputs == (width or inputs), module, width)
+    return layers
 
 
-def _linear(module: Any, width: int | None) -> list[Layer]:
-    weight = module.weight
-    outputs, inputs = weight.shape
-    check_fits(width is None or width == inputs, module, width)
-    return [Layer(program.LINEAR, outputs, _readable(weight), _readable(module.bias))]
+def _linear(module: Any, width: int) -> list[Layer]:
+    return [Layer(program.LINEAR, len(module.weight), _readable(module.weight), _readable(module.bias))]
 
 
-def _layer_norm(module: Any, width: int | None) -> list[Layer]:
-    inputs = module.normalized_shape[-1]
-    check_fits(module.normalized_shape == (width or inputs,), module, width)
+def _layer_norm(module: Any, width: int) -> list[Layer]:
+    inputs = prod(module.normalized_shape)
     return [Layer(program.LAYER_NORM, inputs, _readable(module.weight), _readable(module.bias), module.eps)]
 
 
-def _simnorm(module: Any, width: int | None) -> list[Layer]:
-    width = _known(module, width)
+def _simnorm(module: Any, width: int) -> list[Layer]:
     check_fits(width % module.group_size == 0, module, width)
     softmax = Layer(program.GROUP_SOFTMAX, width, constant=module.group_size)
     return [Layer(program.LAYER_NORM, width, constant=1e-5), softmax]
 
 
-def _minmax(module: Any, width: int | None) -> list[Layer]:
-    return [Layer(program.MINMAX, _known(module, width), constant=module.epsilon)]
+def _standardize(module: Any, width: int) -> list[Layer]:
+    return [Layer(program.STANDARDIZE, len(module.mean), _readable(module.mean), _readable(module.var), module.clip)]
 
 
-def _standardize(module: Any, width: int | None) -> list[Layer]:
-    (inputs,) = module.mean.shape
-    check_fits(width is None or width == inputs, module, width)
-    return [Layer(program.STANDARDIZE, inputs, _readable(module.mean), _readable(module.var), module.clip)]
-
-
-def _expectation(module: Any, width: int | None) -> list[Layer]:
-    check_fits(module.grid.shape == (width,), module, width)
+def _expectation(module: Any, width: int) -> list[Layer]:
     return [Layer(program.EXPECTATION, 1, _readable(module.grid), _readable(module.bounds))]
 
 
-def _gelu(module: Any, width: int | None) -> list[Layer]:
+def _gelu(module: Any, width: int) -> list[Layer]:
     if module.approximate != "none":
         raise UnsupportedModelError("the approximate GELU is not supported by the compiled planner")
-    return [Layer(program.GELU, _known(module, width))]
+    return [Layer(program.GELU, width)]
 
 
-def _activation(code: int, constant: str | None = None) -> Translator:
-    def translator(module: Any, width: int | None) -> list[Layer]:
-        return [Layer(code, _known(module, width), constant=0.0 if constant is None else getattr(module, constant))]
-
-    return translator
+def _elementwise(code: int, constant: str = "") -> Translator:
+    """:return: translator of modules with this code, whose constant is the attribute of this name"""
+    return lambda module, width: [Layer(code, width, constant=getattr(module, constant) if constant else 0.0)]
 
 
 TRANSLATORS: dict[str, Translator] = {
     "linear": _linear,
     "layer_norm": _layer_norm,
     "identity": lambda module, width: [],
-    "relu": _activation(program.RELU),
-    "tanh": _activation(program.TANH),
-    "silu": _activation(program.SILU),
-    "elu": _activation(program.ELU, "alpha"),
+    "relu": _elementwise(program.RELU),
+    "tanh": _elementwise(program.TANH),
+    "silu": _elementwise(program.SILU),
+    "elu": _elementwise(program.ELU, "alpha"),
     "gelu": _gelu,
-    "leaky_relu": _activation(program.LEAKY_RELU, "negative_slope"),
-    "sigmoid": _activation(program.SIGMOID),
-    "mish": _activation(program.MISH),
+    "leaky_relu": _elementwise(program.LEAKY_RELU, "negative_slope"),
+    "sigmoid": _elementwise(program.SIGMOID),
+    "mish": _elementwise(program.MISH),
     "simnorm": _simnorm,
-    "minmax": _minmax,
+    "minmax": _elementwise(program.MINMAX, "epsilon"),
     "standardize": _standardize,
     "expectation": _expectation,
 }
 KINDS = {*TRANSLATORS, "sequential", "prediction"}
 
-for _module_class, _kind in (
-    (nn.Linear, "linear"),
-    (nn.LayerNorm, "layer_norm"),
-    (nn.Identity, "identity"),
-    (nn.Flatten, "identity"),
-    (nn.ReLU, "relu"),
-    (nn.Tanh, "tanh"),
-    (nn.SiLU, "silu"),
-    (nn.ELU, "elu"),
-    (nn.GELU, "gelu"),
-    (nn.LeakyReLU, "leaky_relu"),
-    (nn.Sigmoid, "sigmoid"),
-    (nn.Mish, "mish"),
-):
-    register(_module_class, _kind)
 
-
-def _known(module: nn.Module, width: int | None) -> int:
-    check_fits(width is not None, module, width)
-    return width or 0
-
-
-def check_fits(fits: bool, module: nn.Module, width: int | None) -> None:
+def check_fits(fits: bool, module: nn.Module, width: int) -> None:
     """
     :param fits: whether a module takes inputs of this width.
     :param module: the module.
@@ -203,20 +187,14 @@ def _readable(parameter: torch.Tensor | None) -> torch.Tensor | None:
     return parameter
 
 
-def rounded_up(width: int) -> int:
-    """
-    :param width: number of units.
-    :return: the smallest multiple of ``LANES`` that is not less.
-    """
-    return -(-width // LANES) * LANES
-
-
 def num_inputs(layer: Layer) -> int:
     """
     :param layer: a layer.
     :return: number of its inputs.
     """
-    return layer.weight.shape[1] if layer.code == program.LINEAR and layer.weight is not None else layer.width
+    if layer.code in (program.LINEAR, program.EXPECTATION) and layer.weight is not None:
+        return layer.weight.shape[-1]
+    return layer.width
 
 
 def assemble(sections: tuple[list[Layer], ...], max_inputs: int) -> program.Program:
