@@ -115,10 +115,10 @@ class Planner:
         :raises UnsupportedModelError: saying what is not supported
         """
         for name in ("features", "represent", "initial_inference", "recurrent_inference"):
-            owner = next(kind for kind in type(model).__mro__ if name in vars(kind))
-            if not owner.__module__.startswith("sb3_muzero.models."):
+            function = getattr(type(model), name)
+            if not function.__module__.startswith("sb3_muzero.models."):
                 raise UnsupportedModelError(
-                    f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
+                    f"{type(model).__qualname__} overrides {name}, which is not supported by the compiled planner"
                 )
         if not getattr(model.action_encoder, "is_one_hot", False):
             raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")
