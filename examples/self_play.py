@@ -122,7 +122,7 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     name = f"{args.game}{'_simulator' if args.simulator else ''}_{seed}"
     checkpoints = args.output / name
     if args.resume and checkpoints_in(checkpoints):
-        model = resume(checkpoints, env, restore_environments=True)
+        model: MuZero = resume(checkpoints, env, restore_environments=True)
     else:
         model = MuZero(policy, env, seed=seed, device="cpu", **settings)
     opponents: dict[str, Player] = {

@@ -2,9 +2,8 @@
 
 from importlib.metadata import version
 
-from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.muzero import MuZero
-from sb3_muzero.policies import MlpPolicy
+from sb3_muzero.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, ResNetPolicy
 
 __version__ = version("sb3_muzero")
 

@@ -1,7 +1,7 @@
 """
 The callbacks of this package, in one place:
 
-- ``ResumableCheckpointCallback`` saves runs that ``MuZero.resume`` continues
+- ``ResumableCheckpointCallback`` saves runs that ``checkpointing.resume`` continues
 - ``DiagnosticsCallback`` logs errors of the model, the search and the values
 - ``MuZeroWandbCallback`` is the same with pictures and videos for Weights & Biases
 - ``SelfPlayEvalCallback`` evaluates agents of two-player games

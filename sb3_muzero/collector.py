@@ -1,4 +1,4 @@
-"""Acts in environments and says what happened: transitions with their search statistics."""
+"""Collects transitions from vectorized environments, with the statistics of their searches."""
 
 import time
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from sb3_muzero.actions import DiscreteActions
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.validation import check_finite
+from sb3_muzero.common.vec_env_checks import normalized_frames
 from sb3_muzero.exploration.warmup import repeated_random_actions
 from sb3_muzero.replay.sequences import SearchStatistics
 from sb3_muzero.search import SearchOutput
@@ -32,7 +33,7 @@ class ActingPolicy(Protocol):
 
 class Decision(NamedTuple):
     """
-    Actions of all environments, and why.
+    Selected actions of all environments, and the search that selected them.
 
     :param actions: Action indices, shape ``[n_envs]``
     :param search: What the search found, ``None`` where actions are random
@@ -53,7 +54,13 @@ class Decision(NamedTuple):
         if self.search is None:
             return SearchStatistics(action_masks=self.action_masks)
         search = self.search
-        return SearchStatistics(model_version, search.action_weights, root_values=search.value, action_masks=self.action_masks)
+        return SearchStatistics(
+            model_version,
+            search.action_weights,
+            search.candidates,
+            root_values=search.improved_value,
+            action_masks=self.action_masks,
+        )
 
     def scalars(self) -> dict[str, float]:
         """:return: Figures of the search to log, means over the environments"""
@@ -62,7 +69,7 @@ class Decision(NamedTuple):
         entropy = -(weights * np.log(np.maximum(weights, np.finfo(weights.dtype).tiny))).sum(-1)
         num_simulations = self.search.visit_counts.sum()
         return {
-            "root_value": float(self.search.value.mean()),
+            "root_value": float(self.search.improved_value.mean()),
             "policy_entropy": float(entropy.mean()),
             "depth": float(self.search.tree.node_depths.max(axis=-1).mean()),
             "simulations_per_second": float(num_simulations / self.seconds),
@@ -71,14 +78,14 @@ class Decision(NamedTuple):
 
 class Step(NamedTuple):
     """
-    What one step of all environments brought.
+    Transitions of one step of all environments.
 
     :param decision: The actions and their search
     :param new_obs: Observations after the step; where an episode ended, the first of the next episode
     :param final_obs: The same, but where an episode ended its final observation
     :param rewards: As the environments give them, shape ``[n_envs]``
     :param dones: Whether an episode ended, shape ``[n_envs]``
-    :param infos: Of each environment
+    :param infos: Info dictionary of each environment
     :param raw_new_obs: ``new_obs`` as it was before ``VecNormalize``
     :param raw_final_obs: ``final_obs`` as it was before ``VecNormalize``
     :param raw_rewards: ``rewards`` as they were before ``VecNormalize``
@@ -124,7 +131,7 @@ class Collector:
     """
     Acts in vectorized environments: with search, or at random.
 
-    :param policy: Plans
+    :param policy: Policy that plans
     :param env: The environments, which ``set_env`` sets, too
     :param use_masking: Whether to ask the environments which actions are legal
     :param exploration_steps_per_episode: Steps at the start of an episode whose actions are selected with exploration noise
@@ -132,6 +139,8 @@ class Collector:
 
     env: VecEnv
     normalize: VecNormalize | None
+    raw_obs: Any
+    """Observations that the environments are at, as they were before ``VecNormalize``."""
 
     def __init__(
         self,
@@ -149,15 +158,31 @@ class Collector:
             self.set_env(env)
 
     def set_env(self, env: VecEnv) -> None:
-        """:param env: The environments to act in from now on"""
+        """
+        :param env: The environments to act in from now on
+        :raises ValueError: if wrappers around ``VecNormalize`` change what it has normalized, other than by stacking frames
+        """
         self.env = env
         self.normalize = unwrap_vec_normalize(env)
+        self.num_frames = normalized_frames(env)
         if len(self.episode_steps) != env.num_envs:
             self.reset()
 
     def reset(self) -> None:
         """Forget running episodes: the environments are reset."""
         self.episode_steps = np.zeros(self.env.num_envs, dtype=np.int64)
+
+    def begin(self, obs: Any) -> Any:
+        """
+        :param obs: What a reset of the environments returned
+        :return: The same as it was before ``VecNormalize``
+        """
+        self.raw_obs = obs
+        if self.normalize is not None and self.normalize.norm_obs:
+            self.raw_obs = self.normalize.get_original_obs()
+            if self.num_frames > 1:
+                self.raw_obs = np.concatenate([np.zeros_like(self.raw_obs)] * (self.num_frames - 1) + [self.raw_obs], axis=1)
+        return self.raw_obs
 
     def state(self) -> dict[str, Any]:
         """:return: Where the running episodes are"""
@@ -205,28 +230,38 @@ class Collector:
         """
         Step all environments.
 
-        :param decision: The actions
-        :return: What happened
+        :param decision: Actions to take
+        :return: The transitions
         """
-        return self.observe(decision, *self.env.step(self.policy.actions.to_env(decision.actions)))
+        return self.make_step(decision, *self.env.step(self.policy.actions.to_env(decision.actions)))
 
-    def observe(self, decision: Decision, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: Any) -> Step:
+    def make_step(self, decision: Decision, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: Any) -> Step:
         """
-        :param decision: The actions that were taken
-        :param new_obs: What ``VecEnv.step`` returned for these
-        :param rewards: Likewise
-        :param dones: Likewise
-        :param infos: Likewise
-        :return: What happened
+        :param decision: Actions that were taken
+        :param new_obs: Observations that ``VecEnv.step`` returned, shape ``[n_envs, *obs_shape]``
+        :param rewards: Rewards that it returned, shape ``[n_envs]``
+        :param dones: Whether episodes ended, shape ``[n_envs]``
+        :param infos: Info dictionary of each environment
+        :return: The transitions, with and without the normalization of ``VecNormalize``
         """
         self.episode_steps = np.where(dones, 0, self.episode_steps + 1)
         final_obs = final_observations(new_obs, dones, infos, None)
-        if self.normalize is None:
-            return Step(decision, new_obs, final_obs, rewards, dones, infos, new_obs, final_obs, rewards)
-        raw_obs = self.normalize.get_original_obs()
-        raw_final_obs = final_observations(raw_obs, dones, infos, self.normalize)
-        raw_rewards = self.normalize.get_original_reward()
-        return Step(decision, new_obs, final_obs, rewards, dones, infos, raw_obs, raw_final_obs, raw_rewards)
+        self.raw_obs, raw_final_obs = self._raw_observations(new_obs, final_obs, dones, infos)
+        raw_rewards = rewards if self.normalize is None else self.normalize.get_original_reward()
+        return Step(decision, new_obs, final_obs, rewards, dones, infos, self.raw_obs, raw_final_obs, raw_rewards)
+
+    def _raw_observations(self, new_obs: Any, final_obs: Any, dones: np.ndarray, infos: Any) -> tuple[Any, Any]:
+        if self.normalize is None or not self.normalize.norm_obs:
+            return new_obs, final_obs
+        raw_obs: Any = self.normalize.get_original_obs()
+        if self.num_frames == 1:
+            return raw_obs, final_observations(raw_obs, dones, infos, self.normalize)
+        length = raw_obs.shape[1]
+        newest = [{name: info[name][-length:] for name in ("terminal_observation",) if name in info} for info in infos]
+        raw_final_obs = final_observations(raw_obs, dones, newest, self.normalize)
+        older = self.raw_obs[:, length:]
+        begun = np.where(dones.reshape(-1, *[1] * (older.ndim - 1)), 0, older).astype(older.dtype)
+        return np.concatenate([begun, raw_obs], axis=1), np.concatenate([older, raw_final_obs], axis=1)
 
 
 def validate_step(step: Step, observation_space: spaces.Space, num_timesteps: int) -> None:

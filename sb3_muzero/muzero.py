@@ -3,6 +3,7 @@
 import contextlib
 import time
 import warnings
+from copy import copy
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -16,16 +17,15 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_muzero.cnn_policies import CnnPolicy, ImagePolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.collector import Collector
-from sb3_muzero.common.action_masks import has_action_masks
-from sb3_muzero.common.validation import check_muzero_arguments, check_observation_space
+from sb3_muzero.common.action_masks import MISSING_MASKS, should_use_masks
+from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number, check_observation_space
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, symmetries_of
 from sb3_muzero.off_policy import SequenceOffPolicyAlgorithm
-from sb3_muzero.policies import MlpPolicy, MuZeroPolicy
+from sb3_muzero.policies import CnnPolicy, ImagePolicy, MlpPolicy, MultiInputPolicy, MuZeroPolicy, ResNetPolicy
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.replay.sequences import SequenceSamples
 from sb3_muzero.search.planner import PlannerSettings
@@ -76,8 +76,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
     :param reward_coef: Reward coefficient for the loss calculation
     :param consistency_coef: Coefficient of the latents' self-supervised consistency for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
-    :param exploration: Factor of the noise of acting (Gumbel noise; Dirichlet noise and temperature with PUCT);
-        it can be a function of the current progress remaining (from 1 to 0)
+    :param exploration: Factor of the noise of acting (Gumbel noise; with PUCT the temperature, and Dirichlet noise, which its
+        policy targets contain); it can be a function of the current progress remaining (from 1 to 0)
     :param exploration_steps_per_episode: Number of steps at the start of each episode whose actions are selected with that
         noise; later actions are the most probable of the improved policy (30 in board games, MuZero, Appendix D)
     :param novelty_coef: Exploration bonus for a first visit, as a multiple of the mean absolute value of non-zero rewards; the
@@ -163,7 +163,6 @@ class MuZero(SequenceOffPolicyAlgorithm):
             gamma=gamma,
             train_freq=train_freq,
             gradient_steps=gradient_steps,
-            action_noise=None,  # No action noise
             replay_buffer_class=replay_buffer_class,
             replay_buffer_kwargs=replay_buffer_kwargs,
             policy_kwargs=policy_kwargs,
@@ -207,12 +206,14 @@ class MuZero(SequenceOffPolicyAlgorithm):
     @property
     def discount(self) -> float:
         """Factor from the next state's value to that of this one: ``gamma``, negative where the next mover is the opponent."""
+        check_number("gamma", self.gamma)
         return -self.gamma if self.two_player else self.gamma
 
     @property
     def planner_settings(self) -> PlannerSettings:
         """Settings of the searches."""
-        return PlannerSettings(self.search, self.num_simulations, self.search_kwargs, self.discount)
+        check_number("num_simulations", self.num_simulations)
+        return PlannerSettings(self.search, self.num_simulations, copy(self.search_kwargs), self.discount)
 
     @property
     def learner_settings(self) -> LearnerSettings:
@@ -221,24 +222,26 @@ class MuZero(SequenceOffPolicyAlgorithm):
         losses = dict(zip(("policy", "entropy", "value", "reward", "consistency"), coefs, strict=True))
         return LearnerSettings(self.discount, losses, self.max_grad_norm, self.tau, self.target_update_interval)
 
-    def _apply_settings(self) -> None:
-        """
-        Hand settings that were assigned since to the planner and the learner.
+    def _apply_planner_settings(self) -> None:
+        """Let searches follow settings that were assigned since, or raise ``ValueError``."""
+        settings = self.planner_settings
+        if settings != self.policy.planner.settings:
+            settings.check()
+            self.policy.planner.settings = settings
 
-        :raises ValueError: for a setting outside of its range
-        """
-        planner_settings, learner_settings = self.planner_settings, self.learner_settings
-        if (planner_settings, learner_settings) != (self.policy.planner.settings, self.learner.settings):
+    def _apply_settings(self) -> None:
+        """Let searches and updates follow settings that were assigned since, or raise ``ValueError``."""
+        self._apply_planner_settings()
+        if [getattr(self, name) for name in SETTINGS] != self._checked_settings:
             self._check_arguments()
-            self.policy.planner.settings, self.learner.settings = planner_settings, learner_settings
+            self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
+            self.learner.settings = self.learner_settings
+            self._checked_settings = [getattr(self, name) for name in SETTINGS]
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, what was given and what is allowed"""
         check_muzero_arguments(self)
         self.planner_settings.check()
-        given = self.replay_buffer_class
-        if given is not None and not (isinstance(given, type) and issubclass(given, SequenceReplayBuffer)):
-            raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {given}")
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -247,7 +250,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         if self.env is not None and self.two_player is None:
             self.two_player = is_two_player(self.env)
         if getattr(self, "replay_buffer", None) is None:
-            self._make_replay_buffer()
+            self.replay_buffer = self._make_replay_buffer()
         planner_settings = self.planner_settings._asdict()
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **planner_settings, **self.policy_kwargs
@@ -255,9 +258,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self.learner = Learner(self.policy, self.learner_settings)
         target = self.policy.latent_model_target
         self.reanalyzer = Reanalyzer(partial(self.policy.plan, deterministic=True, model=target), target)
-        self.collector = Collector(self.policy)
-        if self.env is not None:
-            self.collector.set_env(self.env)
+        self.collector = Collector(self.policy, self.env)
         self._convert_train_freq()
         if isinstance(self.policy, ImagePolicy):
             check_axes(self.env)
@@ -265,10 +266,9 @@ class MuZero(SequenceOffPolicyAlgorithm):
             print(message)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        self._check_arguments()
-        self._convert_train_freq()
-        self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
+        self._checked_settings = []  # the environments may be others
         self._apply_settings()
+        self._convert_train_freq()
         assert self.env is not None
         self.symmetries = symmetries_of(self.env)
         check_two_player(self.env, self.two_player, self.uses_action_masks, self.symmetries is not None, self.novelty_coef)
@@ -294,13 +294,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :raises ValueError: for a setting outside of its range, and for ``use_masking=True`` with an environment without masks
         """
         assert self.env is not None, "You must set the environment before calling learn()"
-        supported = has_action_masks(self.env)
-        if use_masking and not supported:
-            raise ValueError(
-                "`use_masking=True`, but the environment has no method `action_masks`: "
-                "add it, or wrap the environment in sb3_contrib.common.wrappers.ActionMasker"
-            )
-        self.uses_action_masks = supported if use_masking is None else use_masking
+        self.uses_action_masks = should_use_masks(self.env, use_masking)
         with contextlib.ExitStack() as self.after_learning:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
@@ -390,17 +384,9 @@ class MuZero(SequenceOffPolicyAlgorithm):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """``MuZeroPolicy.predict``, with a warning if a model that was trained with action masks gets none."""
-        self._apply_settings()
-        if action_masks is None and self.uses_action_masks:
-            warnings.warn(
-                "The model was trained with action masks, but `predict` was given none: it may choose illegal actions. Pass "
-                "`action_masks`, and evaluate with sb3_contrib's MaskableEvalCallback and common.maskable.evaluation"
-            )
+        """``MuZeroPolicy.predict``, with one warning if a model that was trained with action masks gets none."""
+        self._apply_planner_settings()
+        if action_masks is None and self.uses_action_masks and not self._warned_of_missing_masks:
+            self._warned_of_missing_masks = True
+            warnings.warn(MISSING_MASKS)
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "learner", "reanalyzer", "symmetries"]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []

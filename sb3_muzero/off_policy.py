@@ -19,17 +19,18 @@ from sb3_muzero.collector import Collector, validate_step
 from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz, validate_number, with_suffix
 from sb3_muzero.common.time_split import TimeSplit
 from sb3_muzero.common.validation import check_finite
-from sb3_muzero.common.vec_env_checks import frames_in_observation
+from sb3_muzero.common.vec_env_checks import frames_in_observation, normalized_frames
 from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.exploration.warmup import WarmUp
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.replay.serialization import saved_frame_stack
 from sb3_muzero.search import is_cached
 
 
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     """
-    Off-policy algorithm that learns from sequences. Files that it writes are whole or not there at all, and its replay buffers
-    are read without running code. See ``MuZero`` for the arguments.
+    Off-policy algorithm that learns from sequences of a ``SequenceReplayBuffer``. Files are written atomically, and replay
+    buffers are loaded without running code. See ``MuZero`` for the arguments.
     """
 
     replay_buffer: SequenceReplayBuffer
@@ -43,15 +44,25 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._acted_at = 0.0
         # Whether a callback was asked to end the run
         self.interrupted = False
+        self._warned_of_missing_masks = False
+        self._checked_settings: list[Any] = []
         # Called when ``learn`` ends, however it does
         self.after_learning = contextlib.ExitStack()
         # Folders with checkpoints of this run, and its steps when it was last saved there or resumed
         self.checkpoint_folders: dict[pathlib.Path, int] = {}
 
-    def _make_replay_buffer(self) -> None:
-        num_frames = frames_in_observation(self.env)
+    def _make_replay_buffer(self, num_frames: int | None = None) -> SequenceReplayBuffer:
+        """
+        :param num_frames: How many frames an observation consists of; by default the environments are asked
+        :return: An empty replay buffer
+        :raises ValueError: for a ``replay_buffer_class`` of another algorithm
+        """
+        given = self.replay_buffer_class
+        if given is not None and not (isinstance(given, type) and issubclass(given, SequenceReplayBuffer)):
+            raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {given}")
+        num_frames = frames_in_observation(self.env) if num_frames is None else num_frames
         stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
-        self.replay_buffer = (self.replay_buffer_class or SequenceReplayBuffer)(  # type: ignore[assignment]
+        buffer: Any = (given or SequenceReplayBuffer)(
             self.buffer_size,
             self.observation_space,
             self.action_space,
@@ -59,6 +70,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             n_envs=self.n_envs,
             **({"reward_bonus": CountBonus} | stacked | self.replay_buffer_kwargs),
         )
+        if self.env is not None and normalized_frames(self.env) not in (1, buffer.frame_stack):
+            raise ValueError(
+                f"`replay_buffer_kwargs` must leave `frame_stack` at {num_frames} where `VecFrameStack` is around "
+                f"`VecNormalize`, got {buffer.frame_stack}"
+            )
+        return buffer
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -73,10 +90,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         super().set_env(env, force_reset)
         assert self.env is not None
         self.collector.set_env(self.env)
-        buffer = self.replay_buffer
+        buffer: SequenceReplayBuffer | None = getattr(self, "replay_buffer", None)
         num_frames = self.replay_buffer_kwargs.get("frame_stack", frames_in_observation(self.env))
-        if buffer.size() == 0 and buffer.frame_stack != num_frames:
-            self._make_replay_buffer()
+        if buffer is None or (buffer.size() == 0 and buffer.frame_stack != num_frames):
+            self.replay_buffer = self._make_replay_buffer()
         elif buffer.frame_stack not in (1, num_frames):
             raise ValueError(
                 f"`env` must stack {buffer.frame_stack} frames as those did that filled the replay buffer, got {num_frames}; "
@@ -102,12 +119,17 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         self.interrupted = False
         self.time_split = TimeSplit()
-        if reset_num_timesteps or self._last_obs is None:  # the environments are about to be reset
+        if getattr(self, "replay_buffer", None) is None:
+            self.replay_buffer = self._make_replay_buffer()
+        begins = reset_num_timesteps or self._last_obs is None  # the environments are about to be reset
+        if begins:
             self.replay_buffer.cut()
             self.collector.reset()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
-        seen = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-        check_finite("observation", seen, self.num_timesteps, space=self.observation_space)
+        if begins:
+            self._last_original_obs = self.collector.begin(self._last_obs)
+        self.collector.raw_obs = self._last_original_obs
+        check_finite("observation", self._last_original_obs, self.num_timesteps, space=self.observation_space)
         return result
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -149,10 +171,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: for observations and rewards that cannot be learned from, with nothing stored
         """
         self.time_split["environment"] += time.perf_counter() - self._acted_at
-        step = self.collector.observe(buffer_action, new_obs, reward, dones, infos)
+        step = self.collector.make_step(buffer_action, new_obs, reward, dones, infos)
         validate_step(step, self.observation_space, self.num_timesteps)
         self.warmup.update(step.raw_rewards, dones, infos)
-        obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+        obs = self._last_original_obs
         statistics = buffer_action.statistics(model_version=self._n_updates)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos, statistics)  # type: ignore
@@ -198,15 +220,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        Load what ``save_replay_buffer`` saved. The buffer takes the file's size, and keeps its other settings.
+        Load what ``save_replay_buffer`` saved. The buffer takes the file's size, and keeps its other settings. A model without
+        environments also takes the file's number of stacked frames.
 
         :param path: Path to the replay buffer.
         :param truncate_last_traj: Not used: running episodes always end as truncated
         :raises ValueError: for another kind of file, a damaged one, other spaces or another number of environments;
             the buffer stays as it is then
         """
-        buffer = copy.copy(self.replay_buffer)
-        buffer.load_state(load_npz(with_suffix(path, ".pkl")))
+        state, known = load_npz(with_suffix(path, ".pkl")), getattr(self, "replay_buffer", None)
+        if known is None or (self.env is None and known.size() == 0):
+            buffer = self._make_replay_buffer(saved_frame_stack(state) if self.env is None else None)
+        else:
+            buffer = copy.copy(known)
+        buffer.load_state(state)
+        buffer.device = self.device
         self.replay_buffer = buffer
         self._last_obs = None  # no step of the running episodes is in it
         if (size := buffer.size()) > 0:
@@ -214,7 +242,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.warmup.update_from(buffer.rewards[:size], buffer.terminals[:size])
 
     def state(self) -> dict[str, Any]:
-        """:return: SB3's counters, and what the environment told: what a resumed run continues with, besides its parts"""
+        """:return: Counters and properties of the environment, for ``checkpointing``"""
         return {
             "num_timesteps": self.num_timesteps,
             "num_timesteps_at_start": self._num_timesteps_at_start,
@@ -229,7 +257,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def load_state(self, state: dict[str, Any]) -> None:
         """
         :param state: What ``state`` returned
-        :raises ValueError: for numbers that cannot be
+        :raises ValueError: if a counter is invalid
         """
         self.num_timesteps = validate_number("num_timesteps", state["num_timesteps"], int, 0)
         self._num_timesteps_at_start = validate_number("num_timesteps_at_start", state["num_timesteps_at_start"], int, 0)
@@ -241,5 +269,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.two_player = validate_number("two_player", state["two_player"], bool)
 
     def _excluded_save_params(self) -> list[str]:
-        of_this_run = ["collector", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
-        return [*super()._excluded_save_params(), *of_this_run]
+        parts = ["collector", "learner", "reanalyzer"]
+        of_this_run = ["symmetries", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
+        of_this_run += ["_checked_settings", "_warned_of_missing_masks"]
+        return [*super()._excluded_save_params(), *parts, *of_this_run]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []

@@ -12,6 +12,9 @@ from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.wrappers import ActionMasker
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy as sb3_evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
@@ -53,6 +56,12 @@ class MaskedEnv(gym.Env):
 
     def action_masks(self) -> np.ndarray:
         return self.legal
+
+
+class TakesAnyAction(MaskedEnv):
+    def step(self, action):
+        self.legal[int(action) - self.start] = True
+        return super().step(action)
 
 
 class WithoutMasks(gym.Wrapper):
@@ -224,6 +233,14 @@ def test_predicting_without_masks_warns_who_was_trained_with_them(tmp_path):
     for masked in (model, MuZero.load(tmp_path / "model")):
         with pytest.warns(UserWarning, match="trained with action masks"):
             masked.predict(observation)
+
+
+def test_evaluating_without_masks_warns_once(recwarn):
+    warnings.simplefilter("always")
+    model = tiny_model(MaskedEnv(), learning_starts=10)
+    model.learn(60, callback=EvalCallback(TakesAnyAction(), n_eval_episodes=2, eval_freq=10, verbose=0))
+    sb3_evaluate_policy(model, Monitor(TakesAnyAction()), 3)
+    assert [warning.category for warning in recwarn if "trained with action masks" in str(warning.message)] == [UserWarning]
 
 
 def test_masks_survive_saving_the_replay_buffer(tmp_path):

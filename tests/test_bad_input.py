@@ -39,7 +39,7 @@ from sb3_muzero.search.planner import PlannerSettings
         ({"search_kwargs": {"num_simulations": 3}}, "`search_kwargs`.*num_simulations"),
         ({"search_kwargs": {"action_masks": None}}, "`search_kwargs`.*action_masks"),
         ({"n_steps_half_life": 0}, "`n_steps_half_life` must be above 0, got 0"),
-        ({"tau": 0.0}, "`tau` must be above 0 and at most 1, got 0.0"),
+        ({"tau": 1.1}, "`tau` must be between 0 and 1, got 1.1"),
         ({"ent_coef": -0.1}, "`ent_coef` must be at least 0 and finite, got -0.1"),
         ({"exploration": -1.0}, "`exploration` must be at least 0 and finite, got -1.0"),
         pytest.param(

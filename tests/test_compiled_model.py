@@ -11,6 +11,7 @@ from conftest import tiny_model
 from gymnasium import spaces
 from torch import nn
 
+from sb3_muzero.models.base import LatentModel
 from sb3_muzero.models.mlp import Dynamics, Prediction
 from sb3_muzero.models.normalization import MinMaxNorm, SimNorm
 from sb3_muzero.policies import MuZeroPolicy
@@ -236,7 +237,7 @@ CHANGES = {
     "layer of a sequence": lambda p: p.latent_model.dynamics.__setitem__(-1, nn.Tanh()),
     "one more layer": lambda p: p.latent_model.prediction.trunk.append(nn.Tanh()),
     "whole network": replace("latent_model.dynamics", Dynamics(16, 3, [8], nn.Tanh, "minmax")),
-    "discount": lambda p: setattr(p, "discount", 0.5),
+    "discount": lambda p: setattr(p.planner, "settings", p.planner.settings._replace(discount=0.5)),
     "whole model": lambda p: setattr(p, "latent_model", make_policy(seed=5, **BOUNDS).latent_model),
 }
 
@@ -375,12 +376,13 @@ def test_a_registered_module_is_compiled(monkeypatch):
 
 
 def test_overridden_inference_plans_in_torch():
-    class Pessimist(MuZeroPolicy):
-        def _recurrent_inference(self, latent, action):
-            output = super()._recurrent_inference(latent, action)
+    class Pessimist(LatentModel):
+        def recurrent_inference(self, latent, action, discount):
+            output = super().recurrent_inference(latent, action, discount)
             return output._replace(value=output.value - 100)
 
-    policy = Pessimist(spaces.Box(-1, 1, (5,)), spaces.Discrete(2), lambda _: 1e-3)
+    policy = MuZeroPolicy(spaces.Box(-1, 1, (5,)), spaces.Discrete(2), lambda _: 1e-3)
+    policy.latent_model.__class__ = Pessimist
     assert "Pessimist" in policy.uncompiled_reason
     assert policy.plan(observations(2)).value.max() < -50
 

@@ -8,9 +8,8 @@ from gymnasium import spaces
 from test_concurrency import in_threads
 from torch import nn
 
-from sb3_muzero.cnn_policies import CnnPolicy, MultiInputPolicy, ResNetPolicy
 from sb3_muzero.learning.learner import Learner
-from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.policies import CnnPolicy, MultiInputPolicy, MuZeroPolicy, ResNetPolicy
 from sb3_muzero.search import UnsupportedModelError
 from sb3_muzero.search.backends import cuda_graphs
 from sb3_muzero.search.backends.cuda_graphs import CudaGraphs

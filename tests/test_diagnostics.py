@@ -24,8 +24,12 @@ from sb3_muzero.analysis.diagnostics import (
     policy_improvement,
     value_figures,
 )
+from sb3_muzero.analysis.plotting import plot_search_tree
+from sb3_muzero.analysis.recording import play
 from sb3_muzero.callbacks import DiagnosticsCallback
 from sb3_muzero.learning.losses import muzero_loss
+from sb3_muzero.search import RecurrentOutput, RootOutput
+from sb3_muzero.search.planner import Planner
 
 
 class CountingEnv(gym.Env):
@@ -217,6 +221,28 @@ def test_values_are_compared_with_what_followed(terminates):
     assert known == {"value_bias": pytest.approx(4 / 3), "value_correlation": pytest.approx(0.3273, abs=1e-4)}
     callback._measure()  # of the same episodes
     assert model.logger.name_to_value["diagnostics/value_bias"] == pytest.approx((values - realised).mean())
+
+
+def two_arms(latent: np.ndarray, action: np.ndarray) -> RecurrentOutput:
+    """The first action pays 1, the other one nothing, and the episode ends."""
+    nothing = np.zeros(len(action), np.float32)
+    return RecurrentOutput((action == 0).astype(np.float32), nothing, np.zeros((len(action), 2)), nothing, latent)
+
+
+def test_values_are_those_of_the_policy_not_of_all_actions_that_were_tried(monkeypatch):
+    """Sequential Halving tries both arms equally often (a mean of 0.53), while the policy takes the one that pays 1."""
+
+    def root_inference(self, model, obs):
+        return RootOutput(np.zeros((len(obs), 2)), np.ones(len(obs)), np.zeros(len(obs))), two_arms
+
+    monkeypatch.setattr(Planner, "root_inference", root_inference)
+    model = tiny_model(TinyEnv(action_space=spaces.Discrete(2), length=1), num_simulations=16)
+    said = logged(model, DiagnosticsCallback(log_freq=20, batch_size=16), 100)
+    assert said["search/root_value"] == pytest.approx(1.0, abs=0.01)
+    assert said["diagnostics/value_bias"] == pytest.approx(0.0, abs=0.05)
+    episode = play(model, model.get_env(), 1, 1, deterministic=True).episodes[0]
+    assert episode.root_values.tolist() == pytest.approx([1.0], abs=0.01)
+    assert "value 0.997" in plot_search_tree(model.policy.plan(th.zeros(1, 3), deterministic=True)).axes[0].get_title("left")
 
 
 def test_everything_is_logged():

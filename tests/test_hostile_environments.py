@@ -73,7 +73,7 @@ def surprise(*result: Any) -> Any:
     raise Surprise("in the environment")
 
 
-GAVE = "Environment 0 gave a non-finite"
+GAVE = "Environment 0 returned a non-finite"
 REFUSED: dict[str, Any] = {
     "NaN": (
         lambda o, r, d, t, i: (o * np.nan, r, d, t, i),
@@ -90,7 +90,7 @@ REFUSED: dict[str, Any] = {
     "rewards of -1e30": (lambda o, r, d, t, i: (o, -1e30, d, t, i), ValueError, "beyond 1e18"),
     "observations of 1e30": (lambda o, r, d, t, i: (np.full_like(o, 1e30), r, d, t, i), ValueError, "beyond 1e18"),
     "no reward": (lambda o, r, d, t, i: (o, None, d, t, i), (ValueError, TypeError), "reward|float"),
-    "reward beyond float32": (lambda o, r, d, t, i: (o, 1e300, d, t, i), ValueError, "Environment 0 gave"),
+    "reward beyond float32": (lambda o, r, d, t, i: (o, 1e300, d, t, i), ValueError, "Environment 0 returned"),
     "reward of text": (lambda o, r, d, t, i: (o, "much", d, t, i), ValueError, "much"),
     "longer observation": (lambda o, r, d, t, i: (np.zeros(7), r, d, t, i), ValueError, "shape"),
     "observation of text": (lambda o, r, d, t, i: ("x", r, d, t, i), ValueError, "x"),
@@ -117,14 +117,14 @@ def test_what_is_refused_leaves_a_model_that_goes_on(name, at):
 
 
 CLASSES: dict[str, tuple[spaces.Space, Any, str]] = {
-    "too many": (spaces.Discrete(7), 7, r"gave 7 as (terminal )?observation at step \d+, which is not of Discrete\(7\)"),
-    "negative": (spaces.Discrete(7), -1, "gave -1 as"),
-    "below the first": (spaces.Discrete(7, start=3), 2, "gave 2 as"),
-    "one of two": (spaces.MultiDiscrete([2, 5]), np.array([2, 4]), r"gave \[2 4\] as .* not of MultiDiscrete"),
+    "too many": (spaces.Discrete(7), 7, r"returned 7 as (terminal )?observation at step \d+, which is not in Discrete\(7\)"),
+    "negative": (spaces.Discrete(7), -1, "returned -1 as"),
+    "below the first": (spaces.Discrete(7, start=3), 2, "returned 2 as"),
+    "one of two": (spaces.MultiDiscrete([2, 5]), np.array([2, 4]), r"returned \[2 4\] as .* not in MultiDiscrete"),
     "in a dictionary": (
         spaces.Dict(d=spaces.Discrete(7), b=spaces.Box(-1, 1, (3,))),
         {"d": 9, "b": np.zeros(3, np.float32)},
-        "gave 9 as (terminal )?observation 'd'",
+        "returned 9 as (terminal )?observation 'd'",
     ),
 }
 
@@ -144,7 +144,7 @@ def test_classes_that_there_are_not_are_neither_stored_nor_learned(name, at):
     env.change = lambda *result: result
     vars(env).pop("reset", None)
     sound(model.learn(60))
-    with pytest.raises(ValueError, match=r"Observations must be of .*Discrete"):
+    with pytest.raises(ValueError, match=r"Observations must be in .*Discrete"):
         model.predict(seen)
 
 

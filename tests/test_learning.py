@@ -101,6 +101,18 @@ def test_two_step_chain():
     assert evaluate_policy(model, model.get_env(), 5)[0] == 3.0
 
 
+def test_the_optimizers_moments_follow_a_support_that_expands():
+    model = MuZero("MlpPolicy", "CartPole-v1", **{**QUICK, "learning_starts": 60}).learn(100)
+    latent_model, state = model.policy.latent_model, model.policy.optimizer.state
+    head, support = latent_model.prediction.value_head, latent_model.value_support
+    old_bins, old = support.bins.numpy(), state[head.bias]["exp_avg"].numpy().copy()
+    assert old.any()
+    model.learner.expand_supports(10 * support.bounds, th.zeros(1))
+    assert support.bounds[1] > old_bins[-1]
+    expected = np.interp(support.bins.numpy(), old_bins, old)
+    np.testing.assert_allclose(state[head.bias]["exp_avg"].numpy(), expected, atol=1e-4 * np.abs(old).max())
+
+
 def test_frozen_batch_overfits_to_the_entropy_floor():
     """Every loss term of one batch falls to the least a perfect model can have: the entropy of its targets."""
     model = MuZero("MlpPolicy", "CartPole-v1", unroll_steps=3, **{**QUICK, "learning_starts": 60})
@@ -108,7 +120,7 @@ def test_frozen_batch_overfits_to_the_entropy_floor():
     policy = model.policy
     samples = model.replay_buffer.sample(8, unroll_steps=3, n_steps=5)
     targets = unroll_targets(samples, th.zeros(4, 8), model.gamma)
-    model.learner.fit_supports(targets.values, targets.rewards)
+    model.learner.expand_supports(targets.values, targets.rewards)
 
     def two_hot_entropy(support, scalars):
         share = ((scalars - support.bounds[0]) / (support.bounds[1] - support.bounds[0]) * (support.num_bins - 1)) % 1

@@ -99,15 +99,15 @@ def test_without_their_state_environments_begin_anew(tmp_path):
 
 def test_environments_that_can_not_be_stored_are_said_so(tmp_path):
     env = make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv)
-    with pytest.warns(UserWarning, match="begin anew: environments of a SubprocVecEnv"):
+    with pytest.warns(UserWarning, match="start new episodes: environments of a SubprocVecEnv"):
         tiny_model(env).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "subproc"))
-    with pytest.raises(ValueError, match="SubprocVecEnv are not of this process"):
+    with pytest.raises(ValueError, match="SubprocVecEnv are not in this process"):
         resume(tmp_path / "subproc", env, restore_environments=True)
     resume(tmp_path / "subproc", env).learn(20, reset_num_timesteps=False)
     env.close()
     plain = TinyEnv()
     plain.unpicklable = (i for i in range(3))  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="begin anew: the environments can't be pickled"):
+    with pytest.warns(UserWarning, match="start new episodes: the environments can't be pickled"):
         tiny_model(plain).learn(60, callback=ResumableCheckpointCallback(10, tmp_path / "plain"))
     with pytest.raises(ValueError, match="can't be pickled"):
         resume(tmp_path / "plain", TinyEnv(), restore_environments=True)
@@ -122,7 +122,7 @@ class OneWay(TinyEnv):
         raise OSError("the simulator's port is taken")
 
 
-@pytest.mark.filterwarnings("ignore:Resumed from this checkpoint")
+@pytest.mark.filterwarnings("ignore:Resuming from this checkpoint")
 def test_environments_that_are_pickled_by_their_arguments_are_not_stored(tmp_path):
     """Box2D's, MuJoCo's and Atari's: unpickled they would stand at their beginning."""
     tiny_model(ByArguments()).learn(60, callback=ResumableCheckpointCallback(10, tmp_path))
@@ -159,9 +159,9 @@ def test_a_folder_is_of_one_run(tmp_path):
     os.utime(tmp_path / files[0], (0, 0))  # as a copy of the folder may have it
     os.utime(tmp_path / files[1], (2e9, 2e9))
     assert resume(tmp_path, TinyEnv()).num_timesteps == 100
-    with pytest.raises(FileNotFoundError, match="must be their folder"):
+    with pytest.raises(FileNotFoundError, match="must be a folder"):
         resume(tmp_path / files[0], TinyEnv())
-    refusal = r"another run, .*checkpoint_100_steps.npz the newest, and this one is at step 0: go on"
+    refusal = r"another run, .*checkpoint_100_steps.npz the newest, and this run is at step 0: continue"
     for other in (tiny_model(TinyEnv()), model):  # whose steps are counted from 0 again
         with pytest.raises(ValueError, match=refusal):
             other.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
@@ -180,7 +180,7 @@ def test_a_folder_is_of_one_run(tmp_path):
     # Steps that are counted from 0 again while the first checkpoint is still there
     early = tmp_path / "early"
     tiny_model(TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
-    with pytest.raises(ValueError, match="at step 0: go on"):
+    with pytest.raises(ValueError, match="at step 0: continue"):
         resume(early, TinyEnv()).learn(20, callback=ResumableCheckpointCallback(20, early))
     # Nor do two runs that begin at about the same time share one
     both = tmp_path / "both"
@@ -245,7 +245,7 @@ def test_what_can_not_be_saved_shows_before_training(tmp_path):
     model = tiny_model(TinyEnv())
     with pytest.raises(FileExistsError):
         model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path / "file"))
-    with pytest.warns(UserWarning, match="`resume` will have to be given learning_rate, policy_kwargs again"):
+    with pytest.warns(UserWarning, match="learning_rate, policy_kwargs cannot be serialized and must be passed to `resume`"):
         kwargs = {"activation_fn": lambda: th.nn.ReLU()}
         save_checkpoint(tiny_model(TinyEnv(), learning_rate=lambda _: 1e-3, policy_kwargs=kwargs), tmp_path / "functions")
 
@@ -279,9 +279,9 @@ def test_a_single_update_that_is_left_out_does_not_keep_a_run_from_being_saved(t
             return True
 
         def _on_training_end(self) -> None:
-            self.model._skip_update("a value target")
+            self.model.learner._skip("value target", 7, self.num_timesteps)
 
-    with pytest.warns(UserWarning, match="is left out"):
+    with pytest.warns(UserWarning, match="Skipping update"):
         tiny_model(TinyEnv()).learn(60, callback=[LeavingOut(), ResumableCheckpointCallback(999, tmp_path)])
     assert resume(tmp_path, TinyEnv()).num_timesteps == 60
 
@@ -292,7 +292,7 @@ def test_numbers_of_numpy_are_settings_like_others(tmp_path):
     save_checkpoint(model.learn(40), tmp_path)
     resumed = resume(tmp_path, TinyEnv())
     assert resumed.buffer_size == 700 and resumed.policy.optimizer.defaults["eps"] == float(np.float32(1e-5))
-    assert encode(tmp_path) == str(tmp_path) and encode(np.longdouble(2)) == 2.0
+    assert encode(tmp_path) == str(tmp_path)
     assert is_missing(encode([{"a": th.relu}])) and not is_missing(encode([{"missing": 1}, {}]))
 
 
@@ -301,7 +301,7 @@ def test_statistics_of_gymnasiums_wrappers_are_said_to_begin_anew(tmp_path):
         return gym.wrappers.NormalizeObservation(TinyEnv())
 
     tiny_model(make()).learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
-    with pytest.warns(UserWarning, match="NormalizeObservation .* begin anew"):
+    with pytest.warns(UserWarning, match="NormalizeObservation .* are reset"):
         resume(tmp_path, make())
     restored = resume(tmp_path, make(), restore_environments=True)
     assert restored.get_env().get_attr("obs_rms")[0].count > 60
@@ -387,11 +387,11 @@ def test_an_array_is_one_thing_only(tmp_path):
         load_npz(tmp_path / "tree.npz")
 
 
-def test_names_that_no_file_can_hold_are_refused(tmp_path):
+def test_leaves_that_need_pickle_are_refused(tmp_path):
     tree = {"a/b": np.array(1), "a": {"b": np.array(2)}}
     save_npz(tmp_path / "tree", tree)
     assert int(load_npz(tmp_path / "tree")["a/b"]) == 1
-    for bad in ({1: 2}, {"array of the file": "x"}, {"x": np.array([object()])}, {"x": {1, 2}}):
+    for bad in ({"x": np.array([object()])}, {"x": {1, 2}}):
         with pytest.raises(TypeError):
             save_npz(tmp_path / "bad", bad)  # type: ignore[arg-type]
     assert not (tmp_path / "bad").exists()
@@ -557,7 +557,7 @@ class CtrlC(TinyEnv):
         return super().step(action)
 
 
-@pytest.mark.filterwarnings("ignore:Resumed from this checkpoint")
+@pytest.mark.filterwarnings("ignore:Resuming from this checkpoint")
 def test_ctrl_c_saves_a_checkpoint_though_it_ends_the_environments_processes(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -584,6 +584,7 @@ torch.set_num_threads(1)
 warnings.filterwarnings("error", message=".*damaged")
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
+from sb3_muzero.checkpointing import resume
 from sb3_muzero.checkpointing.files import checkpoints_in
 folder = sys.argv[1]
 if checkpoints_in(folder):
@@ -654,7 +655,7 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path):
     resume(tmp_path, TinyEnv())
     state["settings"]["policy_kwargs"] = {"dict": {"activation_fn": {"class": ["os", "system"]}}}
     save_npz(path, state)
-    with pytest.raises(ValueError, match=r"`policy_kwargs` was os.system, which is not there"):
+    with pytest.raises(ValueError, match=r"`policy_kwargs` was os.system, which was not found"):
         resume(tmp_path, TinyEnv())
     assert not exploded.exists()
     pickle.loads(pickle.dumps(Bomb(exploded)))
@@ -672,7 +673,9 @@ def test_settings_are_what_they_were_or_missing_by_name(tmp_path):
     for setting in (3, 1.5, "x", None, True, (1, (2, 3)), [1, {"a": (2,)}], {"b": th.nn.ReLU}):
         assert decode(encode(setting), "x") == setting
     save_checkpoint(tiny_model(TinyEnv(), learning_rate=lambda progress: 1e-3 * progress), tmp_path / "function")
-    with pytest.raises(ValueError, match=r"`learning_rate` was <function .*give it again, `resume\(.*learning_rate="):
+    with pytest.raises(
+        ValueError, match=r"`learning_rate` was <function .*cannot be serialized; pass it to `resume\(learning_rate="
+    ):
         resume(tmp_path / "function", TinyEnv())
     resume(tmp_path / "function", TinyEnv(), learning_rate=1e-3)
 
@@ -686,7 +689,7 @@ def test_other_environments_are_refused(tmp_path):
             resume(tmp_path, env)
     with pytest.raises(ValueError, match="must not be wrapped in VecNormalize"):
         resume(tmp_path, VecNormalize(DummyVecEnv([TinyEnv])))
-    with pytest.raises(ValueError, match="must be wrapped as it was"):
+    with pytest.raises(ValueError, match="must be wrapped as in the checkpoint"):
         resume(tmp_path, gym.wrappers.TransformReward(TinyEnv(), lambda reward: 2 * reward), restore_environments=True)
     late = TinyEnv()
     late.env = TinyEnv()  # type: ignore[attr-defined]  # its own affair

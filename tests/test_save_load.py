@@ -14,7 +14,7 @@ from conftest import UNIT_BOX, TinyEnv, cartpole_observations, differences, scra
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
 from sb3_muzero import MuZero
 from sb3_muzero.policies import MuZeroPolicy
@@ -312,6 +312,43 @@ def test_replay_buffer_files_restore_everything(tmp_path, n_envs, buffer_size, s
         each.set_random_seed(3)
         each.learn(20, reset_num_timesteps=True)
     assert differences(everything(mine, n_envs), everything(theirs, n_envs)) == []
+
+
+@pytest.mark.parametrize("missing", ["None", "deleted", "not set up", "without environments"])
+def test_a_replay_buffer_is_loaded_where_none_was_made(tmp_path, missing):
+    def stacked():
+        return VecFrameStack(tiny_envs(2), 3)
+
+    model = tiny_model(stacked()).learn(40)
+    expected = model.replay_buffer.sequences(np.arange(8), np.ones(8, int), unroll_steps=2, n_steps=3)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    if missing == "None":
+        model.replay_buffer = None
+    elif missing == "deleted":
+        del model.replay_buffer
+    elif missing == "not set up":
+        model = tiny_model(stacked(), _init_setup_model=False)
+    else:
+        model = MuZero.load(tmp_path / "model", device="cpu")
+    model.load_replay_buffer(tmp_path / "buffer")
+    found = model.replay_buffer.sequences(np.arange(8), np.ones(8, int), unroll_steps=2, n_steps=3)
+    assert differences(expected._asdict(), found._asdict()) == [] and model.replay_buffer.device == model.device
+    if missing == "not set up":
+        model._setup_model()
+    model.set_env(stacked())
+    model.learn(16, reset_num_timesteps=False)
+    assert model.replay_buffer.size() == 20 + 8
+
+
+def test_a_replay_buffer_that_was_deleted_is_made_anew():
+    model = tiny_model(tiny_envs()).learn(40)
+    del model.replay_buffer
+    model.learn(32, reset_num_timesteps=False)
+    assert model.replay_buffer.size() == 32
+    model.replay_buffer = None
+    model.set_env(tiny_envs())
+    assert model.replay_buffer.size() == 0
 
 
 def test_replay_buffer_file_is_as_long_as_its_content(tmp_path):

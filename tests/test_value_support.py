@@ -1,5 +1,7 @@
 """Categorical supports: two-hot codes, expectations, and bounds that follow the targets."""
 
+from copy import deepcopy
+
 import pytest
 import torch as th
 
@@ -70,6 +72,53 @@ def test_moving_the_bounds_keeps_what_the_head_predicts(scale):
     assert (after - before).abs().mean() < 0.3 * scale
 
 
+OPTIMIZERS = {
+    "AdamW": lambda parameters: th.optim.AdamW(parameters, lr=0.1, weight_decay=0.0, fused=True),
+    "AMSGrad": lambda parameters: th.optim.Adam(parameters, lr=0.1, amsgrad=True),
+    "SGD with momentum": lambda parameters: th.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "SGD": lambda parameters: th.optim.SGD(parameters, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("bounds, old_bins", [((0.0, 8.0), [0, 2, 4, 4, 4]), ((-4.0, 4.0), [0, 0, 0, 2, 4])])
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_momentum_moves_a_bin_as_it_would_have_moved_before_the_bounds(make_optimizer, bounds, old_bins):
+    """Bins beyond the old bounds move as the outermost ones."""
+    support, head = CategoricalSupport(5), th.nn.Linear(3, 5)
+    support.bounds.copy_(th.tensor([0.0, 4.0]))
+    optimizer = make_optimizer(head.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        support.cross_entropy(head(th.randn(8, 3)), 4 * th.rand(8)).mean().backward()
+        optimizer.step()
+
+    def momentum(head: th.nn.Linear, optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+        """How a step without gradient moves the head."""
+        before = [parameter.detach().clone() for parameter in head.parameters()]
+        for parameter in head.parameters():
+            parameter.grad = th.zeros_like(parameter)
+        optimizer.step()
+        return [parameter.detach() - old for parameter, old in zip(head.parameters(), before, strict=True)]
+
+    unchanged = deepcopy((head, optimizer))
+    support.rescale_head(bounds, head, optimizer)
+    for moved, expected in zip(momentum(head, optimizer), momentum(*unchanged), strict=True):
+        th.testing.assert_close(moved, expected[old_bins])
+    assert (moved != 0).any() or not optimizer.defaults["momentum"], "there was momentum"
+
+
+def test_second_moments_of_new_bins_are_between_those_of_their_neighbours():
+    support, head = CategoricalSupport(5), th.nn.Linear(3, 5)
+    support.bounds.copy_(th.tensor([0.0, 4.0]))
+    optimizer = th.optim.AdamW(head.parameters())
+    support.cross_entropy(head(th.randn(8, 3)), 4 * th.rand(8)).mean().backward()
+    optimizer.step()
+    old = optimizer.state[head.bias]["exp_avg_sq"].clone()
+    support.rescale_head((0.0, 6.0), head, optimizer)  # bins at 0, 1.5, 3, 4.5 and 6
+    new = optimizer.state[head.bias]["exp_avg_sq"]
+    th.testing.assert_close(new, th.stack([old[0], (old[1] + old[2]) / 2, old[3], old[4], old[4]]))
+
+
 def test_first_bounds_start_at_the_only_scalar_so_far():
     support, head = CategoricalSupport(101), th.nn.Linear(4, 101)
     assert support.expectation(head(th.randn(3, 4))).tolist() == [0.0] * 3
@@ -79,7 +128,7 @@ def test_first_bounds_start_at_the_only_scalar_so_far():
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
 def test_bad_bounds(bounds):
-    with pytest.raises(ValueError, match="finite bounds"):
+    with pytest.raises(ValueError, match="must be finite and increasing"):
         CategoricalSupport(11, bounds)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -153,6 +154,66 @@ def test_vec_normalize_over_vec_frame_stack():
     model = tiny_model(env).learn(48)
     shown = history(env.unwrapped.envs[1], 24, "shown")
     np.testing.assert_array_equal(stored(model, 1).observations[0][:, -3:], shown)
+
+
+def stack_around(normalize_around: bool, n_envs: int = 2, **kwargs) -> VecFrameStack | VecNormalize:
+    env = DummyVecEnv([InOtherUnits for _ in range(n_envs)])
+    if normalize_around:
+        return VecNormalize(VecFrameStack(env, 3), **kwargs)
+    return VecFrameStack(VecNormalize(env, **kwargs), 3)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"training": False}, {"norm_obs": False}], ids=str)
+def test_vec_frame_stack_around_vec_normalize_stores_raw_stacks(kwargs):
+    inside, around = (
+        tiny_model(stack_around(normalize_around, **kwargs), learning_starts=1_000).learn(64)
+        for normalize_around in (False, True)
+    )
+    assert inside.replay_buffer.frame_stack == 3 and inside.replay_buffer.observations.frames.shape[2:] == (3,)
+    for env in range(2):
+        here, there = stored(inside, env), stored(around, env)
+        np.testing.assert_array_equal(here.observations[0], there.observations[0])
+        np.testing.assert_allclose(here.observations[1], there.observations[1], atol=1e-3)  # final ones went there and back
+        np.testing.assert_array_equal(here.rewards, there.rewards)
+    assert (here.observations[0][:, :3] == 0).all(dim=1).sum() == 2 * 4, "zeros before an episode's first observation"
+
+
+def test_vec_frame_stack_around_vec_normalize_trains_on_what_acting_sees(tmp_path):
+    env, seen = stack_around(False), []
+    tiny_model(env, learning_starts=1_000).learn(64)
+    env.venv.training = False  # statistics stay as they are
+    model = tiny_model(env)
+    watch = ConvertCallback(lambda local, _: seen.append(local["self"]._last_obs.copy()) or True)
+    model.learn(40, callback=watch)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = MuZero.load(tmp_path / "model", env=env, force_reset=False, device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded._last_obs = model._last_obs  # episodes go on, as in ResumableCheckpointCallback
+    loaded.learn(40, callback=watch, reset_num_timesteps=False)
+    assert loaded.replay_buffer.size() == len(seen) == 40
+    for i in range(2):
+        sampled = stored(loaded, i, normalize=env.venv).observations
+        np.testing.assert_allclose(sampled[0], np.stack(seen)[:, i], atol=1e-5)
+    assert np.abs(seen).max() < 20 < np.abs(loaded.replay_buffer.observations.frames).max()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VecFrameStack(VecNormalize(tiny_envs(observation_space=spaces.Box(-1, 1, (2, 4), np.float32))), 3),
+        lambda: VecFrameStack(VecNormalize(tiny_envs(observation_space=spaces.Dict(a=WIDE))), 3),
+    ],
+    ids=["two axes", "Dict"],
+)
+def test_stacks_of_normalized_frames_that_cannot_be_undone_are_refused_at_construction(make):
+    with pytest.raises(ValueError, match=r"use `VecNormalize\(VecFrameStack\(env, \.\.\.\)\)`"):
+        tiny_model(make(), policy="MultiInputPolicy" if isinstance(make().observation_space, spaces.Dict) else "MlpPolicy")
+
+
+def test_normalized_frames_must_be_stored_one_by_one():
+    with pytest.raises(ValueError, match="leave `frame_stack` at 3"):
+        tiny_model(stack_around(False), replay_buffer_kwargs=dict(frame_stack=1))
 
 
 def test_vec_monitor_feeds_the_log(tmp_path):

@@ -1,4 +1,4 @@
-"""What an action is: its space, its encoding for the dynamics, its distribution, its random draw, its legal values."""
+"""Action spaces: encoding, policy distribution, sampling and masks of actions."""
 
 from sb3_muzero.actions.discrete import ActionTable, CategoricalPolicy, DiscreteActions, make_actions
 

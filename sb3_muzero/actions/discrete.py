@@ -1,4 +1,4 @@
-"""Actions of a Discrete space: every action is a candidate of every search."""
+"""Discrete actions. Every action is a candidate in the search."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from sb3_muzero.search.checks import check_action_masks
 
 class CategoricalPolicy:
     """
-    Distribution over all actions that the policy head predicts.
+    Categorical policy distribution over all actions.
 
     :param logits: Policy logits, shape ``[..., num_actions]``
-    :param action_masks: True for legal actions, shape ``[..., num_actions]``; all by default
+    :param action_masks: True for legal actions, shape ``[..., num_actions]``. By default all actions are legal
     """
 
-    MASKED_LOGIT = -1e8  # finite, so that gradients are
+    MASKED_LOGIT = -1e8  # finite, to avoid NaN gradients
 
     def __init__(self, logits: th.Tensor, action_masks: th.Tensor | None = None) -> None:
         if action_masks is not None:
@@ -28,29 +28,25 @@ class CategoricalPolicy:
 
     def log_prob(self, candidates: th.Tensor | None = None) -> th.Tensor:
         """
-        :param candidates: Indices of actions, shape ``[..., K]``; all actions in their order by default
+        :param candidates: Action indices, shape ``[..., K]``, all actions by default
         :return: Log-probabilities, shape ``[..., K]``
         """
         return self.log_probs if candidates is None else self.log_probs.gather(-1, candidates)
 
     def entropy(self, weights: th.Tensor) -> th.Tensor:
         """
-        :param weights: Factors of the entropy, shape ``[...]``
+        :param weights: Weights, shape ``[...]``
         :return: Weighted entropy in nats, shape ``[...]``
         """
         return -(self.log_probs.exp() * self.log_probs * weights.unsqueeze(-1)).sum(-1)
 
-    def mode(self) -> th.Tensor:
-        """:return: Indices of the most probable actions, shape ``[...]``"""
-        return self.log_probs.argmax(-1)
-
 
 class ActionTable(nn.Module):
     """
-    Encodes actions for the dynamics: looks each index up in a table.
+    Encode actions for the dynamics function, by table lookup.
 
-    :param encodings: The encoding of each action, shape ``[num_actions, ...]``
-    :param is_one_hot: Whether these are one-hot vectors, which the compiled planner supports
+    :param encodings: Encoding of each action, shape ``[num_actions, ...]``
+    :param is_one_hot: Whether the encodings are one-hot vectors, which the compiled planner requires
     """
 
     encodings: th.Tensor
@@ -62,15 +58,16 @@ class ActionTable(nn.Module):
 
     def forward(self, action: th.Tensor) -> th.Tensor:
         """
-        :param action: Indices, shape ``[B]``
-        :return: Encodings, shape ``[B, ...]``
+        :param action: Action indices, shape ``[B]``
+        :return: Encoded actions, shape ``[B, ...]``
         """
         return self.encodings.index_select(0, action)
 
 
 class DiscreteActions:
     """
-    Everything that depends on the action space. Inside of the package an action is its index, counted from 0.
+    Discrete action space. Actions are represented by indices starting at 0. All actions are the candidates of every search, in
+    their order: ``candidates`` of a search, of what is stored and of a batch is ``None``.
 
     :param space: Action space
     """
@@ -82,32 +79,32 @@ class DiscreteActions:
     def __init__(self, space: spaces.Discrete) -> None:
         self.space = space
         self.num_candidates = int(space.n)
-        """Actions that a search considers at each node: all of them."""
+        """Number of actions considered at each node of the search."""
         self.encoding_dim = int(space.n)
-        """Size of an action's encoding for the dynamics."""
+        """Size of an encoded action."""
 
     def encodings(self) -> th.Tensor:
-        """:return: The encoding of each action, one-hot, shape ``[num_actions, encoding_dim]``"""
+        """:return: One-hot encoding of each action, shape ``[num_actions, encoding_dim]``"""
         return th.eye(self.encoding_dim)
 
-    def make_encoder(self) -> "ActionTable":
-        """:return: Module from action indices to what the dynamics get, one-hot vectors"""
+    def make_encoder(self) -> ActionTable:
+        """:return: Module that maps action indices to one-hot vectors"""
         return ActionTable(self.encodings(), is_one_hot=True)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """
-        :param actions: Indices, shape ``[...]``
-        :return: What the environment calls these actions, shape ``[...]``
+        :param actions: Action indices, shape ``[...]``
+        :return: Actions in the action space, shape ``[...]``
         """
         return actions + self.space.start
 
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         """
-        Draw actions uniformly, from NumPy's global generator.
+        Sample actions uniformly, with NumPy's global random number generator.
 
         :param shape: Shape of the result
-        :param action_masks: True for legal actions, shape ``[*shape, num_actions]``; all by default
-        :return: Indices
+        :param action_masks: True for legal actions, shape ``[*shape, num_actions]``. By default all actions are legal
+        :return: Action indices
         """
         if action_masks is None:
             return np.random.randint(0, self.num_candidates, size=shape)
@@ -115,7 +112,7 @@ class DiscreteActions:
 
     def is_legal(self, actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
         """
-        :param actions: Indices, shape ``[B]``
+        :param actions: Action indices, shape ``[B]``
         :param action_masks: True for legal actions, shape ``[B, num_actions]``
         :return: Whether each action is legal, shape ``[B]``
         """
@@ -123,10 +120,10 @@ class DiscreteActions:
 
     def check(self, actions: Any, batch_size: int) -> np.ndarray:
         """
-        :param actions: Indices of one action per environment
+        :param actions: Action indices, one per environment
         :param batch_size: Number of environments
-        :return: The indices, shape ``[batch_size]``
-        :raises ValueError: for indices that are not in the space
+        :return: Action indices, shape ``[batch_size]``
+        :raises ValueError: for an index out of range
         """
         actions = np.reshape(actions, batch_size)
         if not ((actions >= 0) & (actions < self.num_candidates)).all():
@@ -135,18 +132,18 @@ class DiscreteActions:
 
     def check_masks(self, action_masks: Any, batch_size: int) -> np.ndarray:
         """
-        :param action_masks: True (or 1) for legal actions, in sb3-contrib's shapes
+        :param action_masks: True (or 1) for legal actions, shape ``[num_actions]`` or ``[batch_size, num_actions]``
         :param batch_size: Number of observations
-        :return: The masks, shape ``[batch_size, num_actions]``, bool
-        :raises ValueError: for masks of another shape, other entries, or without any legal action
+        :return: Action masks, bool, shape ``[batch_size, num_actions]``
+        :raises ValueError: for another shape, entries other than 0 and 1, or a mask without a legal action
         """
         return check_action_masks(action_masks, batch_size, self.num_candidates)
 
     def distribution(self, logits: th.Tensor, action_masks: th.Tensor | None = None) -> CategoricalPolicy:
         """
-        :param logits: Output of the policy head, shape ``[..., num_actions]``
-        :param action_masks: True for legal actions, shape ``[..., num_actions]``; all by default
-        :return: The distribution
+        :param logits: Policy logits, shape ``[..., num_actions]``
+        :param action_masks: True for legal actions, shape ``[..., num_actions]``. By default all actions are legal
+        :return: Policy distribution
         """
         return CategoricalPolicy(logits, action_masks)
 
@@ -154,8 +151,8 @@ class DiscreteActions:
 def make_actions(space: spaces.Space) -> DiscreteActions:
     """
     :param space: Action space
-    :return: What depends on it
-    :raises ValueError: for a space that is not supported
+    :return: The corresponding actions object
+    :raises ValueError: if the space is not supported
     """
     if not isinstance(space, spaces.Discrete):
         raise ValueError(f"The action space must be Discrete, got {space}")

@@ -41,8 +41,8 @@ METRICS = {
     "collapsed (`ent_coef`).",
     "search_entropy": "Entropy of the search policy, in nats. If it equals the entropy of the prior, the search does not "
     "change the policy.",
-    "value_bias": "Mean difference of root values and the discounted returns that followed. Should be small against their "
-    "size; far above 0, values are overestimated (bonuses for novelty and priorities count, too).",
+    "value_bias": "Mean difference of root values (of the improved policy) and the discounted returns that followed. Should "
+    "be small against their size; far above 0, values are overestimated (bonuses for novelty and priorities count, too).",
     "value_correlation": "Correlation of root values and the discounted returns that followed. Should be above 0.5; near 0, "
     "the search plans with noise.",
     "effective_rank": "Effective dimension of the latents (Roy and Vetterli, 2007). If it falls to a few, the representation "
@@ -228,7 +228,7 @@ def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErr
 
 def value_figures(values: np.ndarray, returns: np.ndarray) -> dict[str, float]:
     """
-    :param values: Root values, shape ``[N]``
+    :param values: Root values of the improved policy, shape ``[N]``
     :param returns: Discounted returns that followed, shape ``[N]``
     :return: ``value_bias``, and ``value_correlation`` where both vary
     """

@@ -69,7 +69,7 @@ class DiagnosticsCallback(BaseCallback):
         search = self.locals["buffer_actions"].search  # of the Decision that SB3 hands on to the replay buffer
         self.last_search = search or self.last_search
         num_envs = len(self._running)
-        values = np.full(num_envs, np.nan) if search is None else search.value
+        values = np.full(num_envs, np.nan) if search is None else search.improved_value
         for env, (value, reward) in enumerate(zip(values.tolist(), self.locals["rewards"].tolist(), strict=True)):
             self._running[env].append((value, reward))
         for env in np.flatnonzero(self.locals["dones"]).tolist():

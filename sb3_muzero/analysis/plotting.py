@@ -140,7 +140,7 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
     ax.set_xlim(-0.3, depths.max() + 1.0)
     played = names[search.action[index]]
     ax.set_title(
-        f"{visits[0] - 1} simulations, value {search.value[index]:.4g}, plays {played}; n visits, r reward, p prior",
+        f"{visits[0] - 1} simulations, value {search.improved_value[index]:.4g}, plays {played}; n visits, r reward, p prior",
         fontsize=10, loc="left",
     )  # fmt: skip
     return figure

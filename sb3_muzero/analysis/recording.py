@@ -23,7 +23,7 @@ class Episode(NamedTuple):
     :param observations: Observations of the model, ``T + 1`` of them, the last one after the last step
     :param actions: Indices, counted from 0, shape ``[T]``
     :param rewards: Shape ``[T]``
-    :param root_values: Root value of the search at each step, shape ``[T]``
+    :param root_values: Value of the improved policy at each step, shape ``[T]``
     :param action_masks: True for legal actions, shape ``[T, num_actions]``; ``None`` without masks
     :param terminated: Whether it ended in a terminal state
     """
@@ -115,7 +115,7 @@ def play(
     monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
     share = -(-num_episodes // env.num_envs)
     observations: Any = env.reset()
-    stored = observations if collector.normalize is None else collector.normalize.get_original_obs()
+    stored = collector.begin(observations)
     running = [_Running(one_of(observations, i)) for i in range(env.num_envs)]
     complete: list[Episode] = []
     results: list[list[tuple[float, int]]] = [[] for _ in running]

@@ -1,4 +1,4 @@
-"""Everything that a run consists of, in files that a run resumes from."""
+"""Checkpoints of complete training runs, and resuming from them."""
 
 from sb3_muzero.checkpointing.files import resume, save_checkpoint
 

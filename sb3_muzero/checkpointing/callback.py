@@ -1,4 +1,4 @@
-"""Saves checkpoints during training, and on SIGTERM and Ctrl-C."""
+"""Callback that saves checkpoints during training, and on SIGTERM and Ctrl-C."""
 
 import os
 import signal
@@ -19,17 +19,18 @@ from sb3_muzero.muzero import MuZero
 
 class ResumableCheckpointCallback(BaseCallback):
     """
-    Callback for saving checkpoints from which ``MuZero.resume`` continues a run: before training, and every ``save_freq``
-    calls to ``env.step()``, at the end of the current rollout. On SIGTERM and Ctrl-C a last checkpoint is saved once the
-    current rollout and its updates are done. If a checkpoint can't be saved (full disk, a loss that is not finite), a warning
-    is issued and training continues. ``time/checkpoint_share`` is the fraction of the time that saving takes.
+    Callback for saving checkpoints from which ``resume`` continues a run: before training, and every ``save_freq`` calls
+    to ``env.step()``, at the end of the current rollout. On SIGTERM and Ctrl-C a last checkpoint is saved after the
+    current rollout and its updates. If a checkpoint can't be saved (full disk, non-finite loss), a warning is issued and
+    training continues. ``time/checkpoint_share`` logs the fraction of the time spent on saving.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback.
     :param save_path: Path to the folder where checkpoints will be saved.
-    :param keep: Number of checkpoints to keep, the newest ones
-    :param verbose: Verbosity level: 0 for no output, 2 for the name of each file
-    :raises ValueError: for a ``save_freq`` or ``keep`` below 1; when training begins, for a folder of another run
-    :raises OSError: when training begins, if no checkpoint can be written
+    :param keep: Number of checkpoints to keep
+    :param verbose: Verbosity level: 0 for no output, 2 for indicating when saving a checkpoint
+    :raises ValueError: for a ``save_freq`` or ``keep`` below 1; when training starts, if the folder has checkpoints of
+        another run
+    :raises OSError: when training starts, if no checkpoint can be written
     """
 
     model: MuZero
@@ -54,32 +55,32 @@ class ResumableCheckpointCallback(BaseCallback):
         if checkpoints_in(self.save_path):
             check_checkpoint_folder(self.model, self.save_path)
         else:
-            save_checkpoint(self.model, self.save_path, self.keep)  # errors before any work is lost
+            save_checkpoint(self.model, self.save_path, self.keep)  # fails before any work is lost
         self.model.after_learning.push(self._leave)
         self._signal, self._process = None, os.getpid()
         self._take_signals()
 
     def _take_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is not threading.main_thread():  # Python only allows handlers there
             return
         for number in (signal.SIGTERM, signal.SIGINT):
             holder = getattr(signal.getsignal(number), "__self__", None)
-            if isinstance(holder, ResumableCheckpointCallback) and holder.model is self.model:  # one is enough
+            if isinstance(holder, ResumableCheckpointCallback) and holder.model is self.model:  # one handler is enough
                 self._signal, holder._signal = self._signal or holder._signal, None
                 holder._give_back_signals()
-            if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell
+            if signal.getsignal(number) != signal.SIG_IGN:  # a shell ignores it in background jobs
                 self._handlers[number] = signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:
             return self._obey(number)
-        if self._signal is not None:  # the second signal ends the run at once
+        if self._signal is not None:  # the second signal stops the run immediately
             self._obey(number)
             self._take_signals()
         self._signal, self.model.interrupted = number, True
 
     def _obey(self, number: int) -> None:
-        """Call the handlers that were there before, which may continue the run."""
+        """Restore and call the previous handler, which may let the run continue."""
         self._signal, self.model.interrupted = None, False
         self._give_back_signals()
         if number == signal.SIGTERM and signal.getsignal(number) is signal.SIG_DFL and os.getpid() == self._process:
@@ -96,11 +97,11 @@ class ResumableCheckpointCallback(BaseCallback):
         self._give_back_signals()
         if self._signal is not None:
             if error is not None:
-                traceback.print_exception(error)  # the exit would hide it
+                traceback.print_exception(error)  # the exit would hide the error
             self._obey(self._signal)
 
     def _on_rollout_start(self) -> None:
-        # Not in `_on_step`, which is called before the step is stored
+        # `_on_step` is called before the transition is stored
         if self._signal is not None or self.n_calls - self._saved_at >= self.save_freq:
             self._save()
         if self._signal is not None:
@@ -112,7 +113,7 @@ class ResumableCheckpointCallback(BaseCallback):
         try:
             path = save_checkpoint(self.model, self.save_path, self.keep)
         except (OSError, FloatingPointError) as error:
-            warnings.warn(f"No checkpoint was saved after {self.num_timesteps} steps, the ones before stay: {error}")
+            warnings.warn(f"No checkpoint was saved at step {self.num_timesteps}, keeping the previous ones: {error}")
         else:
             if self.verbose >= 2:
                 print(f"Saving checkpoint to {path}")

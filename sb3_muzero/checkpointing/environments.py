@@ -1,4 +1,4 @@
-"""Environments in a checkpoint: VecNormalize's statistics, and the environments themselves as pickled bytes."""
+"""State of the environments: statistics of VecNormalize, and the pickled environments."""
 
 import itertools
 import pickle
@@ -13,11 +13,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 
 from sb3_muzero.common.serialization import validate_array, validate_number
 
-STATISTICS = ("mean", "var", "count")
-
 
 def unwrapped(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
-    """:return: The wrappers of vectorised environments, outermost first, and what they wrap"""
+    """
+    :param env: Vectorized environment
+    :return: Its wrappers, outermost first, and the innermost vectorized environment
+    """
     wrappers: list[VecEnvWrapper] = []
     while isinstance(env, VecEnvWrapper):
         wrappers.append(env)
@@ -26,25 +27,25 @@ def unwrapped(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
 
 
 def _layers(env: Any) -> Iterator[Any]:
-    """:return: An environment and those inside, of wrappers of any kind, outermost first"""
+    """:return: Environment and everything it wraps, outermost first"""
     while env is not None:
         yield env
         env = getattr(env, "env", None)
 
 
-def _wrapper_names(env: Any) -> list[str]:
-    names = []
-    while isinstance(env, gym.Wrapper):
-        names.append(type(env).__qualname__)
-        env = env.env
-    return [*names, type(env).__qualname__]
+def _wrapper_names(env: gym.Env) -> list[str]:
+    wrappers = itertools.takewhile(lambda layer: isinstance(layer, gym.Wrapper), _layers(env))
+    return [type(layer).__qualname__ for layer in [*wrappers, env.unwrapped]]
+
+
+def _statistics(rms: Any) -> dict[str, Any]:
+    return {"mean": rms.mean, "var": rms.var, "count": rms.count}
 
 
 def environment_state(env: VecEnv) -> dict[str, Any]:
     """
     :param env: Training environments
-    :return: VecNormalize's statistics, and the environments themselves as pickled bytes, where they are of this process and
-        can be pickled; else why not
+    :return: Statistics of VecNormalize, and the environments as pickled bytes, or else the reason why they can't be pickled
     """
     state: dict[str, Any] = {"statistics": None, "pickle": None, "why_not": None}
     normalize = unwrap_vec_normalize(env)
@@ -53,77 +54,72 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
         observed = observed if isinstance(observed, dict) else {"": observed}
         state["statistics"] = {
             "returns": normalize.returns,
-            "ret_rms": {name: getattr(normalize.ret_rms, name) for name in STATISTICS},
-            "obs_rms": {key: {name: getattr(rms, name) for name in STATISTICS} for key, rms in observed.items()},
+            "ret_rms": _statistics(normalize.ret_rms),
+            "obs_rms": {key: _statistics(rms) for key, rms in observed.items()},
         }
     wrappers, inner = unwrapped(env)
     if type(inner) is not DummyVecEnv:
-        state["why_not"] = f"environments of a {type(inner).__name__} are not of this process"
+        state["why_not"] = f"environments of a {type(inner).__name__} are not in this process"
         return state
-    held = [
-        {name: value for name, value in vars(wrapper).items() if name not in ("venv", "class_attributes")}
-        for wrapper in wrappers
-    ]
     for layer in itertools.chain(*map(_layers, inner.envs)):
         if isinstance(layer, EzPickle) and type(layer).__setstate__ is EzPickle.__setstate__:
             state["why_not"] = f"{type(layer).__name__} is pickled by its arguments, without its state (EzPickle)"
             return state
+    excluded = ("venv", "class_attributes")
+    attributes = [{name: value for name, value in vars(wrapper).items() if name not in excluded} for wrapper in wrappers]
     try:
-        pickled = cloudpickle.dumps((vars(inner), held))
-    except Exception as error:  # whatever a user's environment may raise
+        state["pickle"] = np.frombuffer(cloudpickle.dumps((vars(inner), attributes)), np.uint8)
+    except Exception as error:  # of any kind, raised by a user's environment
         state["why_not"] = f"the environments can't be pickled: {error!r}"
-    else:
-        state["pickle"] = np.frombuffer(pickled, np.uint8)
     return state
 
 
 def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
     """
-    :param env: Environments as they were
-    :param state: What ``environment_state`` gave
-    :raises ValueError: if there are statistics of a VecNormalize that is not there
+    Load the statistics of VecNormalize.
+
+    :param env: Training environments
+    :param state: Result of ``environment_state``
+    :raises ValueError: if the environments are not wrapped in the same way, or for invalid statistics
     """
     statistics, normalize = state["statistics"], unwrap_vec_normalize(env)
     if (statistics is None) != (normalize is None):
-        raise ValueError(f"`env` must {'not ' if statistics is None else ''}be wrapped in VecNormalize, as before")
+        raise ValueError(f"`env` must {'not ' if statistics is None else ''}be wrapped in VecNormalize, as in the checkpoint")
     if normalize is None:
         return
     if normalize.norm_obs != bool(statistics["obs_rms"]):
-        raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}` as it was")
-    returns = validate_array("VecNormalize.returns", statistics["returns"], normalize.returns)
-    means: Any = {"ret_rms": (normalize.ret_rms, statistics["ret_rms"])}
+        raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}`, as before")
+    pairs: list[tuple[Any, dict[str, Any]]] = [(normalize.ret_rms, statistics["ret_rms"])]
     for key, values in statistics["obs_rms"].items():
-        means[f"obs_rms {key}"] = normalize.obs_rms[key] if key else normalize.obs_rms, values  # type: ignore[index]
-    for what, (rms, values) in means.items():
-        rms.count = validate_number(f"VecNormalize's {what}.count", values["count"], float, 0)
+        pairs.append((normalize.obs_rms[key] if key else normalize.obs_rms, values))  # type: ignore[index]
+    for rms, values in pairs:
+        rms.count = validate_number("VecNormalize.count", values["count"], float, 0)
         for name in ("mean", "var"):
-            given = np.asarray(values[name], np.float64)  # one of a scalar was written as a number
-            setattr(
-                rms, name, validate_array(f"VecNormalize's {what}.{name}", given, np.asarray(getattr(rms, name), np.float64))
-            )
-    normalize.returns = returns
+            loaded = np.asarray(values[name], np.float64)  # scalars are stored as numbers
+            setattr(rms, name, validate_array(f"VecNormalize.{name}", loaded, np.asarray(getattr(rms, name), np.float64)))
+    normalize.returns = validate_array("VecNormalize.returns", statistics["returns"], normalize.returns)
 
 
 def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:
     """
-    Put environments back to where they were. This runs whatever code the file holds.
+    Restore the environments in the middle of their episodes. This executes code from the file.
 
-    :param env: Environments as they were
-    :param state: What ``environment_state`` gave
-    :raises ValueError: if they were not stored, or are wrapped otherwise
+    :param env: Training environments
+    :param state: Result of ``environment_state``
+    :raises ValueError: if the environments were not saved, or are not wrapped in the same way
     """
     if state["pickle"] is None:
-        raise ValueError(f"The checkpoint holds no environments: {state['why_not']}")
+        raise ValueError(f"The checkpoint contains no environments: {state['why_not']}")
     try:
-        inside, held = pickle.loads(state["pickle"].tobytes())
-    except Exception as error:  # whatever a user's environment may raise
+        inner_attributes, wrapper_attributes = pickle.loads(state["pickle"].tobytes())
+    except Exception as error:  # of any kind, raised by a user's environment
         raise ValueError(f"The environments can't be unpickled: {error!r}; resume without `restore_environments`") from error
     wrappers, inner = unwrapped(env)
-    if len(wrappers) != len(held) or type(inner) is not DummyVecEnv:
-        raise ValueError(f"`env` must be wrapped as it was, {len(held)} times around a DummyVecEnv, got {env}")
-    was, given = (list(map(_wrapper_names, envs)) for envs in (inside["envs"], inner.envs))
-    if was != given:
-        raise ValueError(f"`env` must be wrapped as it was, {was}, got {given}")
-    vars(inner).update(inside)
-    for wrapper, attributes in zip(wrappers, held, strict=True):
+    if len(wrappers) != len(wrapper_attributes) or type(inner) is not DummyVecEnv:
+        raise ValueError(f"`env` must be a DummyVecEnv with {len(wrapper_attributes)} wrappers, got {env}")
+    saved, found = (list(map(_wrapper_names, envs)) for envs in (inner_attributes["envs"], inner.envs))
+    if saved != found:
+        raise ValueError(f"`env` must be wrapped as in the checkpoint, {saved}, got {found}")
+    vars(inner).update(inner_attributes)
+    for wrapper, attributes in zip(wrappers, wrapper_attributes, strict=True):
         vars(wrapper).update(attributes)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in a folder, and the run that resumes from them."""
+"""Save checkpoints to a folder, and resume from them."""
 
 import re
 import warnings
@@ -18,16 +18,16 @@ SelfMuZero = TypeVar("SelfMuZero", bound=MuZero)
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """
-    :param folder: Where checkpoints are
-    :return: Their files, the one of most steps at the end
+    :param folder: Folder with checkpoints
+    :return: Checkpoint files, in the order of their numbers of steps
     """
     return sorted((path for path in Path(folder).glob("checkpoint_*_steps.npz") if steps_of(path) >= 0), key=steps_of)
 
 
 def steps_of(path: Path) -> int:
     """
-    :param path: A file
-    :return: Steps after which it was saved as a checkpoint; -1 if it is none
+    :param path: Path to a file
+    :return: Number of environment steps of the checkpoint, -1 for any other file
     """
     match = re.fullmatch(r"checkpoint_(\d+)_steps\.npz", path.name)
     return -1 if match is None else int(match[1])
@@ -35,13 +35,13 @@ def steps_of(path: Path) -> int:
 
 def can_learn(model: MuZero) -> bool:
     """
-    :param model: A model between two rollouts, which stays as it is
+    :param model: Model, between two rollouts
     :return: Whether the loss of a batch and its gradients are finite
     """
     if model._n_updates == 0 or model.replay_buffer.size() == 0:
         return True
     was_training = model.policy.training
-    model.policy.set_training_mode(False)  # else batch statistics would move
+    model.policy.set_training_mode(False)  # so that no batch statistics change
     with random_state_kept():
         is_finite = model.learner.loss_is_finite(model.sample(model.batch_size, model.unroll_steps, with_bonus=False))
     model.policy.set_training_mode(was_training)
@@ -50,31 +50,32 @@ def can_learn(model: MuZero) -> bool:
 
 def check_checkpoint_folder(model: MuZero, folder: str | Path) -> None:
     """
-    :param model: The model
-    :param folder: Where its checkpoints are to be saved
-    :raises ValueError: if there are checkpoints of another run, or the model's steps were counted from 0 again since
+    :param model: Model
+    :param folder: Folder for its checkpoints
+    :raises ValueError: if the folder has checkpoints of another run, or of this run before its number of steps was reset
     """
     existing = checkpoints_in(folder)
     saved_at = model.checkpoint_folders.get(Path(folder).resolve())
     if existing and (saved_at is None or model.num_timesteps < saved_at):
         raise ValueError(
-            f"The folder holds checkpoints of another run, {existing[-1]} the newest, and this one is at step "
-            f"{model.num_timesteps}: continue that one (`resume`, then `learn` with `reset_num_timesteps=False`), or pass "
+            f"The folder contains checkpoints of another run, {existing[-1]} the newest, and this run is at step "
+            f"{model.num_timesteps}: continue that run (`resume`, then `learn` with `reset_num_timesteps=False`), or use "
             f"another folder"
         )
 
 
 def save_checkpoint(model: MuZero, folder: str | Path, keep: int = 2) -> Path:
     """
-    Save everything that this run consists of, to ``resume`` it; between two rollouts, as ``ResumableCheckpointCallback`` does.
+    Save the complete state of a run between two rollouts, see ``ResumableCheckpointCallback``. If saving fails, previous
+    checkpoints are not changed.
 
-    :param model: The model
-    :param folder: Where checkpoints are, which is created
-    :param keep: Number of checkpoints that stay, this one among them
-    :return: The checkpoint's file, which is whole or not there at all
-    :raises OSError: if it cannot be written; the others stay then
-    :raises FloatingPointError: if the loss or its gradients are not finite; the others stay then, too
-    :raises ValueError: for a folder of another run
+    :param model: Model
+    :param folder: Folder for checkpoints, created if necessary
+    :param keep: Number of checkpoints to keep, including the new one
+    :return: Path to the checkpoint
+    :raises OSError: if the checkpoint cannot be written
+    :raises FloatingPointError: if the loss or its gradients are not finite
+    :raises ValueError: if the folder has checkpoints of another run
     """
     check_checkpoint_folder(model, folder)
     if not can_learn(model):
@@ -83,15 +84,15 @@ def save_checkpoint(model: MuZero, folder: str | Path, keep: int = 2) -> Path:
     if missing := [name for name, value in state["settings"].items() if is_missing(value)]:
         warnings.warn(f"{', '.join(missing)} cannot be serialized and must be passed to `resume`")
     if (reason := state["environments"]["why_not"]) is not None:
-        warnings.warn(f"Resumed from this checkpoint, episodes will begin anew: {reason}")  # which Python shows once
+        warnings.warn(f"Resuming from this checkpoint will start new episodes: {reason}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint_{model.num_timesteps}_steps.npz"
-    for unfinished in folder.glob("checkpoint_*_steps.npz.*.unfinished"):  # of a run that was killed
+    for unfinished in folder.glob("checkpoint_*_steps.npz.*.unfinished"):  # by a run that was killed
         unfinished.unlink()
     save_npz(path, state)
     for old in checkpoints_in(folder)[:-keep]:
-        if old != path:  # one of more steps is damaged
+        if old != path:  # damaged checkpoints can have more steps
             old.unlink()
     model.checkpoint_folders[folder.resolve()] = model.num_timesteps
     return path
@@ -99,21 +100,21 @@ def save_checkpoint(model: MuZero, folder: str | Path, keep: int = 2) -> Path:
 
 def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     """
-    :param folder: Where checkpoints are
-    :return: What is in the newest one that is whole
-    :raises FileNotFoundError: if there is none
-    :raises ValueError: if all are damaged
+    :param folder: Folder with checkpoints
+    :return: State in the newest checkpoint that is not damaged
+    :raises FileNotFoundError: if there is no checkpoint
+    :raises ValueError: if all checkpoints are damaged
     """
     paths = checkpoints_in(folder)
     if not paths:
-        raise FileNotFoundError(f"There is no checkpoint in {folder}{', which must be their folder' * Path(folder).is_file()}")
+        raise FileNotFoundError(f"There is no checkpoint in {folder}{', which must be a folder' * Path(folder).is_file()}")
     errors = []
     for path in reversed(paths):
         try:
             return load_npz(path)
         except (ValueError, OSError) as error:
             errors.append(str(error))
-            warnings.warn(f"{error}; trying the checkpoint before")
+            warnings.warn(f"{error}; trying the previous checkpoint")
     raise ValueError("; ".join(errors))
 
 
@@ -125,23 +126,23 @@ def resume(
     **changes: Any,
 ) -> SelfMuZero:
     """
-    Continue a run from its newest whole checkpoint: call ``learn`` with the remaining steps and
-    ``reset_num_timesteps=False``. No code of the file is run.
+    Load a run from its newest checkpoint that is not damaged. To continue it, call ``learn`` with the remaining steps and
+    ``reset_num_timesteps=False``. No code from the file is executed unless ``restore_environments`` is set.
 
-    :param folder: Where ``ResumableCheckpointCallback`` has saved checkpoints
-    :param env: Environments of the same kind and number, wrapped as they were
-    :param restore_environments: Whether environments continue in the middle of their episodes, so that the run ends with the
-        very parameters that it would have had without an interruption. They are unpickled, which does run code: only for files
-        that you trust. Otherwise episodes begin anew
+    :param folder: Folder with the checkpoints of ``ResumableCheckpointCallback``
+    :param env: Training environments, with the same spaces, number and wrappers
+    :param restore_environments: Whether to continue the running episodes, which makes the run bit-identical to an
+        uninterrupted one on CPU. This unpickles the environments, so use it for trusted files only. By default new episodes
+        start
     :param model_class: Class of the model
-    :param changes: Arguments of the constructor that are to change, or that cannot be serialized, as functions. The
-        optimizer keeps its state, but for the learning rate
+    :param changes: Constructor arguments to change, or that cannot be serialized, such as functions
     :return: The model
     :raises FileNotFoundError: if there is no checkpoint
-    :raises ValueError: if none is whole, for other environments, for missing settings, and for another `buffer_size`
+    :raises ValueError: if all checkpoints are damaged, if the environments do not fit, if an argument is missing, and for
+        another ``buffer_size``
     """
     if "buffer_size" in changes:
-        raise ValueError(f"`buffer_size` can't be changed by `resume`, got {changes['buffer_size']}: it is the checkpoint's")
+        raise ValueError("`buffer_size` can't be changed by `resume`")
     state = load_checkpoint(folder)
     if state.get("format") != FORMAT:
         raise ValueError(f"The checkpoint in {folder} was written by another version of sb3_muzero")
@@ -149,16 +150,7 @@ def resume(
         settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}
         model = model_class(env=env, **settings, **changes)
         load_run_state(model, state, restore_environments)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RuntimeError,
-        AssertionError,
-        ArithmeticError,
-    ) as error:
+    except Exception as error:
         why = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"The checkpoint in {folder} does not fit `env`, the arguments or this version: {why}") from error
     model.checkpoint_folders[Path(folder).resolve()] = model.num_timesteps

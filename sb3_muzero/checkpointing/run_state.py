@@ -1,4 +1,4 @@
-"""Everything that a run consists of, as a tree (``sb3_muzero.common.serialization``)."""
+"""State of a complete training run, as nested data for ``sb3_muzero.common.serialization``."""
 
 import warnings
 from collections import deque
@@ -14,22 +14,17 @@ from sb3_muzero.checkpointing.settings import constructor_arguments, encode
 from sb3_muzero.common.random_state import random_state, set_random_state
 from sb3_muzero.muzero import MuZero
 
-FORMAT = 2
-
-
-def _numbers(entry: Any) -> Any:
-    """:return: What Monitor tells of an episode, without what else its user has added"""
-    if isinstance(entry, dict):
-        return {key: value for key, value in entry.items() if isinstance(value, int | float | np.number)}
-    return float(entry)
+FORMAT = 3
 
 
 def run_state(model: MuZero) -> dict[str, Any]:
     """
-    :param model: A model between two rollouts
-    :return: Everything that its run consists of
+    :param model: Model, between two rollouts
+    :return: State of its run
     """
     assert model.env is not None
+    infos = model.ep_info_buffer or ()
+    numbers = (int, float, np.number)  # other entries may not be serializable
     return {
         "format": FORMAT,
         "settings": {name: encode(value) for name, value in constructor_arguments(model).items()},
@@ -41,10 +36,10 @@ def run_state(model: MuZero) -> dict[str, Any]:
         "collector": model.collector.state(),
         "algorithm": model.state(),
         "episodes": {
-            "infos": [_numbers(entry) for entry in model.ep_info_buffer or ()],
-            "successes": [_numbers(entry) for entry in model.ep_success_buffer or ()],
+            "infos": [{name: value for name, value in info.items() if isinstance(value, numbers)} for info in infos],
+            "successes": [float(success) for success in model.ep_success_buffer or ()],
         },
-        # Read only if environments continue in the middle of their episodes
+        # Only used if running episodes are restored
         "last_obs": {"seen": model._last_obs, "original": model._last_original_obs, "starts": model._last_episode_starts},
         "environments": environment_state(model.env),
         "random": random_state(),
@@ -54,29 +49,26 @@ def run_state(model: MuZero) -> dict[str, Any]:
 
 def load_run_state(model: MuZero, state: dict[str, Any], restore_environments: bool) -> None:
     """
-    :param model: A model that was made with the settings of ``state``, and its environments
-    :param state: What ``run_state`` returned
-    :param restore_environments: Whether environments continue in the middle of their episodes, which runs the code that they
-        were pickled with
-    :raises ValueError: for environments that are not what they were
+    :param model: New model with the settings in ``state``, and with its environments
+    :param state: Result of ``run_state``
+    :param restore_environments: Whether to unpickle the environments and continue the running episodes
+    :raises ValueError: if the state does not fit the model or its environments
     """
     assert model.env is not None
-    model.replay_buffer.load_state(state["replay_buffer"])  # first: it knows whether spaces and environments are the same
+    model.replay_buffer.load_state(state["replay_buffer"])  # checks spaces and number of environments
     load_statistics(model.env, state["environments"])
     if restore_environments:
         unpickle_environments(model.env, state["environments"])
-    was_finite = {name: bool(tensor.isfinite().all()) for name, tensor in model.policy.state_dict().items()}
     model.policy.load_state_dict(state["policy"])
+    for name, parameter in model.policy.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"the policy's `{name}` must have finite numbers")
     load_optimizer_state(model.policy.optimizer, state["optimizer"])
-    for name, tensor in model.policy.state_dict().items():
-        if was_finite[name] and not tensor.isfinite().all():
-            raise ValueError(f"the networks' `{name}` must have finite numbers")
     model.learner.load_state(state["learner"])
     model.warmup.load_state(state["warmup"])
     model.load_state(state["algorithm"])
-    infos, successes = state["episodes"]["infos"], state["episodes"]["successes"]
-    model.ep_info_buffer = deque(map(_numbers, infos), maxlen=model._stats_window_size)
-    model.ep_success_buffer = deque(map(_numbers, successes), maxlen=model._stats_window_size)
+    model.ep_info_buffer = deque(state["episodes"]["infos"], maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(state["episodes"]["successes"], maxlen=model._stats_window_size)
     model.action_space.np_random.bit_generator.state = state["action_space"]["generator"]
     set_random_state(state["random"])
     if restore_environments:
@@ -88,8 +80,8 @@ def load_run_state(model: MuZero, state: dict[str, Any], restore_environments: b
     can_tell = isinstance(unwrapped(model.env)[1], DummyVecEnv | SubprocVecEnv)
     if can_tell and any(any(model.env.env_is_wrapped(wrapper)) for wrapper in normalizing):
         warnings.warn(
-            "The statistics of gymnasium's NormalizeObservation and NormalizeReward begin anew: only "
-            "`restore_environments=True` restores them; those of SB3's VecNormalize are always restored"
+            "The statistics of gymnasium's NormalizeObservation and NormalizeReward are reset; "
+            "`restore_environments=True` or SB3's VecNormalize would restore them"
         )
-    model._last_obs = None  # so that `learn` begins with a reset
-    model.env.seed(int(np.random.randint(2**31 - 1)))  # and not with the run's first episodes again
+    model._last_obs = None  # `learn` resets the environments
+    model.env.seed(int(np.random.randint(2**31 - 1)))  # otherwise the first episodes of the run would be repeated

@@ -1,1 +1,1 @@
-"""What all folders share."""
+"""Utilities that every other package uses."""

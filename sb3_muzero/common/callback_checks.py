@@ -1,4 +1,4 @@
-"""Whether a callback can work where it is."""
+"""Checks for callbacks that depend on the start and the end of rollouts."""
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
@@ -6,10 +6,12 @@ from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 def check_callback(callback: BaseCallback, algorithm: type[BaseAlgorithm], frequency: str) -> None:
     """
-    :param callback: A callback that needs the start and the end of each rollout
-    :param algorithm: The algorithm that it is made for
-    :param frequency: Its argument that says how often it acts
-    :raises ValueError: for another algorithm, and inside an ``EventCallback``, which passes on steps but no rollouts
+    Check that a callback supports the algorithm and receives all events.
+
+    :param callback: Callback to check
+    :param algorithm: Supported algorithm
+    :param frequency: Name of the callback's argument that sets how often it is triggered
+    :raises ValueError: for another algorithm, or if the parent is an ``EventCallback``, which forwards no rollout events
     """
     name = type(callback).__name__
     if not isinstance(callback.model, algorithm):

@@ -1,4 +1,4 @@
-"""Arguments that several commands take, in RL Zoo's notation."""
+"""Command-line arguments in RL Zoo's notation."""
 
 import argparse
 import ast
@@ -12,10 +12,11 @@ import gymnasium as gym
 
 def key_value(text: str) -> tuple[str, Any]:
     """
-    A type for ``argparse``.
+    Argument type for ``argparse``.
 
     :param text: ``key=value``
-    :return: The key, and the value as a Python literal or else as a string
+    :return: The key, and the value as a Python literal, or as a string if it is not a literal
+    :raises argparse.ArgumentTypeError: if there is no ``=``
     """
     key, separator, value = text.partition("=")
     if not separator:
@@ -28,10 +29,10 @@ def key_value(text: str) -> tuple[str, Any]:
 
 def wrapper_class(names: str | Sequence[str]) -> Callable[[gym.Env], gym.Env]:
     """
-    RL Zoo's ``env_wrapper``, for the ``wrapper_class`` of ``make_vec_env``.
+    Convert RL Zoo's ``env_wrapper`` to the ``wrapper_class`` of ``make_vec_env``.
 
-    :param names: Dotted names of wrappers, innermost first, whose import may also register environments
-    :return: Applies the wrappers
+    :param names: Dotted names of wrappers, innermost first
+    :return: Function that applies the wrappers
     :raises ValueError: for a name that can't be imported
     """
     wrappers: list[Any] = []

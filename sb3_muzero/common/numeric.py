@@ -1,4 +1,4 @@
-"""Which values count as numbers where an argument must be one."""
+"""Type checks for numeric arguments."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ NUMBERS = (*INTEGERS, float, np.floating)
 
 def is_number(value: Any) -> bool:
     """
-    :param value: An argument
-    :return: Whether it is a real number; booleans and strings are none
+    :param value: Value to check
+    :return: Whether it is a real number; a bool is not one
     """
     return isinstance(value, NUMBERS) and not isinstance(value, bool)
 
 
 def is_integer(value: Any) -> bool:
     """
-    :param value: An argument
-    :return: Whether it is an integer; booleans are none
+    :param value: Value to check
+    :return: Whether it is an integer; a bool is not one
     """
     return isinstance(value, INTEGERS) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""SB3's progress bar, that also tells how the agent does and what the time goes to."""
+"""SB3's progress bar with the mean return and the time split."""
 
 import time
 from typing import Any
@@ -11,19 +11,19 @@ from tqdm.rich import tqdm
 
 class MuZeroProgressBar(ProgressBarCallback):
     """
-    Steps, mean return of the latest episodes and the time split, which a ``MuZero`` model keeps.
+    Progress bar that shows the steps, the mean return of the latest episodes and the model's time split.
 
-    :param compiles: Whether the first search has to be compiled
+    :param compiles: Whether the first search compiles the planner
     """
 
-    EVERY = 0.5  # seconds between new descriptions
+    EVERY = 0.5  # seconds between two descriptions
 
     def __init__(self, compiles: bool) -> None:
         super().__init__()
         self._compiles = compiles
 
     def _on_training_start(self) -> None:
-        # Not tqdm's columns, which leave no room for a description in 80 characters
+        # tqdm's default columns leave no room for a description in 80 characters
         columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), "<", TimeRemainingColumn(),
                    "{task.description}")  # fmt: skip
         self.pbar = tqdm(total=self.locals["total_timesteps"] - self.model.num_timesteps, progress=columns)
@@ -37,7 +37,7 @@ class MuZeroProgressBar(ProgressBarCallback):
         return super()._on_step()
 
     def _searches_next(self) -> bool:
-        """Whether the warm-up is over and nothing was searched yet."""
+        """Whether the next step runs the first search."""
         model: Any = self.model
         return self.num_timesteps >= model.learning_starts and model.time_split["search"] == 0
 
@@ -45,7 +45,7 @@ class MuZeroProgressBar(ProgressBarCallback):
         episodes = self.model.ep_info_buffer
         mean_return = f"return {safe_mean([episode['r'] for episode in episodes]):.4g}, " if episodes else ""
         shares: dict[str, float] = self.model.time_split.shares()  # type: ignore[attr-defined]
-        if self._compiles and self._searches_next():  # what is seen meanwhile, for some 20 seconds
+        if self._compiles and self._searches_next():
             return f"{mean_return}the first search compiles"
         learning = shares["learning"] + shares["reanalysis"]
         return f"{mean_return}env {shares['environment']:.0%} search {shares['search']:.0%} learn {learning:.0%}"

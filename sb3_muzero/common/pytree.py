@@ -1,4 +1,4 @@
-"""Nested structures of tensors or arrays: observations of a Dict space, latents of several parts."""
+"""Nested structures of tensors or arrays, such as observations of a Dict space and latents with several parts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,9 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     Apply a function to the leaves of nested dictionaries, tuples and named tuples.
 
     :param function: Takes one leaf of each tree
-    :param tree: A tensor, an array, or a nest of such
-    :param others: Trees of the same structure
-    :return: A tree of the same structure with what the function returns
+    :param tree: Tensor or array, or a nested structure of them
+    :param others: Trees with the same structure
+    :return: Tree with the same structure, whose leaves are the function's results
     """
     if isinstance(tree, dict):
         return {key: tree_map(function, part, *(other[key] for other in others)) for key, part in tree.items()}
@@ -23,8 +23,8 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 def tree_leaves(tree: Any) -> list[Any]:
     """
-    :param tree: A tensor, an array, or a nest of such
-    :return: Its leaves, in the order of ``tree_map``
+    :param tree: Tensor or array, or a nested structure of them
+    :return: Leaves, in the order of ``tree_map``
     """
     leaves: list[Any] = []
     tree_map(leaves.append, tree)

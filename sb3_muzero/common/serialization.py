@@ -1,8 +1,8 @@
 """
-Files without pickle for arrays, tensors and plain values: reading one runs no code.
+Save and load nested data without pickle, so that loading a file never executes code.
 
-What is saved is nested: dictionaries with strings as keys, and lists; the leaves are NumPy arrays, tensors, strings, numbers,
-booleans and ``None``. The file is an uncompressed ``.npz`` that also contains the nesting as JSON.
+The data consists of dictionaries with string keys, and lists. Leaves are NumPy arrays, tensors, strings, numbers, booleans and
+``None``. The file is an uncompressed ``.npz`` archive with the arrays, and the structure as JSON.
 """
 
 import contextlib
@@ -21,59 +21,72 @@ STRUCTURE = "structure"
 ARRAY, TENSOR = "array of the file", "tensor of the file"
 
 
-def _flatten(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """:return: The structure with names in place of its arrays, which are added to ``arrays``"""
-    if isinstance(tree, dict):
-        if not all(isinstance(key, str) and key not in (ARRAY, TENSOR) for key in tree):
-            raise TypeError(f"Names must be strings other than {ARRAY!r} and {TENSOR!r}, got {list(tree)}")
-        return {key: _flatten(part, arrays) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_flatten(part, arrays) for part in tree]
-    if isinstance(tree, np.ndarray | th.Tensor):
-        name = str(len(arrays))
-        arrays[name] = tree.numpy(force=True) if isinstance(tree, th.Tensor) else tree
-        if arrays[name].dtype.hasobject:
-            raise TypeError(f"Arrays of objects can't be saved without pickle, got {arrays[name]}")
-        return {TENSOR if isinstance(tree, th.Tensor) else ARRAY: name}
-    return tree.item() if isinstance(tree, np.generic) else tree
-
-
-def _restore(tree: Any, arrays: Any) -> Any:
-    if isinstance(tree, list):
-        return [_restore(part, arrays) for part in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if set(tree) == {ARRAY}:
-        return arrays.pop(tree[ARRAY])  # each array is used once
-    if set(tree) == {TENSOR}:
-        return th.from_numpy(arrays.pop(tree[TENSOR]))
-    return {key: _restore(part, arrays) for key, part in tree.items()}
-
-
 def save_npz(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> None:
     """
-    :param path: File to write (see ``atomic_write``), or one that is open for writing
+    :param path: File to write (see ``atomic_write``), or a file object
     :param tree: Nested dictionaries and lists
-    :raises OSError: if the file cannot be written; nothing of it is left then
+    :raises OSError: if the file cannot be written
     :raises TypeError: for a leaf that cannot be saved without pickle
     """
     arrays: dict[str, np.ndarray] = {}
-    structure = json.dumps(_flatten(tree, arrays))
+
+    def reference(leaf: Any) -> Any:
+        if isinstance(leaf, np.generic):
+            return leaf.item()
+        array = leaf.numpy(force=True) if isinstance(leaf, th.Tensor) else leaf
+        if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+            raise TypeError(f"{leaf!r:.200} cannot be saved without pickle")
+        arrays[name := str(len(arrays))] = array
+        return {TENSOR if isinstance(leaf, th.Tensor) else ARRAY: name}
+
+    structure = json.dumps(tree, default=reference)
     arrays[STRUCTURE] = np.frombuffer(structure.encode(), np.uint8)
     opened: Any = atomic_write(Path(path)) if isinstance(path, str | Path) else contextlib.nullcontext(path)
     with opened as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
+def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+    """
+    :param path: File written by ``save_npz``, or a file object
+    :return: The saved data
+    :raises FileNotFoundError: if the file does not exist
+    :raises ValueError: if the file is damaged or has another format
+    """
+
+    def restore(branch: dict[str, Any]) -> Any:
+        if set(branch) == {ARRAY}:
+            return arrays.pop(branch[ARRAY])  # each array belongs to one leaf
+        return th.from_numpy(arrays.pop(branch[TENSOR])) if set(branch) == {TENSOR} else branch
+
+    opened: Any = open(path, "rb") if isinstance(path, str | Path) else contextlib.nullcontext(path)
+    try:
+        with opened as content, zipfile.ZipFile(content) as file:
+            arrays = {member.filename.removesuffix(".npy"): _read_array(file, member) for member in file.infolist()}
+        tree = json.loads(arrays.pop(STRUCTURE).tobytes(), object_hook=restore)
+        if not isinstance(tree, dict):
+            raise ValueError(f"it contains a {type(tree).__name__}")
+        return tree
+    except Exception as error:  # a damaged file can raise any error
+        raise ValueError(f"{path} is damaged, or not a file of sb3_muzero: {error!r}") from error
+
+
+def _read_array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with file.open(member) as content:
+        array = np.lib.format.read_array(content, allow_pickle=False)
+        if content.read(1):  # at the end of the member zipfile verifies its checksum
+            raise ValueError(f"{member.filename} contains more than its array")
+    return array
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[io.BufferedIOBase]:
     """
-    Write a file under a temporary name and rename it once it is on disk. If that fails or is interrupted, a file that existed
-    before stays as it was.
+    Write to a temporary file and rename it when it is complete. If writing fails, an existing file is not changed.
 
     :param path: File to write
-    :return: Context with the open file
-    :raises OSError: if the file cannot be written; nothing of it is left then
+    :return: Context manager with the open file
+    :raises OSError: if the file cannot be written
     """
     path = path.resolve()  # the target of a link
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
@@ -86,20 +99,15 @@ def atomic_write(path: Path) -> Iterator[io.BufferedIOBase]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    if os.name != "nt":  # Windows cannot open folders
-        with contextlib.suppress(OSError):  # some file systems do not allow it
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
 
 def with_suffix(path: Any, suffix: str) -> Any:
     """
-    :param path: Path to a file, or an open file
-    :param suffix: Suffix for a name that has none
-    :return: The path as SB3 completes it, in a folder that exists; an open file as it is
+    Complete a path as SB3's ``open_path`` does, and create its folder.
+
+    :param path: Path to a file, or a file object
+    :param suffix: Suffix to add if the name has none
+    :return: Completed path; a file object is returned unchanged
     """
     if not isinstance(path, str | Path):
         return path
@@ -108,30 +116,13 @@ def with_suffix(path: Any, suffix: str) -> Any:
     return path if path.suffix else path.with_name(f"{path.name}{suffix}")
 
 
-def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
-    """
-    :param path: File that ``save_npz`` wrote, or one that is open for reading
-    :return: What was saved
-    :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if the file is damaged or of another kind
-    """
-    opened: Any = open(path, "rb") if isinstance(path, str | Path) else contextlib.nullcontext(path)
-    try:
-        with opened as content, zipfile.ZipFile(content) as file:
-            arrays = {member.filename.removesuffix(".npy"): _read(file, member) for member in file.infolist()}
-        tree = _restore(json.loads(arrays.pop(STRUCTURE).tobytes()), arrays)
-        if not isinstance(tree, dict):
-            raise ValueError(f"it contains a {type(tree).__name__}")
-        return tree
-    except Exception as error:  # damaged files lead to errors of any kind
-        raise ValueError(f"{path} is damaged, or not a file of sb3_muzero: {error!r}") from error
-
-
 def copy_into(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """
-    :param ring: A new array
-    :param rows: Its first rows, read from a file
-    :return: The array with these rows; ``rows`` itself if they are all of them, so that memory need not hold both
+    Fill the first rows of an array. If ``rows`` has as many rows as the array, ``rows`` is returned, which avoids a copy.
+
+    :param ring: Array to fill, shape ``[N, ...]``
+    :param rows: First rows, shape ``[M, ...]`` with M <= N
+    :return: Array with these rows, shape ``[N, ...]``
     """
     if rows.shape == ring.shape and rows.flags.c_contiguous:
         return rows
@@ -141,50 +132,41 @@ def copy_into(ring: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def validate_array(name: str, given: Any, like: np.ndarray, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
     """
-    Check an array that was read from a file.
+    Check an array loaded from a file.
 
-    :param name: Name of the array in error messages
-    :param given: What was read
-    :param like: An array of the expected dtype and shape
-    :param low: Smallest number allowed
-    :param high: Largest number allowed
+    :param name: Name in error messages
+    :param given: Loaded value
+    :param like: Array with the expected dtype and shape
+    :param low: Lower bound of the numbers
+    :param high: Upper bound of the numbers
     :return: The array
-    :raises ValueError: for anything but an array of that dtype and shape whose numbers are finite and in the range
+    :raises ValueError: for another dtype or shape, and for numbers that are not finite or out of bounds
     """
     if not isinstance(given, np.ndarray) or (given.dtype, given.shape) != (like.dtype, like.shape):
-        what = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else repr(given)
-        raise ValueError(f"`{name}` must be an array of {like.dtype} and shape {like.shape}, got {what:.200}")
-    is_bounded = given.dtype.kind == "f" or (given.dtype.kind in "iu" and (low, high) != (-np.inf, np.inf))
-    if is_bounded and given.size > 0:
+        found = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else repr(given)
+        raise ValueError(f"`{name}` must be an array of {like.dtype} and shape {like.shape}, got {found:.200}")
+    has_bounds = (low, high) != (-np.inf, np.inf)
+    if given.dtype.kind in ("fiu" if has_bounds else "f") and given.size > 0:
         smallest, largest = given.min(), given.max()
-        if not (low <= smallest and largest <= high and np.isfinite(smallest) and np.isfinite(largest)):
+        if not (np.isfinite([smallest, largest]).all() and low <= smallest and largest <= high):
             raise ValueError(f"`{name}` must have finite numbers from {low:g} to {high:g}, got {smallest} to {largest}")
     return given
 
 
 def validate_number(name: str, given: Any, kind: type, low: float = -np.inf, high: float = np.inf) -> Any:
     """
-    Check a number that was read from a file.
+    Check a number loaded from a file.
 
-    :param name: Name of the number in error messages
-    :param given: What was read
-    :param kind: ``bool``, ``int`` or ``float`` (which may be written as an integer)
-    :param low: Smallest number allowed
-    :param high: Largest number allowed
+    :param name: Name in error messages
+    :param given: Loaded value
+    :param kind: ``bool``, ``int`` or ``float``, which accepts integers
+    :param low: Lower bound
+    :param high: Upper bound
     :return: The number
-    :raises ValueError: for anything but a finite number of that kind and in the range
+    :raises ValueError: for another type, and for a number that is not finite or out of bounds
     """
     kinds = (float, int) if kind is float else (kind,)
     is_kind = isinstance(given, kinds) and isinstance(given, bool) == (kind is bool)
     if not (is_kind and np.isfinite(given) and low <= given <= high):
         raise ValueError(f"`{name}` must be a finite {kind.__name__} from {low:g} to {high:g}, got {given!r:.200}")
     return given
-
-
-def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """:return: An array without pickled objects; all of the member is read, so that its checksum is verified"""
-    with file.open(member) as content:
-        array = np.lib.format.read_array(content, allow_pickle=False)
-        if content.read(1):
-            raise ValueError(f"{member.filename} contains more than its array")
-    return array

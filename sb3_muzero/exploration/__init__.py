@@ -1,1 +1,1 @@
-"""Exploration beside the search's own noise."""
+"""Exploration in addition to the exploration noise of the search."""

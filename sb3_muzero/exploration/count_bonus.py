@@ -1,4 +1,4 @@
-"""Count-based exploration: a bonus for regions of the observation space that were visited rarely."""
+"""Count-based exploration."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from sb3_muzero.common.serialization import validate_array, validate_number
 
 def as_features(observations: np.ndarray) -> np.ndarray:
     """
-    :param observations: Shape ``[N, *obs_shape]``, records for a Dict space
-    :return: All their numbers, shape ``[N, num_features]``
+    :param observations: Observations, shape ``[N, *obs_shape]``; a structured array for a Dict space
+    :return: Flattened observations, shape ``[N, num_features]``
     """
     parts = [observations] if observations.dtype.names is None else [observations[name] for name in observations.dtype.names]
     flat = [part.reshape(len(observations), -1) for part in parts]
@@ -20,13 +20,13 @@ def as_features(observations: np.ndarray) -> np.ndarray:
 
 class CountBonus:
     """
-    Bonus of one over the square root of the visits (#Exploration, https://arxiv.org/abs/1611.04717). Integers are counted as
-    they are. Real numbers are standardised and fall into cells; where there are more than ``max_axes`` of them, as many
-    random projections do. All cells share a hash table of ``num_buckets`` counts.
+    Exploration bonus ``1 / sqrt(visit count)`` (#Exploration, https://arxiv.org/abs/1611.04717, Eq. 1). Integer features are
+    counted exactly. Real features are normalized and discretized into cells, after a random projection if there are more than
+    ``max_axes``. The counts are stored in a hash table of size ``num_buckets``.
 
     :param observation_space: Observation space
-    :param cell_width: Side of a cell, in standard deviations of what ``fit`` sees
-    :param max_axes: Largest number of axes of a cell
+    :param cell_width: Side length of a cell, in standard deviations of the observations passed to ``fit``
+    :param max_axes: Maximum number of axes of a cell
     """
 
     num_buckets = 1 << 18
@@ -34,7 +34,7 @@ class CountBonus:
 
     def __init__(self, observation_space: spaces.Space, cell_width: float = 1.0, max_axes: int = 4) -> None:
         self.cell_width = cell_width
-        constants = np.random.default_rng(0)  # of the hash, not of the agent
+        constants = np.random.default_rng(0)  # of the hash function, independent of the seed
         parts = list(observation_space.values()) if isinstance(observation_space, spaces.Dict) else [observation_space]
         sizes = [int(np.prod(part.shape or ())) for part in parts]
         is_real = [part.dtype is not None and part.dtype.kind == "f" for part in parts]
@@ -47,30 +47,30 @@ class CountBonus:
         self._factors = constants.integers(1, 1 << 62, size=num_axes + len(self._is_real) - num_real) | 1
         self._mean, self._scale = np.zeros(num_real), np.ones(num_real)
         self.counts = np.zeros(self.num_buckets, dtype=np.int64)
-        # n visits of one place have n bonuses of 1 / sqrt(n)
+        # n visits of a bucket contribute n * 1 / sqrt(n)
         self._sum_of_bonuses, self._num_visits = 0.0, 0
 
     def fit(self, observations: np.ndarray) -> None:
         """
-        Take the units of the cells from observations, once: counts do not follow cells that move.
+        Compute the normalization of real features. Existing counts become invalid.
 
-        :param observations: Shape ``[N, *obs_shape]``
+        :param observations: Observations, shape ``[N, *obs_shape]``
         """
         if self._is_real.any():
             features = as_features(observations)[:, self._is_real].astype(np.float64)
             self._mean = features.mean(axis=0)
             deviations = features.std(axis=0)
-            # Features that do not vary yet keep the environment's own unit
+            # Constant features are not scaled
             self._scale = 1 / (self.cell_width * np.where(deviations > 1e-6, deviations, 1.0))
 
     def state(self) -> dict[str, Any]:
-        """:return: Units and counts, for ``sb3_muzero.common.serialization``"""
+        """:return: Normalization and counts, for ``sb3_muzero.common.serialization``"""
         return {name: getattr(self, name) for name in self._STATE}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """
-        :param state: What ``state`` returned
-        :raises ValueError: if it is anything else
+        :param state: Result of ``state``
+        :raises ValueError: for an invalid state
         """
         for name in ("_mean", "_scale"):
             setattr(self, name, validate_array(f"bonus.{name}", state[name], getattr(self, name)))
@@ -80,8 +80,8 @@ class CountBonus:
 
     def bucket_ids(self, observations: np.ndarray) -> np.ndarray:
         """
-        :param observations: Shape ``[N, *obs_shape]``
-        :return: Indices of their counts, shape ``[N]``
+        :param observations: Observations, shape ``[N, *obs_shape]``
+        :return: Indices into ``counts``, shape ``[N]``
         """
         features = as_features(observations)
         cells = features[:, ~self._is_real].astype(np.int64)
@@ -90,16 +90,16 @@ class CountBonus:
             real = np.floor(real if self._axes is None else real @ self._axes).clip(-(2.0**62), 2.0**62)
             cells = np.concatenate([real.astype(np.int64), cells], axis=1)
         hashes = (cells * self._factors).sum(axis=1).view(np.uint64)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of SplitMix64
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # finalizer of SplitMix64
             hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
         return (hashes >> np.uint64(32)).astype(np.int64) % self.num_buckets
 
     def update_counts(self, observations: np.ndarray) -> np.ndarray:
         """
-        Count observations.
+        Increment the visit counts.
 
-        :param observations: Shape ``[N, *obs_shape]``
-        :return: Their bucket ids, shape ``[N]``
+        :param observations: Observations, shape ``[N, *obs_shape]``
+        :return: Bucket ids, shape ``[N]``
         """
         bucket_ids = self.bucket_ids(observations)
         visited = np.unique(bucket_ids)
@@ -111,10 +111,10 @@ class CountBonus:
 
     def bonus(self, bucket_ids: np.ndarray) -> np.ndarray:
         """
-        How much rarer observations are than those of the average visit. If every bonus were positive, the end of an episode
-        would cost all bonuses to come, and the agent would avoid a goal that ends it.
+        Compute the bonus minus its mean over all visits so far. A bonus that is always positive would discourage the agent
+        from reaching a goal that terminates the episode.
 
-        :param bucket_ids: Of observations that were counted, any shape
-        :return: One over the square root of the visits, less its mean over all visits so far, same shape
+        :param bucket_ids: Bucket ids of counted observations, any shape
+        :return: Bonus, same shape
         """
         return 1 / np.sqrt(np.maximum(self.counts[bucket_ids], 1)) - self._sum_of_bonuses / max(self._num_visits, 1)

@@ -36,7 +36,7 @@ class SelfPlayEvalCallback(BaseCallback):
     both players.
 
     Logs the fraction of points against each opponent, by seat, and an Elo rating among the agent's own checkpoints, of which
-    the first one has 0. The agent plays without noise. In a resumed run (``MuZero.resume``), ratings and the best model start
+    the first one has 0. The agent plays without noise. In a run that ``resume`` continues, ratings and the best model start
     anew.
 
     :param make_env: Makes the game

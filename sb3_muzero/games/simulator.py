@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_muzero.cnn_policies import CnnPolicy, ResNetPolicy
 from sb3_muzero.games.players import observe_boards
 from sb3_muzero.games.rules import GOES_ON, WON, Rules, play_all
 from sb3_muzero.models.base import LatentModel
-from sb3_muzero.policies import MlpPolicy, MuZeroPolicy
+from sb3_muzero.policies import CnnPolicy, MlpPolicy, MuZeroPolicy, ResNetPolicy
 from sb3_muzero.search import RecurrentFn, RecurrentOutput, RootOutput
 from sb3_muzero.search.planner import Planner, PlannerSettings
 

@@ -62,7 +62,7 @@ def view(found: SearchOutput, game: BoardGameEnv, most: int = 8) -> list[str]:
     """
     visits, qvalues = found.visit_counts[0], found.qvalues[0]
     mover = game.SYMBOLS[game.to_play + 1]
-    lines = [f"{mover} to move, value {found.value[0]:+.2f}", "move  visits   value  policy"]
+    lines = [f"{mover} to move, value {found.improved_value[0]:+.2f}", "move  visits   value  policy"]
     for move in np.argsort(-visits, kind="stable")[:most]:
         if visits[move] > 0:
             share = found.action_weights[0, move]

@@ -27,7 +27,7 @@ class TrainablePolicy(Protocol):
     :param actions: The action space
     :param optimizer: The online model's optimizer
     :param value_error: Running mean of the value's absolute error, a scalar tensor
-    :param planner: Keeps the CUDA graphs
+    :param planner: Planner, whose CUDA graph cache is used
     """
 
     latent_model: LatentModel
@@ -60,9 +60,9 @@ class LearnerSettings(NamedTuple):
 
 class UpdateResult(NamedTuple):
     """
-    What an update tells.
+    Result of one gradient update.
 
-    :param scalars: What is logged, scalar tensors
+    :param scalars: Scalar tensors to log
     :param value_errors: Absolute errors of the value at position 0, shape ``[B]``
     """
 
@@ -72,7 +72,7 @@ class UpdateResult(NamedTuple):
 
 class Learner:
     """
-    Updates a policy's networks from sequences. Knows neither environments nor a replay buffer.
+    Updates the networks of a policy from sequences. Independent of environments and of the replay buffer.
 
     :param policy: The networks and their optimizer
     :param settings: Settings of the updates, which may be replaced at any time
@@ -106,7 +106,7 @@ class Learner:
         if not bool(known_values.isfinite().all() & targets.rewards.isfinite().all()):
             self._skip("value or reward target", num_updates, step)
             return None
-        self.fit_supports(known_values, targets.rewards)
+        self.expand_supports(known_values, targets.rewards)
         clipped = support.out_of_range(known_values).float().mean()
 
         parameters = self.parameters
@@ -158,10 +158,10 @@ class Learner:
         values[needed] = model.predict_values(tree_map(lambda part: part[needed], observations)).squeeze(-1)
         return values
 
-    def fit_supports(self, values: th.Tensor, rewards: th.Tensor) -> None:
+    def expand_supports(self, values: th.Tensor, rewards: th.Tensor) -> None:
         """
-        Expand supports with an automatic range until they hold the given targets, in the online and the target model alike.
-        No value exceeds the discounted sum of the most extreme reward, so its support does not grow beyond that.
+        Expand supports with an automatic range until they cover the targets, in the online and in the target model. No value
+        exceeds the discounted sum of the most extreme reward, so its support does not grow beyond that.
 
         :param values: Value targets, any shape
         :param rewards: Reward targets, any shape
@@ -179,7 +179,8 @@ class Learner:
     def _rescale_support(self, name: str, bounds: tuple[float, float] | None) -> None:
         if bounds is not None:
             for model in (self.policy.latent_model, self.policy.latent_model_target):
-                getattr(model, f"{name}_support").rescale_head(bounds, getattr(model.prediction, f"{name}_head"))
+                support, head = getattr(model, f"{name}_support"), getattr(model.prediction, f"{name}_head")
+                support.rescale_head(bounds, head, self.policy.optimizer)  # which has no moments of the target model
 
     def weighted_losses(self, losses: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
@@ -205,6 +206,7 @@ class Learner:
             loss.backward()
             return tree_map(th.Tensor.detach, output), loss.detach(), [parameter.grad for parameter in parameters]
 
+        # All tensors of `samples` that the loss reads: a CUDA graph sees no others
         read = {"observations": samples.observations, "actions": samples.actions, "weights": samples.weights}
         if samples.action_masks is not None:
             read["action_masks"] = samples.action_masks

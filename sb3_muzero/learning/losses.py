@@ -27,7 +27,7 @@ class LossOutput(NamedTuple):
 
 def cosine_similarity(a: th.Tensor, b: th.Tensor) -> th.Tensor:
     """
-    The same as PyTorch's, in half the time.
+    Faster equivalent of PyTorch's ``cosine_similarity``.
 
     :param a: Shape ``[..., width]``
     :param b: Shape ``[..., width]``
@@ -40,13 +40,13 @@ def cosine_similarity(a: th.Tensor, b: th.Tensor) -> th.Tensor:
 def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceSamples, targets: UnrollTargets) -> LossOutput:
     """
     The loss of MuZero (https://arxiv.org/abs/1911.08265, Appendix G, Equation 1) with EfficientZero's self-supervised
-    consistency (https://arxiv.org/abs/2111.00210, Section 4.1). Unrolled steps weigh 1/K.
+    consistency (https://arxiv.org/abs/2111.00210, Section 4.1). The loss of each unrolled step is scaled by 1/K.
 
     :param model: The model that is trained
     :param actions: The action space
     :param samples: The sequences
     :param targets: Their targets
-    :return: The terms, with gradients
+    :return: Terms of the loss, before their coefficients
     """
     roots = tree_map(lambda part: part[0], samples.observations)
     latents, predicted = model.unroll(roots, samples.actions, augment=True)
@@ -55,8 +55,8 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
     weights[1:] /= len(samples.actions)
 
     distribution = legal = actions.distribution(predicted.policy_logits)
-    policy_loss = -(targets.policies * distribution.log_prob()).sum(-1)
-    if samples.action_masks is not None:  # the policy itself learns which actions are legal, for deeper in the tree
+    policy_loss = -(targets.policies * distribution.log_prob(samples.candidates)).sum(-1)
+    if samples.action_masks is not None:  # the policy learns legality, since nodes below the root are not masked
         legal = actions.distribution(predicted.policy_logits, samples.action_masks)
     entropy = legal.entropy(targets.policies.sum(-1))
     value_loss = model.value_support.cross_entropy(predicted.value_logits, targets.values)

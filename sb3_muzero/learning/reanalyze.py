@@ -19,17 +19,19 @@ class SearchUpdate(NamedTuple):
     :param ids: The steps, as in ``SequenceSamples``, shape ``[B]``
     :param weights: Policy targets, shape ``[B, num_candidates]``
     :param model_version: Gradient updates of the model that searched
+    :param candidates: Actions that the search considered, ``None`` for all actions in their order
     """
 
     ids: np.ndarray
     weights: np.ndarray
     model_version: int
+    candidates: np.ndarray | None = None
 
 
 class Reanalyzer:
     """
-    Searches the first step of sequences again. Where the horizon of the value target is a single step, the value of acting by
-    the new policy takes the place of that step.
+    Searches the first step of sequences again. Where the horizon of the value target is a single step, the value of the new
+    policy replaces the one-step return.
 
     :param plan: Searches without noise; takes observations ``[B, *obs_shape]`` and ``action_masks``
     :param model: The model that ``plan`` searches with
@@ -47,7 +49,7 @@ class Reanalyzer:
         :param samples: The sequences
         :param ratio: Fraction of the sequences that are searched again, drawn at random
         :param model_version: Gradient updates so far
-        :return: Sequences with the new policies and values, and what the buffer is to be told, if anything
+        :return: Sequences with the new policies and values, and the update for the replay buffer, ``None`` without a search
         """
         batch_size = samples.actions.shape[1]
         count = round(ratio * batch_size)
@@ -74,4 +76,4 @@ class Reanalyzer:
         reanalyzed = samples._replace(
             policies=policies, model_versions=model_versions, reanalyzed_values=values, has_reanalyzed_value=known
         )
-        return reanalyzed, SearchUpdate(samples.ids[chosen], search.action_weights, model_version)
+        return reanalyzed, SearchUpdate(samples.ids[chosen], search.action_weights, model_version, search.candidates)

@@ -29,7 +29,7 @@ class UnrollTargets(NamedTuple):
 
 def needs_bootstrap(samples: SequenceSamples) -> th.Tensor:
     """
-    Where a value target goes on from the target network's value: everywhere but where a terminal state comes before.
+    Positions whose value target bootstraps from the target network: all but those that reach a terminal state before.
 
     :param samples: The sequences
     :return: Boolean, shape ``[K + 1, B]``

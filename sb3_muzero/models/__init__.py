@@ -1,1 +1,1 @@
-"""The latent model: representation, dynamics and prediction networks."""
+"""Latent models: representation, dynamics and prediction functions."""

@@ -1,4 +1,4 @@
-"""Random changes of images that leave their meaning as it is, for training on few of them."""
+"""Data augmentation of images."""
 
 import torch as th
 from torch import nn
@@ -7,12 +7,13 @@ from torch.nn import functional as F
 
 class ImageAugmentation(nn.Module):
     """
-    Random shifts and intensities, of each image alone (DrQ, https://arxiv.org/abs/2004.13649, Section 3.1; as in
-    EfficientZero, https://arxiv.org/abs/2111.00210, Appendix A).
+    Random shift and random intensity, drawn independently for each image (DrQ, https://arxiv.org/abs/2004.13649,
+    Section 3.1; EfficientZero, https://arxiv.org/abs/2111.00210, Appendix A).
 
-    :param shift: Largest shift in pixels; edges are repeated
-    :param intensity: Standard deviation of the factor around 1 that an image is multiplied by, cut off at two of them
-    :raises ValueError: for a negative one, or one that is no such number
+    :param shift: Maximum shift in pixels, with replicate padding
+    :param intensity: Standard deviation of the brightness factor ``1 + intensity * noise``; the noise is a standard normal
+        clipped to [-2, 2]
+    :raises ValueError: if the shift is not an integer, or an argument is negative or infinite
     """
 
     def __init__(self, shift: int, intensity: float) -> None:
@@ -27,7 +28,7 @@ class ImageAugmentation(nn.Module):
     def forward(self, images: th.Tensor) -> th.Tensor:
         """
         :param images: Shape ``[B, C, H, W]``
-        :return: Changed images, same shape
+        :return: Augmented images, same shape
         """
         batch_size, _, height, width = images.shape
         if self.shift > 0:

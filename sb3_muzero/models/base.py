@@ -1,4 +1,4 @@
-"""The latent model: what every representation, dynamics and prediction network is used through."""
+"""The latent model, which combines representation, dynamics and prediction functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,11 +16,12 @@ from sb3_muzero.search.types import RecurrentOutput, RootOutput
 
 class PredictionOutput(NamedTuple):
     """
-    Output of the prediction function f; ``...`` are the batch axes.
+    Output of the prediction function f.
 
-    :param policy_logits: Shape ``[..., num_actions]``
-    :param value_logits: Over the value support, shape ``[..., num_bins]``
-    :param reward_logits: Over the reward support, of the transition that led to the latent, shape ``[..., num_bins]``
+    :param policy_logits: Policy logits, shape ``[..., num_actions]``
+    :param value_logits: Logits over the bins of the value support, shape ``[..., num_bins]``
+    :param reward_logits: Logits over the bins of the reward support, for the reward of the transition into the latent state,
+        shape ``[..., num_bins]``
     """
 
     policy_logits: th.Tensor
@@ -30,28 +31,31 @@ class PredictionOutput(NamedTuple):
 
 def scale_gradient(tensor: th.Tensor, scale: float) -> th.Tensor:
     """
-    :param tensor: Any shape
-    :param scale: Factor of its gradient
-    :return: The same values
+    Scale the gradient of a tensor (MuZero, Appendix G).
+
+    :param tensor: Tensor of any shape
+    :param scale: Factor of the gradient
+    :return: Tensor with the same values
     """
     return th.lerp(tensor.detach(), tensor, scale)
 
 
 class LatentModel(nn.Module):
     """
-    The three networks of MuZero and the supports of their value and reward. A latent is a tensor, or a pytree of tensors.
+    The representation function h, the dynamics function g and the prediction function f of MuZero
+    (https://arxiv.org/abs/1911.08265, Appendix B). A latent state is a tensor or a pytree of tensors.
 
     :param preprocessor: Preprocessing of observations
-    :param features_extractor: Preprocessed observations -> features ``[B, features_dim]``
+    :param features_extractor: Maps preprocessed observations to features, shape ``[B, features_dim]``
     :param input_norm: Normalization of the features, ``nn.Identity`` for none
-    :param representation: Normalized features -> latent ``[B, latent_dim]``
-    :param action_encoder: Action indices ``[B]`` -> encoded actions ``[B, ...]``
-    :param dynamics: Latent and encoded action -> next latent
-    :param prediction: Latent -> ``PredictionOutput``; with an automatic range of the support it needs the linear layers
-        ``value_head`` and ``reward_head``
-    :param value_support: Bins of the value, in the environment's reward units
-    :param reward_support: Bins of the reward
-    :param augmentation: Random changes of preprocessed observations, for the loss
+    :param representation: Maps normalized features to latent states, shape ``[B, latent_dim]``
+    :param action_encoder: Maps action indices, shape ``[B]``, to encoded actions, shape ``[B, ...]``
+    :param dynamics: Maps latent states and encoded actions to next latent states
+    :param prediction: Maps latent states to a ``PredictionOutput``. A support with an automatic range requires that it has
+        the linear layers ``value_head`` and ``reward_head``
+    :param value_support: Support of the value, in the environment's reward units
+    :param reward_support: Support of the reward
+    :param augmentation: Data augmentation of preprocessed observations in the loss, ``None`` for none
     :raises ValueError: if a support has an automatic range and the prediction function lacks its linear layer
     """
 
@@ -87,17 +91,17 @@ class LatentModel(nn.Module):
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :param obs: Observations as stored, shape ``[..., *obs_shape]``, or a dictionary of such
-        :return: Features before their normalization, with all batch axes in one, shape ``[B, features_dim]``
+        :param obs: Raw observations, shape ``[..., *obs_shape]``, or a dictionary of them
+        :return: Features before normalization, with flattened batch axes, shape ``[B, features_dim]``
         """
         return self.features_extractor(self.preprocess(obs))
 
     @th.no_grad()
     def update_statistics(self, obs: PyTorchObs) -> None:
         """
-        Update the running statistics of the input normalization with a batch of training data.
+        Update the running statistics of the input normalization.
 
-        :param obs: Observations as stored, shape ``[..., *obs_shape]``
+        :param obs: Raw observations of a training batch, shape ``[..., *obs_shape]``
         """
         if isinstance(self.input_norm, RunningNorm):
             self.input_norm.update_statistics(self.features(obs))
@@ -106,9 +110,9 @@ class LatentModel(nn.Module):
         """
         Representation function h.
 
-        :param obs: Observations as stored, shape ``[..., *obs_shape]``, or a dictionary of such
-        :param augment: Whether to change images at random
-        :return: Latents, shape ``[..., latent_dim]``
+        :param obs: Raw observations, shape ``[..., *obs_shape]``, or a dictionary of them
+        :param augment: Whether to apply data augmentation
+        :return: Latent states, shape ``[..., latent_dim]``
         """
         preprocessed = self.preprocess(obs)
         if augment and self.augmentation is not None:
@@ -118,15 +122,19 @@ class LatentModel(nn.Module):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :param obs: Observations as stored, shape ``[..., *obs_shape]``
-        :return: Values of the prediction function, shape ``[..., 1]``
+        Predict values, without search.
+
+        :param obs: Raw observations, shape ``[..., *obs_shape]``
+        :return: Values, shape ``[..., 1]``
         """
         return self.value_support.expectation(self.prediction(self.represent(obs)).value_logits).unsqueeze(-1)
 
     def initial_inference(self, obs: PyTorchObs) -> RootOutput:
         """
-        :param obs: Observations to plan from, shape ``[B, *obs_shape]``
-        :return: What the search needs to know of its roots
+        Evaluate the root nodes of a search.
+
+        :param obs: Raw observations, shape ``[B, *obs_shape]``
+        :return: Policy logits, values and latent states of the roots
         """
         latent = self.represent(obs)
         predicted = self.prediction(latent)
@@ -134,10 +142,12 @@ class LatentModel(nn.Module):
 
     def recurrent_inference(self, latent: Any, action: th.Tensor, discount: float) -> RecurrentOutput:
         """
-        :param latent: Latents, shape ``[B, latent_dim]``
+        Evaluate one step of the model, for the expansion of a node.
+
+        :param latent: Latent states, shape ``[B, latent_dim]``
         :param action: Action indices, shape ``[B]``
-        :param discount: Factor from the value of the next state to that of this one
-        :return: What the search needs to know of the step
+        :param discount: Discount factor of the next state's value; negative if the opponent moves next
+        :return: Rewards, discounts, policy logits, values and next latent states
         """
         next_latent = self.dynamics(latent, self.action_encoder(action))
         predicted = self.prediction(next_latent)
@@ -152,14 +162,13 @@ class LatentModel(nn.Module):
 
     def unroll(self, obs: PyTorchObs, actions: th.Tensor, augment: bool = False) -> tuple[Any, PredictionOutput]:
         """
-        Unroll the model from observations. Only the K calls of the dynamics follow one another; the heads run once, on all
-        latents. The gradient is halved where a latent enters the next call of the dynamics, not where its own heads read it
-        (MuZero, Appendix G).
+        Unroll the model over a sequence of actions. The prediction function runs once, on all latent states. The gradient is
+        scaled by 1/2 at the input of the dynamics function (MuZero, Appendix G), but not at the input of the heads.
 
-        :param obs: Observations at position 0, shape ``[B, *obs_shape]``
-        :param actions: Indices of the actions taken from there, shape ``[K, B]``
-        :param augment: Whether images are changed at random first
-        :return: Latents at positions 0..K, shape ``[K + 1, B, latent_dim]``, and the prediction function's output for them
+        :param obs: Raw observations at the first position, shape ``[B, *obs_shape]``
+        :param actions: Action indices, shape ``[K, B]``
+        :param augment: Whether to apply data augmentation
+        :return: Latent states at positions 0..K, shape ``[K + 1, B, latent_dim]``, and their predictions
         """
         latents = [self.represent(obs, augment)]
         for action in actions:

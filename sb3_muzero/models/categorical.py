@@ -1,4 +1,4 @@
-"""Categorical value and reward heads: scalars as distributions over evenly spaced bins that fit themselves to the task."""
+"""Categorical representation of scalars for the value and reward heads."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from sb3_muzero.search.backends.numba.translate import register
 
 
 class TwoHotCrossEntropy(th.autograd.Function):
-    """Cross-entropy to two bins with given shares. Its gradient, softmax minus shares, takes half as long as autograd's."""
+    """Cross-entropy with a two-hot target. The gradient is computed in closed form, as softmax minus target."""
 
     @staticmethod
     def forward(ctx: Any, logits: th.Tensor, neighbours: th.Tensor, shares: th.Tensor) -> th.Tensor:  # type: ignore[override]
@@ -26,19 +26,17 @@ class TwoHotCrossEntropy(th.autograd.Function):
 
 class CategoricalSupport(nn.Module):
     """
-    Evenly spaced bins between two bounds, over which a head predicts a scalar as a distribution.
+    Evenly spaced bins between two bounds. A head predicts a scalar as a categorical distribution over the bins.
 
-    The paper (MuZero, https://arxiv.org/abs/1911.08265, Appendix F) uses unit-width bins over a transformed range;
-    fine linear bins over the true range learn CartPole and LunarLander several times faster,
-    because the Q differences that matter are small against a unit bin. With ``bounds=None`` nobody needs to know that range:
-    the bounds start at zero and follow the targets (``expanded_bounds``, ``rescale_head``).
+    Unlike MuZero (https://arxiv.org/abs/1911.08265, Appendix F), which uses bins of width 1 and an invertible transform, the
+    bins are linear. By default the bounds start at zero and expand with the targets (``expanded_bounds``, ``rescale_head``).
 
     :param num_bins: Number of bins, at least 2
-    :param bounds: Lowest and highest representable scalar, or ``None`` to fit them to the targets
-    :raises ValueError: for fewer than 2 bins, or bounds that are not finite and increasing
+    :param bounds: Lowest and highest scalar that can be represented, or ``None`` for an automatic range
+    :raises ValueError: for fewer than 2 bins, or if the bounds are not finite and increasing
     """
 
-    TOLERANCE = 1e-4  # share of the range by which rounding may exceed it
+    TOLERANCE = 1e-4  # for rounding errors, as a fraction of the range
 
     bounds: th.Tensor
     grid: th.Tensor
@@ -51,38 +49,38 @@ class CategoricalSupport(nn.Module):
         self.auto_range = bounds is None
         low, high = (0.0, 0.0) if bounds is None else bounds
         if bounds is not None and not (-float("inf") < low < high < float("inf")):
-            raise ValueError(f"A support needs two finite bounds, the lower one first, got {bounds}")
+            raise ValueError(f"The bounds of a support must be finite and increasing, got {bounds}")
         self.register_buffer("bounds", th.tensor([low, high], dtype=th.float32))
         self.register_buffer("grid", th.linspace(0.0, 1.0, num_bins), persistent=False)
 
     @property
     def bins(self) -> th.Tensor:
-        """The scalar of each bin, shape ``[num_bins]``."""
+        """Scalar represented by each bin, shape ``[num_bins]``."""
         low, high = self.bounds
         return low + (high - low) * self.grid
 
     def expectation(self, logits: th.Tensor) -> th.Tensor:
         """
-        Mean of the predicted distribution.
+        Expected value of the predicted distribution.
 
-        :param logits: Head output, shape ``[..., num_bins]``
+        :param logits: Logits, shape ``[..., num_bins]``
         :return: Scalars, shape ``[...]``
         """
         return F.softmax(logits, dim=-1) @ self.bins
 
     def cross_entropy(self, logits: th.Tensor, scalars: th.Tensor) -> th.Tensor:
         """
-        Cross-entropy between the two-hot code of the scalars and the predicted distributions.
-        A scalar outside the bounds counts as the nearest bound; that of NaN is NaN.
+        Cross-entropy between two-hot encoded scalars (MuZero, Appendix F) and predicted distributions. Scalars are clipped to
+        the bounds; NaN gives NaN.
 
-        :param logits: Head output, shape ``[..., num_bins]``
+        :param logits: Logits, shape ``[..., num_bins]``
         :param scalars: Targets, shape ``[...]``
         :return: Cross-entropy in nats, shape ``[...]``
         """
         low, high = self.bounds
         width = (high - low).clamp(min=th.finfo(th.float32).tiny)
         position = ((scalars - low) / width).clamp(0.0, 1.0) * (self.num_bins - 1)
-        lower = position.long().clamp(0, self.num_bins - 2)  # of NaN, too, whose cross-entropy is NaN
+        lower = position.long().clamp(0, self.num_bins - 2)  # clamped for NaN
         upper_share = (position - lower).unsqueeze(-1)
         return TwoHotCrossEntropy.apply(
             logits, th.stack([lower, lower + 1], dim=-1), th.cat([1 - upper_share, upper_share], dim=-1)
@@ -90,10 +88,8 @@ class CategoricalSupport(nn.Module):
 
     def out_of_range(self, scalars: th.Tensor) -> th.Tensor:
         """
-        Which scalars the bins cannot represent (by more than rounding).
-
-        :param scalars: Any shape
-        :return: Boolean, same shape
+        :param scalars: Scalars, any shape
+        :return: Which scalars are outside of the bounds, beyond rounding errors, same shape
         """
         low, high = self.bounds
         tolerance = self.TOLERANCE * (high - low)
@@ -101,12 +97,12 @@ class CategoricalSupport(nn.Module):
 
     def expanded_bounds(self, scalars: th.Tensor, limits: tuple[float, float], headroom: float) -> tuple[float, float] | None:
         """
-        Bounds that cover new targets, with headroom on the side that grows so that growing stays rare.
+        Compute bounds that include new targets. Headroom on the expanded side keeps expansions rare.
 
-        :param scalars: Targets that must become representable, any shape
-        :param limits: Lowest and highest scalar that can occur at all: headroom never goes beyond
-        :param headroom: Extra room as a fraction of the new width
-        :return: New bounds, or ``None`` where the present ones (or fixed ones) serve
+        :param scalars: Targets, any shape
+        :param limits: Lowest and highest possible scalar, which bound the headroom
+        :param headroom: Headroom as a fraction of the new range
+        :return: New bounds, or ``None`` if the bounds are fixed or already include the targets
         """
         if not self.auto_range:
             return None
@@ -121,12 +117,14 @@ class CategoricalSupport(nn.Module):
         return new_low, new_high
 
     @th.no_grad()
-    def rescale_head(self, bounds: tuple[float, float], head: nn.Linear) -> None:
+    def rescale_head(self, bounds: tuple[float, float], head: nn.Linear, optimizer: th.optim.Optimizer | None = None) -> None:
         """
-        Take new bounds and re-read the head's logits at the new bins, so that what it predicts stays (about) what it was.
+        Take new bounds and re-read the head's logits at the new bins, so that what it predicts stays (about) what it was. The
+        optimizer's moments of the head follow.
 
         :param bounds: New lower and upper bound, enclosing the old ones
         :param head: The linear layer that outputs the logits, shape ``[num_bins, hidden]``
+        :param optimizer: Of the head, if it has one
         """
         old_low, old_high = self.bounds.tolist()
         if head.weight.any() or head.bias.any():  # an untrained head has nothing to keep
@@ -134,9 +132,12 @@ class CategoricalSupport(nn.Module):
             old_width = max(old_high - old_low, th.finfo(th.float32).tiny)
             position = ((new_bins - old_low) / old_width).clamp(0.0, 1.0) * (self.num_bins - 1)
             lower = position.long().clamp(max=self.num_bins - 2)
-            share = position - lower
-            head.weight.copy_(th.lerp(head.weight[lower], head.weight[lower + 1], share.unsqueeze(-1)))
-            head.bias.copy_(th.lerp(head.bias[lower], head.bias[lower + 1], share))
+            for parameter in (head.weight, head.bias):
+                share = (position - lower).reshape(-1, *[1] * (parameter.dim() - 1))
+                state = {} if optimizer is None else optimizer.state.get(parameter, {})
+                moments = [value for value in state.values() if getattr(value, "shape", None) == parameter.shape]
+                for rows in (parameter, *moments):
+                    rows.copy_(th.lerp(rows[lower], rows[lower + 1], share))
             # Bins outside the old range start unlikely, the more so the further out they lie
             outside = (old_low - new_bins).clamp(min=0) + (new_bins - old_high).clamp(min=0)
             bin_width = (bounds[1] - bounds[0]) / (self.num_bins - 1)

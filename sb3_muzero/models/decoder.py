@@ -1,4 +1,4 @@
-"""Reconstructs observations from latents, to show what a model predicts. It never trains the model."""
+"""Decoder that reconstructs observations from latent states, for visualization only."""
 
 from collections.abc import Callable
 
@@ -11,15 +11,15 @@ from torch.nn import functional as F
 
 class DecoderProbe(nn.Module):
     """
-    A small MLP from latents to observations: of stacked frames the newest one, of images scaled to [0, 1].
+    MLP that maps latent states to observations. For stacked frames it decodes the newest frame, for images pixels in [0, 1].
 
-    :param represent: Encodes raw observations, shape ``[B, *obs_shape]``, as latents, shape ``[B, latent_dim]``; its
-        parameters are not trained
-    :param observation_space: Of the observations
-    :param device: Where ``represent`` computes
-    :param frame_stack: Frames that an observation consists of along its first axis
+    :param represent: Maps raw observations, shape ``[B, *obs_shape]``, to latent states, shape ``[B, latent_dim]``. It is not
+        trained
+    :param observation_space: Observation space
+    :param device: Device of ``represent``
+    :param frame_stack: Number of frames stacked along the first axis of an observation
     :param hidden_dim: Width of the two hidden layers
-    :raises ValueError: for observations other than vectors and images with their channels first
+    :raises ValueError: if observations are neither vectors nor channels-first images
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class DecoderProbe(nn.Module):
 
     def newest(self, observations: th.Tensor) -> th.Tensor:
         """
-        :param observations: As stored, shape ``[B, *obs_shape]``
-        :return: What is decoded of them, shape ``[B, *shape]``
+        :param observations: Raw observations, shape ``[B, *obs_shape]``
+        :return: Newest frames, the targets of the decoder, shape ``[B, *shape]``
         """
         newest = observations[:, -self.num_newest :].float()
         return newest / 255 if self.is_image else newest
 
     def forward(self, latents: th.Tensor) -> th.Tensor:
         """
-        :param latents: Shape ``[..., latent_dim]``
-        :return: Observations, shape ``[..., *shape]``
+        :param latents: Latent states, shape ``[..., latent_dim]``
+        :return: Decoded frames, shape ``[..., *shape]``
         """
         decoded = self.layers(latents).unflatten(-1, self.shape)
         return decoded.sigmoid() if self.is_image else self.mean + self.scale * decoded
@@ -72,12 +72,11 @@ class DecoderProbe(nn.Module):
         """
         Train the decoder.
 
-        :param observations: As stored, shape ``[N, *obs_shape]``
-        :param held_out: Of other episodes, shape ``[M, *obs_shape]``
-        :param num_updates: Gradient updates
-        :param batch_size: Observations in each
-        :return: Share of the variance of the held-out observations that the decoder explains, at most 1; of vectors the mean
-            over the quantities that vary
+        :param observations: Raw observations for training, shape ``[N, *obs_shape]``
+        :param held_out: Raw observations of other episodes, shape ``[M, *obs_shape]``
+        :param num_updates: Number of gradient updates
+        :param batch_size: Batch size
+        :return: Explained variance of the held-out observations, at most 1. For vectors, the mean over all entries that vary
         """
         latents, targets = self._encode(observations), self.newest(observations)
         if not self.is_image:

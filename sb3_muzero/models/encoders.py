@@ -1,4 +1,4 @@
-"""From observations to features: preprocessing, and features extractors for small images."""
+"""Preprocessing of observations, and features extractors for small images and Dict observations."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_muzero.common.validation import CLASSES
+from sb3_muzero.common.validation import DISCRETE_SPACES
 
 
 class Preprocessor:
     """
-    SB3's preprocessing of observations with any number of batch axes.
+    SB3's preprocessing, for observations with any number of batch axes.
 
     :param observation_space: Observation space
     :param normalize_images: Whether to divide images by 255
@@ -27,8 +27,8 @@ class Preprocessor:
 
     def batch_shape(self, obs: PyTorchObs) -> th.Size:
         """
-        :param obs: Observations as stored, shape ``[..., *obs_shape]``, or a dictionary of such
-        :return: Their batch axes
+        :param obs: Raw observations, shape ``[..., *obs_shape]``, or a dictionary of them
+        :return: Shape of the batch axes
         """
         part: Any = obs
         space: Any = self.observation_space
@@ -39,18 +39,18 @@ class Preprocessor:
 
     def __call__(self, obs: PyTorchObs) -> PyTorchObs:
         """
-        :param obs: Observations as stored, shape ``[..., *obs_shape]``, or a dictionary of such
-        :return: Preprocessed observations with all batch axes in one, shape ``[B, ...]``
+        :param obs: Raw observations, shape ``[..., *obs_shape]``, or a dictionary of them
+        :return: Preprocessed observations with flattened batch axes, shape ``[B, ...]``
         """
         if isinstance(self.observation_space, spaces.Dict):
             return {key: self._preprocess_part(obs[key], space) for key, space in self.observation_space.items()}  # type: ignore
         return self._preprocess_part(obs, self.observation_space)  # type: ignore[arg-type]
 
     def _preprocess_part(self, obs: th.Tensor, space: spaces.Space) -> th.Tensor:
-        if isinstance(space, CLASSES):
-            if np.any(space.start):  # number by number, since nothing can be copied to a GPU inside of a CUDA graph
-                starts = [th.full((), int(start), device=obs.device) for start in np.ravel(space.start)]
-                obs = obs - th.stack(starts).view(np.shape(space.start))
+        if isinstance(space, DISCRETE_SPACES) and np.any(space.start):
+            # th.full, since a CUDA graph can't contain copies to the GPU
+            starts = [th.full((), int(start), device=obs.device) for start in np.ravel(space.start)]
+            obs = obs - th.stack(starts).view(np.shape(space.start))
         flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
         preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
         return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]
@@ -58,12 +58,13 @@ class Preprocessor:
 
 class GridCNN(BaseFeaturesExtractor):
     """
-    One layer of 3x3 convolutions, for images that are too small for SB3's ``NatureCNN``: that of MinAtar's DQN
-    (https://arxiv.org/abs/1903.03176, Section 4). By default no linear layer follows, since its units tend to die.
+    CNN with one 3x3 convolution, from MinAtar's DQN (https://arxiv.org/abs/1903.03176, Section 4), for images that are too
+    small for SB3's ``NatureCNN``.
 
-    :param observation_space: Images, channel first
-    :param features_dim: Number of features of a final linear layer; by default the features are the flattened activations
-    :param num_channels: Channels of the convolutions
+    :param observation_space: Space of channels-first images
+    :param features_dim: Number of features of a final linear layer. By default there is none, and the features are the
+        flattened activations
+    :param num_channels: Number of channels of the convolution
     """
 
     def __init__(self, observation_space: spaces.Box, features_dim: int | None = None, num_channels: int = 16) -> None:
@@ -81,20 +82,20 @@ class GridCNN(BaseFeaturesExtractor):
 
 def cnn_for(shape: tuple[int, ...]) -> type[GridCNN] | type[NatureCNN]:
     """
-    :param shape: Shape of images, channel first
-    :return: ``NatureCNN``, or ``GridCNN`` where a side has less than the 36 pixels that it needs
+    :param shape: Shape of the images, ``(C, H, W)``
+    :return: ``NatureCNN``, or ``GridCNN`` if a side has less than the 36 pixels that ``NatureCNN`` requires
     """
     return NatureCNN if min(shape[1:]) >= 36 else GridCNN
 
 
 class MultiInputExtractor(CombinedExtractor):
     """
-    SB3's ``CombinedExtractor`` for images of any size: convolutions for each image, everything else flattened, concatenated.
-    ``learned_features`` tells for each feature whether a layer computes it; the policy standardizes the others fully.
+    SB3's ``CombinedExtractor`` for images of any size: a CNN for each image, all other observations flattened, concatenated.
+    The attribute ``learned_features`` contains for each feature whether it is computed by a CNN.
 
     :param observation_space: Dict space
     :param cnn_output_dim: Number of features of each image
-    :param normalized_image: Whether images are already scaled, so that any Box of three axes is one. Set by the policy
+    :param normalized_image: Whether images are already normalized, so that any Box with three axes is an image space
     """
 
     def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 256, normalized_image: bool = False) -> None:
@@ -113,7 +114,7 @@ class MultiInputExtractor(CombinedExtractor):
         BaseFeaturesExtractor.__init__(self, observation_space, len(learned_features))
         self.learned_features = learned_features
         self.keys = list(observation_space)
-        self.parts = nn.ModuleList(parts)  # SB3's ModuleDict refuses many a name
+        self.parts = nn.ModuleList(parts)  # a ModuleDict does not accept all keys
 
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         return th.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=1)

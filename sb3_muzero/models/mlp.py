@@ -1,4 +1,4 @@
-"""Representation h, dynamics g and prediction f as small MLPs (MuZero, https://arxiv.org/abs/1911.08265)."""
+"""Representation, dynamics and prediction functions as MLPs."""
 
 import torch as th
 from torch import nn
@@ -10,11 +10,11 @@ from sb3_muzero.search.backends.numba.translate import register
 
 def hidden_layers(input_dim: int, net_arch: list[int], activation_fn: type[nn.Module]) -> list[nn.Module]:
     """
-    ``Linear -> LayerNorm -> activation`` for each width. Layer normalisation acts alike in planning and in training.
+    Create hidden layers: ``Linear -> LayerNorm -> activation`` for each width.
 
     :param input_dim: Size of the input
-    :param net_arch: Widths; may be empty
-    :param activation_fn: Activation of each layer
+    :param net_arch: Width of each layer
+    :param activation_fn: Activation function
     :return: Modules, for ``nn.Sequential``
     """
     layers: list[nn.Module] = []
@@ -26,13 +26,13 @@ def hidden_layers(input_dim: int, net_arch: list[int], activation_fn: type[nn.Mo
 
 class Representation(nn.Sequential):
     """
-    h: features ``[B, features_dim]`` -> latent ``[B, latent_dim]``.
+    Representation function h: features ``[B, features_dim]`` -> latent states ``[B, latent_dim]``.
 
     :param features_dim: Size of the features extractor's output
-    :param latent_dim: Size of the latent
-    :param net_arch: Hidden widths
-    :param activation_fn: Activation of the hidden layers
-    :param latent_norm: Normalisation of the latent, a key of ``LATENT_NORMS``
+    :param latent_dim: Size of the latent state
+    :param net_arch: Widths of the hidden layers
+    :param activation_fn: Activation function
+    :param latent_norm: Normalization of the latent state, a key of ``LATENT_NORMS``
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Representation(nn.Sequential):
 
 class Dynamics(nn.Sequential):
     """
-    g: latent ``[B, latent_dim]`` and encoded action ``[B, action_dim]`` -> next latent ``[B, latent_dim]``.
-    The prediction function predicts the reward from the next latent, so that all heads run once on stacked latents.
+    Dynamics function g: latent states ``[B, latent_dim]`` and encoded actions ``[B, action_dim]`` -> next latent states
+    ``[B, latent_dim]``. The reward is predicted from the next latent state, by the prediction function.
 
-    :param latent_dim: Size of the latent
+    :param latent_dim: Size of the latent state
     :param action_dim: Size of an encoded action
-    :param net_arch: Hidden widths
-    :param activation_fn: Activation of the hidden layers
-    :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
+    :param net_arch: Widths of the hidden layers
+    :param activation_fn: Activation function
+    :param latent_norm: Normalization of the next latent state, a key of ``LATENT_NORMS``
     """
 
     def __init__(
@@ -72,13 +72,14 @@ class Dynamics(nn.Sequential):
 
 class Prediction(nn.Module):
     """
-    f: latent ``[..., latent_dim]`` -> policy, value and reward. The heads are initialized to zero: a uniform policy.
+    Prediction function f: latent states ``[..., latent_dim]`` -> policy, value and reward. The heads are initialized to zero,
+    so that the initial policy is uniform.
 
-    :param latent_dim: Size of the latent
+    :param latent_dim: Size of the latent state
     :param num_actions: Number of actions
-    :param num_bins: Bins of the value and of the reward support
-    :param net_arch: Hidden widths of the trunk that the heads share
-    :param activation_fn: Activation of the hidden layers
+    :param num_bins: Number of bins of the value and reward supports
+    :param net_arch: Widths of the hidden layers, which the heads share
+    :param activation_fn: Activation function
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Normalization of latents, of the model's inputs and of images: alike in planning and in training."""
+"""Normalization of latent states, features and images. No layer depends on the other samples of a batch."""
 
 import torch as th
 from torch import nn
@@ -9,9 +9,10 @@ from sb3_muzero.search.backends.numba.translate import register
 
 class SimNorm(nn.Module):
     """
-    Simplicial normalisation: a softmax over each group of units (TD-MPC2, https://arxiv.org/abs/2310.16828, Section 3.1).
+    Simplicial normalization: layer normalization, then a softmax over each group of units
+    (TD-MPC2, https://arxiv.org/abs/2310.16828, Section 3.1).
 
-    :param group_size: Units per group; divides the latent size
+    :param group_size: Number of units per group, a divisor of the latent size
     """
 
     def __init__(self, group_size: int = 8) -> None:
@@ -19,14 +20,18 @@ class SimNorm(nn.Module):
         self.group_size = group_size
 
     def forward(self, latent: th.Tensor) -> th.Tensor:
-        # F.softmax takes ten times as long over so short an axis. Layer normalisation bounds what exp sees by
-        # sqrt(latent_dim), which overflows from 7800 units on
+        # Faster than F.softmax over a short axis. exp does not overflow: layer normalization bounds its input by
+        # sqrt(latent_dim)
         groups = F.layer_norm(latent, latent.shape[-1:]).exp().unflatten(-1, (-1, self.group_size))
         return (groups * groups.sum(-1, keepdim=True).reciprocal()).flatten(-2)
 
 
 class MinMaxNorm(nn.Module):
-    """Scale each latent to [0, 1] (MuZero, Appendix G); a range below ``epsilon`` counts as ``epsilon``."""
+    """
+    Scale each latent state to [0, 1] (MuZero, Appendix G).
+
+    :param epsilon: Lower bound of the range that is divided by
+    """
 
     def __init__(self, epsilon: float = 1e-5) -> None:
         super().__init__()
@@ -42,13 +47,12 @@ LATENT_NORMS: dict[str, type[nn.Module]] = {"simnorm": SimNorm, "minmax": MinMax
 
 class RunningNorm(nn.Module):
     """
-    Standardize each feature by a running mean and variance. The statistics change in ``update_statistics`` only, so planning
-    and training normalize alike, and they never stop following the data.
+    Normalize each feature with a running mean and variance, which only ``update_statistics`` changes.
 
-    :param num_features: Size of the features
-    :param clip: Largest absolute value after scaling
-    :param min_momentum: Lower bound of the weight of a new batch in the running statistics
-    :param min_var: Lower bound of the running variance: a number, or a tensor of shape ``[num_features]``
+    :param num_features: Number of features
+    :param clip: Max absolute value of normalized features
+    :param min_momentum: Lower bound of the weight of a new batch, so that the statistics keep tracking the data
+    :param min_var: Lower bound of the running variance, a number or a tensor of shape ``[num_features]``
     """
 
     mean: th.Tensor
@@ -70,9 +74,9 @@ class RunningNorm(nn.Module):
     @th.no_grad()
     def update_statistics(self, features: th.Tensor) -> None:
         """
-        Merge a batch into the statistics (Chan et al., parallel variance).
+        Update the statistics with a batch (parallel variance, Chan et al., 1979).
 
-        :param features: Shape ``[B, num_features]``
+        :param features: Features, shape ``[B, num_features]``
         """
         self.count.add_(len(features))
         share = (len(features) / self.count).clamp(min=self.min_momentum)
@@ -87,10 +91,9 @@ class RunningNorm(nn.Module):
 
 class ImageNorm(nn.GroupNorm):
     """
-    Normalises each image alone: alike in planning and in training, which batch statistics are not. ``nn.GroupNorm`` of one
-    group, which on a GPU would bring the channels of channels-last images to the front, and the next convolution back.
+    Normalize each image: ``nn.GroupNorm`` with one group, which keeps the channels-last memory format.
 
-    :param num_channels: Channels of the images
+    :param num_channels: Number of channels
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -100,7 +103,7 @@ class ImageNorm(nn.GroupNorm):
         if images.is_contiguous():
             return super().forward(images)
         channels_last = images.permute(0, 2, 3, 1)
-        # Autocast would make all that follows float32; the statistics are in any case
+        # Autocast would return float32
         with th.autocast(images.device.type, enabled=False):
             normed = F.layer_norm(channels_last, channels_last.shape[1:], eps=self.eps)
             normed = th.addcmul(self.bias.to(images.dtype), normed, self.weight.to(images.dtype))

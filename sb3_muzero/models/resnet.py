@@ -1,4 +1,4 @@
-"""A convolutional latent model whose latents are images themselves."""
+"""Representation, dynamics and prediction functions as residual networks with convolutional latent states."""
 
 import math
 
@@ -10,15 +10,15 @@ from sb3_muzero.models.base import PredictionOutput
 from sb3_muzero.models.mlp import Prediction
 from sb3_muzero.models.normalization import LATENT_NORMS, ImageNorm
 
-Shape = tuple[int, int, int]  # channels, height, width
+Shape = tuple[int, int, int]  # (C, H, W)
 
 
 class ConvLayers(nn.Sequential):
     """
-    Layers whose results are float32, also where they compute in less.
+    Sequential layers with float32 output.
 
     :param layers: Layers
-    :param bf16: Whether to compute in bfloat16 where PyTorch's autocast does, on images whose channels come last
+    :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
     """
 
     def __init__(self, *layers: nn.Module, bf16: bool) -> None:
@@ -30,18 +30,18 @@ class ConvLayers(nn.Sequential):
     def forward(self, images: th.Tensor) -> th.Tensor:
         if not self.bf16:
             return super().forward(images)
-        # Casts of the weights can't be kept: a CUDA graph may hold them
+        # A CUDA graph must not refer to cached casts of the weights
         with th.autocast(images.device.type, th.bfloat16, cache_enabled=False):
             return super().forward(images).float()
 
 
 def normed_conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
     """
-    A 3x3 convolution and its normalisation.
+    Create a 3x3 convolution followed by normalization.
 
-    :param in_channels: Channels of the input
-    :param out_channels: Channels of the output
-    :param stride: 2 halves the image, rounding up
+    :param in_channels: Number of input channels
+    :param out_channels: Number of output channels
+    :param stride: Stride of the convolution
     :return: Modules, for ``nn.Sequential``
     """
     return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False), ImageNorm(out_channels)]
@@ -49,10 +49,10 @@ def normed_conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn
 
 class ResidualBlock(nn.Module):
     """
-    Two convolutions beside a skip connection (https://arxiv.org/abs/1512.03385).
+    Residual block with two convolutions (https://arxiv.org/abs/1512.03385).
 
-    :param num_channels: Channels of input and output
-    :param activation_fn: Activation
+    :param num_channels: Number of channels
+    :param activation_fn: Activation function
     """
 
     def __init__(self, num_channels: int, activation_fn: type[nn.Module]) -> None:
@@ -68,16 +68,16 @@ class ResidualBlock(nn.Module):
 
 class ConvRepresentation(nn.Sequential):
     """
-    h: flattened images ``[B, C * H * W]`` -> flattened latents ``[B, latent_dim]``, which are images of ``latent_shape``.
-    Halves the image until it is no larger than 10x10: 96 and 84 pixels to 6 as EfficientZero's (Appendix A), 10 not at all.
-    As there, the largest of several sizes has half the channels.
+    Representation function h: flattened images ``[B, C * H * W]`` -> flattened latent states ``[B, latent_dim]``, which are
+    images of ``latent_shape``. Strided convolutions halve the resolution until it is at most 10x10; 96x96 becomes 6x6 as in
+    EfficientZero (https://arxiv.org/abs/2111.00210, Appendix A). The first of several resolutions has half the channels.
 
-    :param image_shape: Shape of the images, channel first
-    :param num_channels: Channels of the latent
-    :param num_blocks: Residual blocks at each size
-    :param activation_fn: Activation
-    :param latent_norm: Normalisation of the latent, a key of ``LATENT_NORMS``
-    :param bf16: Whether to compute in bfloat16, on images whose channels come last
+    :param image_shape: Shape of the images, ``(C, H, W)``
+    :param num_channels: Number of channels of the latent state
+    :param num_blocks: Number of residual blocks per resolution
+    :param activation_fn: Activation function
+    :param latent_norm: Normalization of the latent state, a key of ``LATENT_NORMS``
+    :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
     """
 
     MAX_LATENT_SIDE = 10
@@ -99,7 +99,7 @@ class ConvRepresentation(nn.Sequential):
             is_first, is_last = len(layers) == 1, max(height, width) <= self.MAX_LATENT_SIDE
             out_channels = max(num_channels // 2, 1) if is_first and not is_last else num_channels
             convolution, norm = normed_conv(channels, out_channels, stride)
-            # Normalised at once, images would all be equally bright
+            # No normalization after the first convolution, which would remove the brightness of the image
             layers += [convolution, activation_fn()] if is_first else [convolution, norm, activation_fn()]
             layers += [ResidualBlock(out_channels, activation_fn) for _ in range(num_blocks)]
             channels = out_channels
@@ -111,15 +111,15 @@ class ConvRepresentation(nn.Sequential):
 
 def action_planes(encodings: th.Tensor, height: int, width: int, grid: tuple[int, int] | None = None) -> th.Tensor:
     """
-    Actions as images (MuZero, Appendix F).
+    Encode actions as image planes (MuZero, Appendix F).
 
     :param encodings: One-hot encoding of each action, shape ``[num_actions, num_actions]``
-    :param height: Of the images
-    :param width: Of the images
-    :param grid: Rows and columns of places that the actions are, row by row
-    :return: For each action a plane of ones among planes of zeros, shape ``[num_actions, num_actions, height, width]``; with a
-        grid one plane, of ones at the action's place, or of a finer grid as many as tell all places of a pixel apart, shape
-        ``[num_actions, num_planes, height, width]``
+    :param height: Height of the planes
+    :param width: Width of the planes
+    :param grid: Rows and columns of a grid over the image with one cell per action, row by row; ``None`` for none
+    :return: Planes of each action, shape ``[num_actions, num_planes, height, width]``. Without a grid there is one constant
+        plane per action, in one-hot encoding. With a grid one plane contains ones in the action's cell; a grid that is finer
+        than the planes is folded into several planes
     """
     if grid is None:
         return encodings[..., None, None].repeat(1, 1, height, width)
@@ -130,14 +130,15 @@ def action_planes(encodings: th.Tensor, height: int, width: int, grid: tuple[int
 
 class ConvDynamics(nn.Module):
     """
-    g: flattened latents and action planes ``[B, num_planes, height, width]`` -> next flattened latents.
+    Dynamics function g: flattened latent states ``[B, latent_dim]`` and action planes ``[B, num_planes, height, width]`` ->
+    flattened next latent states ``[B, latent_dim]``.
 
-    :param latent_shape: Shape of a latent
-    :param num_planes: Planes of an encoded action, which enter as further channels, see ``action_planes``
-    :param num_blocks: Residual blocks
-    :param activation_fn: Activation
-    :param latent_norm: Normalisation of the next latent, a key of ``LATENT_NORMS``
-    :param bf16: Whether to compute in bfloat16, on images whose channels come last
+    :param latent_shape: Shape of a latent state, ``(C, H, W)``
+    :param num_planes: Number of planes of an encoded action, which are concatenated to the channels, see ``action_planes``
+    :param num_blocks: Number of residual blocks
+    :param activation_fn: Activation function
+    :param latent_norm: Normalization of the next latent state, a key of ``LATENT_NORMS``
+    :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
     """
 
     def __init__(
@@ -165,16 +166,16 @@ class ConvDynamics(nn.Module):
 
 class ConvPrediction(Prediction):
     """
-    f: flattened latents ``[..., latent_dim]`` -> policy, value and reward, by a ``Prediction`` behind a convolution of one
-    pixel that leaves it fewer channels (EfficientZero, Appendix A).
+    Prediction function f: flattened latent states ``[..., latent_dim]`` -> policy, value and reward. A 1x1 convolution reduces
+    the number of channels before the hidden layers (EfficientZero, Appendix A).
 
-    :param latent_shape: Shape of a latent
+    :param latent_shape: Shape of a latent state, ``(C, H, W)``
     :param num_actions: Number of actions
-    :param num_bins: Bins of the value and of the reward support
-    :param net_arch: Hidden widths of the trunk that the heads share
-    :param activation_fn: Activation of the hidden layers
-    :param num_channels: Channels that are left
-    :param bf16: Whether to compute in bfloat16, on images whose channels come last
+    :param num_bins: Number of bins of the value and reward supports
+    :param net_arch: Widths of the hidden layers, which the heads share
+    :param activation_fn: Activation function
+    :param num_channels: Number of channels after the 1x1 convolution
+    :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
     """
 
     def __init__(

@@ -55,10 +55,7 @@ def with_shape(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return observations
     if np.squeeze(observations).shape != tuple(length for length in shape if length != 1):
         raise ValueError(
-            f"Observations must have the shape {shape[1:]} of the observation space, got {np.shape(observations)[1:]}. "
-            f"Wrappers around `VecNormalize` change the shape of what it stores: use "
-            f"`VecNormalize(VecTransposeImage(env))` for images whose channels come last, and "
-            f"`VecNormalize(VecFrameStack(env, ...))`"
+            f"Observations must have the shape {shape[1:]} of the observation space, got {np.shape(observations)[1:]}"
         )
     return np.reshape(observations, shape)
 
@@ -93,6 +90,11 @@ class ObservationRing:
     def ends(self) -> np.ndarray:
         """Whether steps are the last ones of their episodes, shape ``[num_rows, n_envs]``."""
         return self.slots >= 0
+
+    @property
+    def place_of_zeros(self) -> int:
+        """Where the frames before an episode's first lie, see ``places``."""
+        return self.index.capacity + len(self.finals) + self.index.n_envs
 
     def write(self, steps: NewSteps, observations: ArrayOrDict, next_observations: ArrayOrDict) -> np.ndarray:
         """
@@ -253,7 +255,7 @@ class ObservationRing:
             return places
 
         stack = [places]
-        zeros, begins = newest + index.n_envs, index.begins[envs]
+        zeros, begins = self.place_of_zeros, index.begins[envs]
         same_episode = np.ones_like(is_final)
         for back in range(1, self.frame_stack):
             earlier = steps - back * index.n_envs

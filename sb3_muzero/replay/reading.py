@@ -86,6 +86,12 @@ def _observations(buffer: "SequenceReplayBuffer", positions: np.ndarray, ids: np
     stored = buffer.observations
     if buffer.device.type == "cuda" and stored.frame_stack > 1 and (env is None or not env.norm_obs):
         return stacked_on_device(buffer, positions, ids)
+    if env is not None and env.norm_obs and stored.frame_stack > 1 and env.observation_space.shape != stored.shape:
+        # `VecFrameStack` around `VecNormalize`: frames were normalized one by one, and there are zeros before the first
+        places = stored.places(positions, ids)
+        frames = np.asarray(env.normalize_obs(stored.fetch(places)))
+        frames[places == stored.place_of_zeros] = 0.0
+        return buffer.to_torch(frames.reshape(*positions.shape, *stored.shape), copy=False)
     parts = buffer._normalize_obs(parts_of(stored.at(positions, ids)), env)
     return tree_map(lambda part: buffer.to_torch(part, copy=False), parts)
 

@@ -17,7 +17,7 @@ class SearchStatistics(NamedTuple):
         ``None`` where there was none at all
     :param candidates: Actions that the search considered, shape ``[N, K, *action_shape]``; ``None`` for all actions in
         their order
-    :param root_values: Values of the observations, shape ``[N]``; the buffer does not store them
+    :param root_values: Values of the observations under the improved policy, shape ``[N]``; the buffer does not store them
     :param action_masks: True for legal actions, shape ``[N, num_actions]``; ``None`` if all are
     """
 

@@ -27,6 +27,16 @@ def buffer_state(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
     return state
 
 
+def saved_frame_stack(state: dict[str, Any]) -> int:
+    """
+    :param state: What ``buffer_state`` returned, or anything else
+    :return: How many frames an observation consists of, 1 if it does not say
+    """
+    shape = state.get("shape")
+    frame_stack = shape.get("frame_stack") if isinstance(shape, dict) else None
+    return frame_stack if isinstance(frame_stack, int) else 1
+
+
 def load_buffer_state(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> None:
     """
     Arrays of the state may become the buffer's own. Ids of samples from before are invalid.

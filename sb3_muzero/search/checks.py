@@ -190,7 +190,7 @@ def check_count(name: str, value: Any) -> int:
     :raises ValueError: if it is not an integer of at least 1.
     """
     if not (is_integer(value) and 1 <= value < 2**31):
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
     return int(value)
 
 
@@ -205,7 +205,7 @@ def check_real(name: str, value: Any, low: float, high: float = np.inf) -> float
     """
     if not (is_number(value) and isfinite(value) and low <= value <= high):
         allowed = f"at least {low:g}" + (f" and at most {high:g}" if isfinite(high) else "")
-        raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
+        raise ValueError(f"`{name}` must be a number {allowed}, got {value!r}")
     return float(value)
 
 
@@ -218,5 +218,5 @@ def check_generator(generator: Any) -> Any:
     if generator is None:
         return np.random
     if not isinstance(generator, np.random.Generator):
-        raise ValueError(f"generator must be a numpy.random.Generator or None, got {generator!r}")
+        raise ValueError(f"`generator` must be a numpy.random.Generator or None, got {generator!r}")
     return generator

@@ -45,7 +45,7 @@ def common_settings(
     """
     num_simulations = check_count("num_simulations", num_simulations)
     if qvalue_scope not in QVALUE_SCOPES:
-        raise ValueError(f"qvalue_scope must be one of {sorted(QVALUE_SCOPES)}, got {qvalue_scope!r}")
+        raise ValueError(f"`qvalue_scope` must be one of {sorted(QVALUE_SCOPES)}, got {qvalue_scope!r}")
     max_depth = num_simulations if max_depth is None else check_count("max_depth", max_depth)
     min_qvalue_range = check_real("min_qvalue_range", min_qvalue_range, *POSITIVE)
     return num_simulations + 1, num_actions, QVALUE_SCOPES[qvalue_scope], max_depth, min_qvalue_range

@@ -85,7 +85,9 @@ def muzero_search(
     """
     Run MuZero search with PUCT from a batch of root states.
 
-    The policy target is the fraction of visits. The action is sampled in proportion to ``visits ** (1 / temperature)``.
+    The policy target is the fraction of visits, whatever the temperature. As in the paper, these visits follow a prior that
+    contains the Dirichlet noise, so the target contains it, too; with ``dirichlet_fraction=0`` it is free of noise. The action
+    is sampled in proportion to ``visits ** (1 / temperature)``.
 
     :param root: the model's output for the root states, with ``B`` roots and ``A`` actions.
     :param recurrent_fn: the model, called once per simulation; or an object with a ``run_search`` (see ``Backend``).

@@ -244,8 +244,8 @@ def test_training_sees_all_symmetries() -> None:
     assert tiny_model(ConnectFourEnv(symmetries=False)).learn(40).symmetries is None
     model = tiny_model(ConnectFourEnv(), batch_size=64).learn(40)
     seen: list[th.Tensor] = []
-    inner = model.targets
-    model.targets = lambda samples, *args: seen.append(samples.observations[0]) or inner(samples, *args)  # type: ignore
+    inner = model.learner.targets
+    model.learner.targets = lambda samples: seen.append(samples.observations[0]) or inner(samples)  # type: ignore
     model.replay_buffer.reset()
     obs = model.env.reset()
     new_obs, rewards, dones, infos = model.env.step(np.array([0]))

@@ -387,6 +387,19 @@ def test_temperature_draws_in_proportion_to_visits():
         np.testing.assert_allclose(output.action_weights, output.visit_counts / 12)
 
 
+def test_policy_targets_of_puct_contain_dirichlet_noise_and_those_of_gumbel_no_noise():
+    model = bandit([0.0, 1.0], [0.3, 0.3])
+    root, generator = model.root(np.zeros(100, np.int64)), np.random.default_rng(0)
+    noisy = muzero_search(root, model.step, 16, generator=generator)
+    assert noisy.action_weights.std(axis=0).min() > 0.05
+    clean = muzero_search(root, model.step, 16, dirichlet_fraction=0.0, generator=generator)
+    assert len(set(clean.action.tolist())) == 2, "the temperature is no part of the target"
+    gumbel = gumbel_muzero_search(root, model.step, 16, generator=generator)
+    assert len(set(gumbel.action.tolist())) == 2
+    for found in (clean, gumbel):
+        np.testing.assert_array_equal(found.action_weights, found.action_weights[:1].repeat(100, axis=0))
+
+
 @both_searches
 def test_deterministic_searches_draw_nothing(search):
     model = random_model(7, 20, 3)

@@ -24,12 +24,12 @@ def with_entry(array, index, value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_simulations": 0}, "num_simulations must be an integer of at least 1, got 0"),
-        ({"num_simulations": 2.5}, "num_simulations must be an integer of at least 1, got 2.5"),
-        ({"num_simulations": True}, "num_simulations must be an integer of at least 1, got True"),
-        ({"max_depth": 0}, "max_depth must be an integer of at least 1, got 0"),
-        ({"qvalue_scope": "forest"}, r"qvalue_scope must be one of \['node', 'tree'\], got 'forest'"),
-        ({"min_qvalue_range": 0.0}, "min_qvalue_range must be a number at least 1e-30 and at most 1e.18, got 0.0"),
+        ({"num_simulations": 0}, "`num_simulations` must be an integer of at least 1, got 0"),
+        ({"num_simulations": 2.5}, "`num_simulations` must be an integer of at least 1, got 2.5"),
+        ({"num_simulations": True}, "`num_simulations` must be an integer of at least 1, got True"),
+        ({"max_depth": 0}, "`max_depth` must be an integer of at least 1, got 0"),
+        ({"qvalue_scope": "forest"}, r"`qvalue_scope` must be one of \['node', 'tree'\], got 'forest'"),
+        ({"min_qvalue_range": 0.0}, "`min_qvalue_range` must be a number at least 1e-30 and at most 1e.18, got 0.0"),
         (
             {"action_masks": np.ones((2, 4), bool)},
             r"`action_masks` must have the shape \[2, 3\], got \[2, 4\]",
@@ -38,7 +38,7 @@ def with_entry(array, index, value):
         ({"action_masks": [[1, 0, 1], [0, 0, 0]]}, "`action_masks` must leave an action .* got none in row 1"),
         ({"action_masks": np.array([[0, 1, 0], [0, 0.5, 0]])}, r"`action_masks` must be True where .* got [\s\S]*0\.5"),
         ({"action_masks": np.array([["a"] * 3] * 2)}, r"`action_masks` must be True where .* got \[\['a'"),
-        ({"generator": 3}, "generator must be a numpy.random.Generator or None, got 3"),
+        ({"generator": 3}, "`generator` must be a numpy.random.Generator or None, got 3"),
     ],
 )
 def test_arguments(search, options, message):
@@ -49,12 +49,12 @@ def test_arguments(search, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_num_considered_actions": 0}, "max_num_considered_actions must be an integer of at least 1, got 0"),
+        ({"max_num_considered_actions": 0}, "`max_num_considered_actions` must be an integer of at least 1, got 0"),
         ({"root_gumbel": np.zeros((2, 2))}, r"root_gumbel must be an array of shape \[2, 3\], got shape \[2, 2\]"),
         ({"root_gumbel": np.full((2, 3), np.nan)}, "root_gumbel must be finite and at most 1e.30 in size, got nan in row 0"),
-        ({"gumbel_scale": -1.0}, "gumbel_scale must be a number at least 0 and at most 1e.18, got -1.0"),
-        ({"value_scale": np.inf}, "value_scale must be a number at least 0 and at most 1e.18, got inf"),
-        ({"maxvisit_init": "x"}, "maxvisit_init must be a number at least 0 and at most 1e.18, got 'x'"),
+        ({"gumbel_scale": -1.0}, "`gumbel_scale` must be a number at least 0 and at most 1e.18, got -1.0"),
+        ({"value_scale": np.inf}, "`value_scale` must be a number at least 0 and at most 1e.18, got inf"),
+        ({"maxvisit_init": "x"}, "`maxvisit_init` must be a number at least 0 and at most 1e.18, got 'x'"),
     ],
 )
 def test_gumbel_arguments(options, message):
@@ -65,11 +65,11 @@ def test_gumbel_arguments(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dirichlet_fraction": 1.5}, "dirichlet_fraction must be a number at least 0 and at most 1, got 1.5"),
-        ({"dirichlet_alpha": 0.0}, "dirichlet_alpha must be a number at least 1e-30 and at most 1e.18, got 0.0"),
-        ({"temperature": -1.0}, "temperature must be a number at least 0, got -1.0"),
-        ({"pb_c_init": np.nan}, "pb_c_init must be a number at least 0 and at most 1e.18, got nan"),
-        ({"pb_c_base": 0}, "pb_c_base must be a number at least 1e-30 and at most 1e.18, got 0"),
+        ({"dirichlet_fraction": 1.5}, "`dirichlet_fraction` must be a number at least 0 and at most 1, got 1.5"),
+        ({"dirichlet_alpha": 0.0}, "`dirichlet_alpha` must be a number at least 1e-30 and at most 1e.18, got 0.0"),
+        ({"temperature": -1.0}, "`temperature` must be a number at least 0, got -1.0"),
+        ({"pb_c_init": np.nan}, "`pb_c_init` must be a number at least 0 and at most 1e.18, got nan"),
+        ({"pb_c_base": 0}, "`pb_c_base` must be a number at least 1e-30 and at most 1e.18, got 0"),
     ],
 )
 def test_puct_arguments(options, message):

@@ -1,5 +1,6 @@
-"""MuZeroPolicy: networks and planner together act; ``predict`` plans."""
+"""Policy class of MuZero."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_muzero.actions import make_actions
-from sb3_muzero.common.validation import CLASSES, MAX_MAGNITUDE, is_in_space
+from sb3_muzero.common.validation import DISCRETE_SPACES, MAX_MAGNITUDE, is_in_space
 from sb3_muzero.models.base import LatentModel
 from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import Preprocessor
@@ -25,24 +26,24 @@ from sb3_muzero.search.planner import Planner, PlannerSettings
 
 class MuZeroPolicy(BasePolicy):
     """
-    Policy class of MuZero: a latent model, its target copy and the planner that acts.
+    Policy class of MuZero: the latent model, its target network, and the planner that selects actions.
 
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param net_arch: Hidden widths of each of the three networks, ``[64]`` by default
+    :param net_arch: Widths of the hidden layers in each of the three networks, ``[64]`` by default
     :param activation_fn: Activation function
-    :param latent_dim: Size of the latent; a multiple of 8 for SimNorm
-    :param latent_norm: Normalisation of latents: "simnorm", "minmax" or "none"
-    :param num_bins: Number of bins of the value and of the reward support
-    :param value_support: Lowest and highest value that can be represented, in the environment's reward units;
-        by default the range follows the targets
-    :param reward_support: The same for rewards
-    :param norm_obs: Whether to standardize Box observations other than images, and the features of a learned features
-        extractor, by running statistics
-    :param representation_class: Module to use for h, called as ``Representation``
-    :param dynamics_class: Module to use for g, called as ``Dynamics``
-    :param prediction_class: Module to use for f, called as ``Prediction``
+    :param latent_dim: Size of the latent state; a multiple of 8 for SimNorm
+    :param latent_norm: Normalization of the latent state: "simnorm", "minmax" or "none"
+    :param num_bins: Number of bins of the value and reward supports
+    :param value_support: Lowest and highest value that can be represented, in the environment's reward units.
+        By default the range adapts to the targets
+    :param reward_support: Lowest and highest reward that can be represented. By default the range adapts to the targets
+    :param norm_obs: Whether to normalize Box observations (except images) and the output of a trainable features extractor
+        with running statistics
+    :param representation_class: Module of the representation function h, with the arguments of ``Representation``
+    :param dynamics_class: Module of the dynamics function g, with the arguments of ``Dynamics``
+    :param prediction_class: Module of the prediction function f, with the arguments of ``Prediction``
     :param features_extractor_class: Features extractor to use, ``default_features_extractor`` by default
     :param features_extractor_kwargs: Keyword arguments
         to pass to the features extractor.
@@ -52,14 +53,12 @@ class MuZeroPolicy(BasePolicy):
         ``th.optim.AdamW`` by default
     :param optimizer_kwargs: Additional keyword arguments,
         excluding the learning rate, to pass to the optimizer
-    :param discount: Factor from the value of the next state to the value of this one that the search plans with; negative
-        where the next state is the opponent's
-    :param num_simulations: Simulations per decision
+    :param discount: Discount factor of the search; negative in two-player games, where the opponent moves next
+    :param num_simulations: Number of simulations per decision
     :param search: "gumbel" or "puct"
-    :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``; by default Q values are
-        normalized over the whole tree, and over no less than twice the model's value error, so that differences below that
-        error do not become preferences
-    :raises ValueError: for a setting outside of its range, which the message names
+    :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``. By default Q values are
+        normalized over the whole tree, and over at least twice the model's value error, so that errors are not amplified
+    :raises ValueError: for an invalid argument
     """
 
     action_space: spaces.Discrete
@@ -122,7 +121,7 @@ class MuZeroPolicy(BasePolicy):
         self.dynamics_class = dynamics_class
         self.prediction_class = prediction_class
         self.actions = make_actions(action_space)
-        self.planner = self.make_planner(settings)
+        self.planner = Planner(settings)
         self.register_buffer("value_error", th.zeros(()))
         self._build(lr_schedule)
 
@@ -130,8 +129,8 @@ class MuZeroPolicy(BasePolicy):
     def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
         """
         :param observation_space: Observation space
-        :return: What makes features of its observations, unless the user says otherwise
-        :raises ValueError: for a space that this policy is not made for
+        :return: Features extractor that is used by default
+        :raises ValueError: if the policy does not support the space
         """
         if isinstance(observation_space, spaces.Dict):
             raise ValueError("Dict observations need MultiInputPolicy, or a features extractor for them")
@@ -139,7 +138,7 @@ class MuZeroPolicy(BasePolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         """
-        Create the model, its target copy and the optimizer.
+        Create the model, the target network and the optimizer.
 
         :param lr_schedule: Learning rate schedule
             lr_schedule(1) is the initial learning rate
@@ -154,22 +153,15 @@ class MuZeroPolicy(BasePolicy):
             **self.optimizer_kwargs,
         )
 
-    def make_planner(self, settings: PlannerSettings) -> Planner:
-        """
-        :param settings: Settings of the searches
-        :return: What plans with them
-        """
-        return Planner(settings)
-
     def make_latent_model(self) -> LatentModel:
-        """:return: A freshly initialized latent model on the policy's device"""
+        """:return: A newly initialized latent model on the policy's device"""
         features_extractor = self.make_features_extractor()
         features_dim = features_extractor.features_dim
         space = self.observation_space
         parts = space.values() if isinstance(space, spaces.Dict) else [space]
         has_vectors = any(isinstance(part, spaces.Box) and not is_image_space(part) for part in parts)
         is_learned = any(True for _ in features_extractor.parameters())
-        # Statistics of learned features move on, and silent units must not be scaled up
+        # Learned features drift, and inactive units must not be scaled up
         min_var = 1e-4 * th.as_tensor(getattr(features_extractor, "learned_features", is_learned), dtype=th.float32)
         statistics: dict[str, Any] = {"clip": 10.0, "min_momentum": 0.05, "min_var": min_var} if is_learned else {}
         normalized = self.norm_obs and (is_learned or has_vectors)
@@ -184,13 +176,13 @@ class MuZeroPolicy(BasePolicy):
         ).to(self.device)
 
     def make_augmentation(self) -> nn.Module | None:
-        """:return: Random changes of the observations that the loss sees, ``None`` for none"""
+        """:return: Data augmentation of observations in the loss, ``None`` for none"""
         return None
 
     def make_networks(self, features_dim: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
         """
         :param features_dim: Size of the features extractor's output
-        :return: Representation, encoder of actions, dynamics and prediction
+        :return: Representation, action encoder, dynamics and prediction
         """
         hidden = {"net_arch": self.net_arch, "activation_fn": self.activation_fn}
         latent = {"latent_dim": self.latent_dim, "latent_norm": self.latent_norm, **hidden}
@@ -206,28 +198,30 @@ class MuZeroPolicy(BasePolicy):
     @th.no_grad()
     def update_target(self, tau: float = 1.0) -> None:
         """
-        Move the target model towards the online model.
+        Update the target network.
 
         :param tau: The soft update coefficient ("Polyak update", between 0 and 1), 1 for a copy
         """
         targets, online = self.latent_model_target, self.latent_model
         th._foreach_lerp_(list(targets.parameters()), list(online.parameters()), tau)
-        for target, buffer in zip(targets.buffers(), online.buffers(), strict=True):  # running statistics and supports
+        for target, buffer in zip(
+            targets.buffers(), online.buffers(), strict=True
+        ):  # running statistics, bounds of the supports
             target.copy_(buffer)
 
     def represent(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :param obs: Observations as stored, shape ``[..., *obs_shape]``, or a dictionary of such
-        :return: Latents of the online model, shape ``[..., latent_dim]``
+        :param obs: Raw observations, shape ``[..., *obs_shape]``, or a dictionary of them
+        :return: Latent states of the online model, shape ``[..., latent_dim]``
         """
         return self.latent_model.represent(obs)
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        Values of the online model's prediction function, without search.
+        Predict values with the online model, without search.
 
-        :param obs: Observations, shape ``[..., *obs_shape]``
-        :return: Values in the units of the rewards (those of VecNormalize, where it is used), shape ``[..., 1]``
+        :param obs: Raw observations, shape ``[..., *obs_shape]``
+        :return: Values in units of the reward (normalized if ``VecNormalize`` is used), shape ``[..., 1]``
         """
         return self.latent_model.predict_values(obs)
 
@@ -240,21 +234,21 @@ class MuZeroPolicy(BasePolicy):
         action_masks: np.ndarray | None = None,
     ) -> SearchOutput:
         """
-        Search from each observation, all in one batch.
+        Run one batched search from all observations.
 
-        :param obs: Observations, shape ``[B, *obs_shape]``
-        :param deterministic: Whether to search without noise, which draws no random number
-        :param exploration: Factor of the noise
-        :param model: The online model by default
-        :param action_masks: True for legal actions, shape ``[B, num_actions]``, bool; all by default
-        :return: The search's result; ``action`` counts from 0
+        :param obs: Raw observations, shape ``[B, *obs_shape]``
+        :param deterministic: Whether to search without exploration noise. No random numbers are drawn then
+        :param exploration: Scale of the exploration noise
+        :param model: Latent model, the online model by default
+        :param action_masks: True for legal actions, bool, shape ``[B, num_actions]``. By default all actions are legal
+        :return: Search results; ``action`` contains indices starting at 0
         """
         model, value_error = model or self.latent_model, self.value_error.item()
         return self.planner.plan(model, obs, deterministic, exploration, value_error, action_masks)
 
     @property
     def uncompiled_reason(self) -> str | None:
-        """Why the PyTorch planner is used and not the compiled one, which is many times faster; ``None`` if it is not."""
+        """Why the compiled planner does not support the model, ``None`` if it does."""
         try:
             self.planner.compiled_model(self.latent_model)
         except UnsupportedModelError as reason:
@@ -262,7 +256,7 @@ class MuZeroPolicy(BasePolicy):
         return None
 
     def planner_message(self) -> str | None:
-        """:return: What the user may want to know about the planner before training, ``None`` for nothing"""
+        """:return: Message about the planner to print before training, ``None`` for none"""
         if (reason := self.uncompiled_reason) is not None:
             return f"Using the PyTorch planner: {reason}"
         return None if is_cached() else "The first search compiles the planner, which takes some seconds and is cached on disk"
@@ -285,25 +279,24 @@ class MuZeroPolicy(BasePolicy):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Plan an action for each observation.
+        Get the policy action from an observation, or a batch of observations, by search.
 
-        :param observation: An observation or a batch of them
-        :param state: Handed back: the policy has none
+        :param observation: the input observation
+        :param state: Not used, returned unchanged
         :param episode_start: Not used
-        :param deterministic: Without the noise that explores
-        :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``; all by default
-        :return: The actions and ``state``
-        :raises ValueError: for observations of another shape than the observation space's, or that are not finite, and for
-            masks of another shape or without a legal action
+        :param deterministic: Whether or not to return deterministic actions (search without exploration noise)
+        :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``. By default all actions
+            are legal
+        :return: the model's action and ``state``
+        :raises ValueError: for observations outside of the observation space, and for masks with a wrong shape or without a
+            legal action
         """
-        if action_masks is None or isinstance(observation, tuple):  # which is an error there
+        if action_masks is None or isinstance(observation, tuple):  # super() explains the tuple of Gym's reset
             return super().predict(observation, state, episode_start, deterministic)
         obs_tensor, vectorized_env = self.obs_to_tensor(observation)
-        part = next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor
-        masks = self.actions.check_masks(action_masks, len(part))
         self.set_training_mode(False)
         with th.no_grad():
-            actions = self._predict(obs_tensor, deterministic, masks).cpu().numpy()
+            actions = self._predict(obs_tensor, deterministic, action_masks).cpu().numpy()
         return actions if vectorized_env else actions[0], state
 
     def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
@@ -311,44 +304,27 @@ class MuZeroPolicy(BasePolicy):
         for array in map(np.asarray, parts.values()):
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"Observations must be numbers, got an array of dtype {array.dtype}")
-        result = super().obs_to_tensor(observation)  # which knows keys and shapes
+        result = super().obs_to_tensor(observation)  # checks keys and shapes
         whole = self.observation_space
         for key, space in whole.items() if isinstance(whole, spaces.Dict) else [("", whole)]:
             array = np.asarray(parts[key])
             fits = is_in_space(array, space)
             if not fits.all():
-                allowed = f"of {space}" if isinstance(space, CLASSES) else f"finite and none beyond {MAX_MAGNITUDE:g}"
+                allowed = f"in {space}" if isinstance(space, DISCRETE_SPACES) else f"finite and at most {MAX_MAGNITUDE:g}"
                 raise ValueError(f"Observations must be {allowed}, got {array[~fits][0]} in {array.shape}")
         return result
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-        data.update(
-            dict(
-                net_arch=self.net_arch,
-                activation_fn=self.activation_fn,
-                latent_dim=self.latent_dim,
-                latent_norm=self.latent_norm,
-                num_bins=self.num_bins,
-                value_support=self.value_support,
-                reward_support=self.reward_support,
-                norm_obs=self.norm_obs,
-                representation_class=self.representation_class,
-                dynamics_class=self.dynamics_class,
-                prediction_class=self.prediction_class,
-                lr_schedule=self._dummy_schedule,  # dummy lr schedule, not needed for loading policy alone
-                optimizer_class=self.optimizer_class,
-                optimizer_kwargs=self.optimizer_kwargs,
-                features_extractor_class=self.features_extractor_class,
-                features_extractor_kwargs=self.features_extractor_kwargs,
-                **self.planner.settings._asdict(),
-            )
-        )
+        # Arguments are attributes of the same name, also those of subclasses
+        classes = [cls for cls in type(self).__mro__ if issubclass(cls, MuZeroPolicy)]
+        names = [name for cls in reversed(classes) for name in inspect.signature(cls.__init__).parameters]
+        data = {name: getattr(self, name) for name in names if hasattr(self, name)} | self.planner.settings._asdict()
+        data["lr_schedule"] = self._dummy_schedule  # dummy lr schedule, not needed for loading policy alone
         return data
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        Put the policy in either training or evaluation mode. The target model always stays in evaluation mode.
+        Put the policy in either training or evaluation mode. The target network always stays in evaluation mode.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """

@@ -1,6 +1,5 @@
-"""Policies for images, alone or among the parts of a Dict: convolutions before an MLP model, or a convolutional model."""
+"""Policy classes for image and Dict observations."""
 
-import operator
 from typing import Any
 
 from gymnasium import spaces
@@ -10,18 +9,19 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_muzero.actions import ActionTable, make_actions
+from sb3_muzero.common.numeric import is_integer
 from sb3_muzero.models.augmentation import ImageAugmentation
 from sb3_muzero.models.encoders import MultiInputExtractor, cnn_for
 from sb3_muzero.models.resnet import ConvDynamics, ConvPrediction, ConvRepresentation, action_planes
-from sb3_muzero.policies import MuZeroPolicy
+from sb3_muzero.policies.muzero_policy import MuZeroPolicy
 
 
 def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tuple[int, int, int]:
     """
     :param observation_space: Observation space
-    :param normalize_images: Whether the policy scales images: else any array of three axes may be one
-    :return: Shape of its images, channel first
-    :raises ValueError: if it is one of other than images, or of float ones with their channels last
+    :param normalize_images: Whether images are normalized by the policy. If not, any Box with three axes is an image space
+    :return: Shape of the images, ``(C, H, W)``
+    :raises ValueError: if it is not an image space, or if float images are channels-last
     """
     if not is_image_space(observation_space, normalized_image=not normalize_images) or len(observation_space.shape or ()) != 3:
         raise ValueError(
@@ -30,25 +30,23 @@ def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tupl
         )
     channels, height, width = observation_space.shape  # type: ignore[misc]
     if not normalize_images and width < min(channels, height):  # SB3 transposes images of uint8 only
-        raise ValueError(f"`observation_space` must have images with the channels first, got {observation_space.shape}")
+        raise ValueError(f"`observation_space` must have images with channels first, got {observation_space.shape}")
     return channels, height, width
 
 
-def checked_grid(given: Any, num_actions: int) -> tuple[int, int]:
-    """:raises ValueError: for other than the rows and columns of as many places as there are actions"""
-    try:
-        rows, columns = map(operator.index, given)
-    except (TypeError, ValueError):
-        rows = columns = 0
-    if min(rows, columns) < 1 or rows * columns != num_actions:
-        raise ValueError(
-            f"`action_grid` must be the rows and columns of as many places as there are actions, {num_actions}, got {given!r}"
-        )
-    return rows, columns
+def check_grid(grid: Any, num_actions: int) -> None:
+    """
+    :param grid: Rows and columns
+    :param num_actions: Number of actions
+    :raises ValueError: unless the grid has one cell for each action
+    """
+    is_pair = isinstance(grid, tuple | list) and len(grid) == 2 and all(is_integer(side) and side >= 1 for side in grid)
+    if not is_pair or grid[0] * grid[1] != num_actions:
+        raise ValueError(f"`action_grid` must be rows and columns of one cell per action, {num_actions}, got {grid!r}")
 
 
 class ImagePolicy(MuZeroPolicy):
-    """What policies for images have in common. See ``CnnPolicy`` for its arguments."""
+    """Base class of policies for images. See ``CnnPolicy`` for the arguments."""
 
     def __init__(
         self,
@@ -72,25 +70,20 @@ class ImagePolicy(MuZeroPolicy):
     def make_augmentation(self) -> nn.Module:
         return ImageAugmentation(self.random_shift, self.random_intensity)
 
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-        return data | {"random_shift": self.random_shift, "random_intensity": self.random_intensity}
-
 
 class CnnPolicy(ImagePolicy):
     """
-    Policy class of MuZero for images. Convolutions encode the observation; what follows, and with it planning, is the MLP
-    model of ``MuZeroPolicy``, which on the CPU plans in compiled code.
+    Policy class of MuZero for images: a CNN features extractor, followed by the MLP model of ``MuZeroPolicy``.
 
-    The features extractor is ``NatureCNN`` by default, or ``GridCNN`` where a side of the images has less than 36 pixels.
+    The features extractor is ``NatureCNN`` by default, or ``GridCNN`` for images with a side of less than 36 pixels.
 
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param random_shift: Largest shift of the images that the loss sees, in pixels; by default one in 20 of their shorter side
-    :param random_intensity: Standard deviation of the factor around 1 that they are multiplied by
-    :param kwargs: See ``MuZeroPolicy``, which is ``MlpPolicy``
-    :raises ValueError: for an observation space of other than images
+    :param random_shift: Maximum random shift of images in the loss, in pixels, 1/20 of the shorter side by default
+    :param random_intensity: Standard deviation of the random brightness factor in the loss
+    :param kwargs: See ``MuZeroPolicy``
+    :raises ValueError: for an invalid argument, or if the observation space is not an image space
     """
 
     @staticmethod
@@ -100,23 +93,23 @@ class CnnPolicy(ImagePolicy):
 
 class ResNetPolicy(ImagePolicy):
     """
-    Policy class of MuZero for images with residual networks, whose latents are images too (MuZero, Appendix F; EfficientZero,
-    https://arxiv.org/abs/2111.00210, Appendix A). It plans in PyTorch and is made for a GPU.
+    Policy class of MuZero for images with residual networks and convolutional latent states (MuZero,
+    https://arxiv.org/abs/1911.08265, Appendix F; EfficientZero, https://arxiv.org/abs/2111.00210, Appendix A). It always uses
+    the PyTorch planner and is meant for GPUs.
 
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param num_channels: Channels of the latent
-    :param num_blocks: Residual blocks of the dynamics, and at each size of the representation
-    :param action_grid: Rows and columns of places in the image that the actions are, row by row: ``(1, 7)`` for seven columns.
-        By default they are no places, and convolutions do not see which part of the image an action is about. With a grid
-        images are not shifted by default
-    :param net_arch: Hidden widths of the heads' trunk, ``[64]`` by default
-    :param latent_norm: Normalisation of latents: "minmax" or "none"
-    :param bf16: Whether to compute in bfloat16 where PyTorch's autocast does, on images whose channels come last, as tensor
-        cores like it
-    :param kwargs: See ``CnnPolicy``, but for those of ``UNUSED``
-    :raises ValueError: for an observation space of other than images, or a setting that is of no use here
+    :param num_channels: Number of channels of the latent state
+    :param num_blocks: Number of residual blocks in the dynamics, and per resolution in the representation
+    :param action_grid: Rows and columns of a grid over the image with one cell per action, row by row: ``(1, 7)`` if each
+        action chooses one of seven columns. The dynamics then receive the action's cell as an image plane, and
+        ``random_shift`` is 0 by default. By default each action is encoded as a constant plane
+    :param net_arch: Widths of the hidden layers shared by the heads, ``[64]`` by default
+    :param latent_norm: Normalization of the latent state: "minmax" or "none"
+    :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
+    :param kwargs: See ``CnnPolicy``, except for those in ``UNUSED``
+    :raises ValueError: for an invalid or unused argument, or if the observation space is not an image space
     """
 
     UNUSED = ("latent_dim", "representation_class", "dynamics_class", "prediction_class", "features_extractor_class",
@@ -136,18 +129,17 @@ class ResNetPolicy(ImagePolicy):
         **kwargs: Any,
     ) -> None:
         if useless := sorted(set(self.UNUSED) & kwargs.keys()):
-            raise ValueError(f"ResNetPolicy has no use for {useless}; `num_channels` and `num_blocks` size it")
+            raise ValueError(f"ResNetPolicy does not use {useless}; set its size by `num_channels` and `num_blocks`")
         if latent_norm == "simnorm":
             raise ValueError("`latent_norm` of a ResNetPolicy must be 'minmax' or 'none', got 'simnorm'")
         if num_channels < 1 or num_blocks < 0:
             raise ValueError(f"`num_channels` must be at least 1 and `num_blocks` 0, got {num_channels} and {num_blocks}")
         self.num_channels = num_channels
         self.num_blocks = num_blocks
-        self.action_grid = (
-            None if action_grid is None else checked_grid(action_grid, make_actions(action_space).num_candidates)
-        )
+        self.action_grid = action_grid
         if action_grid is not None:
-            kwargs.setdefault("random_shift", 0)  # places would not move along
+            check_grid(action_grid, make_actions(action_space).num_candidates)
+            kwargs.setdefault("random_shift", 0)  # the cells are not shifted
         self.bf16 = bf16
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
 
@@ -172,13 +164,11 @@ class ResNetPolicy(ImagePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        data = {name: value for name, value in data.items() if name not in self.UNUSED}
-        own = ("num_channels", "num_blocks", "action_grid", "bf16")
-        return data | {name: getattr(self, name) for name in own}
+        return {name: value for name, value in data.items() if name not in self.UNUSED}
 
 
 class MultiInputPolicy(MuZeroPolicy):
-    """Policy class of MuZero for Dict observations. See ``MuZeroPolicy`` for its arguments."""
+    """Policy class of MuZero for Dict observations. See ``MuZeroPolicy`` for the arguments."""
 
     @staticmethod
     def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
