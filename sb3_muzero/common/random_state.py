@@ -26,9 +26,12 @@ def set_random_state(state: dict[str, Any]) -> None:
     :param state: Result of ``random_state``
     :raises ValueError: for an invalid state
     """
-    validate_number("pos", state["numpy"]["state"]["pos"], int, 0, 624)  # NumPy does not check it
-    np.random.set_state(state["numpy"])
     version, words, gauss = state["python"]
+    mersenne_twister = state["numpy"]["state"]
+    validate_number("pos", mersenne_twister["pos"], int, 0, 624)  # NumPy does not check it
+    if not (mersenne_twister["key"][1:].any() and any(words[1:-1]) and state["torch"].any()):
+        raise ValueError("random states must not be zero")  # rejection sampling would never end
+    np.random.set_state(state["numpy"])
     random.setstate((version, tuple(words), gauss))
     th.set_rng_state(state["torch"])
     for device, device_state in enumerate(state["cuda"][: th.cuda.device_count()]):

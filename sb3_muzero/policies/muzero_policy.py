@@ -121,7 +121,7 @@ class MuZeroPolicy(BasePolicy):
         self.dynamics_class = dynamics_class
         self.prediction_class = prediction_class
         self.actions = make_actions(action_space)
-        self.planner = Planner(settings)
+        self.planner = self.make_planner(settings)
         self.register_buffer("value_error", th.zeros(()))
         self._build(lr_schedule)
 
@@ -152,6 +152,13 @@ class MuZeroPolicy(BasePolicy):
             lr=lr_schedule(1),
             **self.optimizer_kwargs,
         )
+
+    def make_planner(self, settings: PlannerSettings) -> Planner:
+        """
+        :param settings: Settings of the searches
+        :return: Planner with these settings
+        """
+        return Planner(settings)
 
     def make_latent_model(self) -> LatentModel:
         """:return: A newly initialized latent model on the policy's device"""

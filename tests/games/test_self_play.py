@@ -155,7 +155,7 @@ def test_two_player_is_kept_and_checked(tmp_path: Any) -> None:
 
     model.set_env(gym.wrappers.TransformReward(Single(), float))
     for changed in (model, MuZero.load(tmp_path / "model", env=Single(), device="cpu")):
-        with pytest.raises(ValueError, match="is of `two_player=True`, but the environment has `two_player=False`"):
+        with pytest.raises(ValueError, match="was created with `two_player=True`, but the environment has `two_player=False`"):
             changed.learn(10)
     with pytest.raises(ValueError, match="`use_masking` must not be False"):
         tiny_model(TicTacToeEnv()).learn(10, use_masking=False)
