@@ -16,6 +16,8 @@ from sb3_muzero.exploration.warmup import repeated_random_actions
 from sb3_muzero.replay.sequences import SearchStatistics
 from sb3_muzero.search import SearchOutput
 
+TINY = np.finfo(np.float32).tiny
+
 
 class ActingPolicy(Protocol):
     """
@@ -39,12 +41,14 @@ class Decision(NamedTuple):
     :param search: What the search found, ``None`` where actions are random
     :param action_masks: True for legal actions, shape ``[n_envs, num_actions]``; ``None`` if the environments were not asked
     :param seconds: How long the search took
+    :param root_values: Values of the observations under the improved policy, shape ``[n_envs]``; ``None`` without search
     """
 
     actions: np.ndarray
     search: SearchOutput | None
     action_masks: np.ndarray | None
     seconds: float = 0.0
+    root_values: np.ndarray | None = None
 
     def statistics(self, model_version: int) -> SearchStatistics:
         """
@@ -58,18 +62,18 @@ class Decision(NamedTuple):
             model_version,
             search.action_weights,
             search.candidates,
-            root_values=search.improved_value,
-            action_masks=self.action_masks,
+            self.root_values,
+            self.action_masks,
         )
 
     def scalars(self) -> dict[str, float]:
         """:return: Figures of the search to log, means over the environments"""
-        assert self.search is not None
+        assert self.search is not None and self.root_values is not None
         weights = self.search.action_weights
-        entropy = -(weights * np.log(np.maximum(weights, np.finfo(weights.dtype).tiny))).sum(-1)
+        entropy = -(weights * np.log(np.maximum(weights, TINY))).sum(-1)
         num_simulations = self.search.visit_counts.sum()
         return {
-            "root_value": float(self.search.improved_value.mean()),
+            "root_value": float(self.root_values.mean()),
             "policy_entropy": float(entropy.mean()),
             "depth": float(self.search.tree.node_depths.max(axis=-1).mean()),
             "simulations_per_second": float(num_simulations / self.seconds),
@@ -224,7 +228,7 @@ class Collector:
         search = self.policy.plan(obs_tensor, deterministic=deterministic, exploration=exploration, action_masks=masks)
         explores = self.episode_steps < self.exploration_steps_per_episode
         actions = np.where(explores, search.action, search.action_weights.argmax(axis=1))
-        return Decision(actions, search, masks, time.perf_counter() - start)
+        return Decision(actions, search, masks, time.perf_counter() - start, search.improved_value)
 
     def step(self, decision: Decision) -> Step:
         """

@@ -309,7 +309,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :param n_envs: Number of environments
         :return: Actions for the environments, and the ``Decision`` that SB3 hands on to ``_store_transition``
         """
-        self._apply_settings()
+        self._apply_planner_settings()
         self.collector.exploration_steps_per_episode = self.exploration_steps_per_episode
         progress, is_warmup = self._current_progress_remaining, self.num_timesteps < self.learning_starts
         if self.num_timesteps < learning_starts or not (self.warmup.reward_signal_seen or self.novelty_coef(progress) > 0):

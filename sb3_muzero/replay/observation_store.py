@@ -100,21 +100,21 @@ class ObservationRing:
         """
         Store steps that are about to be appended to the index.
 
-        :param steps: N steps
+        :param steps: The N steps
         :param observations: As environments return them, shape ``[N, *obs_shape]``
         :param next_observations: Those after the steps, shape ``[N, *obs_shape]``
         :return: The observations after the steps, as records for a Dict space
         :raises ValueError: for observations of another shape, or if the first ones are not stacks of frames
         """
-        num_steps, places = len(steps.ids), steps.places
+        num_steps, at = len(steps.ids), steps.at
         observed, followed = self._records(observations, num_steps), self._records(next_observations, num_steps)
         newest_frames = (slice(None), slice(-self.frames.shape[2], None)) if self.frame_stack > 1 else ()
         if self.frame_stack > 1:
             self._split_episodes(steps, observed, followed)
-        overwritten = flat(self.slots)[places]
+        overwritten = self.slots[at]
         self._free_slots += overwritten[overwritten >= 0].tolist()
-        flat(self.slots)[places] = -1
-        flat(self.frames)[places] = observed[newest_frames]
+        self.slots[at] = -1
+        self.frames[at] = observed[newest_frames]
         self.newest[steps.envs] = followed[newest_frames]
         return followed
 

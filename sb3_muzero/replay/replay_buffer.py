@@ -131,7 +131,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def update_position(self) -> None:
         """Make SB3's ``pos`` and ``full`` follow the index."""
-        num_written = int(self.index.num_written.max())
+        num_written = int(self.index.ends.max() - self.index.first[0]) // self.n_envs
         self.full = num_written >= self.buffer_size
         self.pos = num_written % self.buffer_size
 
@@ -159,9 +159,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         action = self.action_type.check(action, self.n_envs)
         done = np.asarray(done, np.bool_)
-        terminated = done
-        if self.handle_timeout_termination and done.any():
-            terminated = done & ~np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=np.bool_)
+        truncated = [self.handle_timeout_termination and info.get("TimeLimit.truncated", False) for info in infos]
+        terminated = done & np.logical_not(truncated)
         steps = self.index.next_row()
         self._store(steps, obs, next_obs, action, reward, terminated, search or SearchStatistics())
         self.observations.end_episodes(steps.ids[done])
@@ -216,17 +215,17 @@ class SequenceReplayBuffer(ReplayBuffer):
         if not self._allocated:
             self.allocate()
         records = self.observations.write(steps, observations, next_observations)
-        places = steps.places
-        flat(self.actions)[places] = actions
-        flat(self.rewards)[places] = rewards
-        flat(self.terminals)[places] = terminals
-        flat(self.policies)[places] = 0.0 if search.weights is None else search.weights
-        flat(self.model_versions)[places] = search.model_version
+        at = steps.at
+        self.actions[at] = actions
+        self.rewards[at] = rewards
+        self.terminals[at] = terminals
+        self.policies[at] = 0.0 if search.weights is None else search.weights
+        self.model_versions[at] = search.model_version
         for name, given in (("action_masks", search.action_masks), ("candidates", search.candidates)):
             if getattr(self, name) is None and given is not None:
                 setattr(self, name, self.make_optional_ring(name))
             if (ring := getattr(self, name)) is not None:
-                flat(ring)[places] = (name == "action_masks") if given is None else given
+                ring[at] = (name == "action_masks") if given is None else given
         self.bonus.add(steps, records, rewards)
         self.index.append(steps)
         self.sampler.add(self.index, steps.ids)

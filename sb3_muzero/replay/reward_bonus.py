@@ -69,7 +69,7 @@ class StoredBonus:
 
     def add(self, steps: NewSteps, next_observations: np.ndarray, rewards: np.ndarray) -> None:
         """
-        :param steps: N new steps
+        :param steps: The N new steps
         :param next_observations: Those after the steps, shape ``[N, *obs_shape]``, records for a Dict space
         :param rewards: Shape ``[N]``
         """
@@ -78,7 +78,7 @@ class StoredBonus:
         self._reward_size += (sizes - self._reward_size).sum() / max(self._num_rewards, 1)
         if self.bucket_ids is not None:
             assert self.bonus is not None
-            flat(self.bucket_ids)[steps.places] = self.bonus.update_counts(next_observations)
+            self.bucket_ids[steps.at] = self.bonus.update_counts(next_observations)
 
     def of(self, ids: np.ndarray, coef: float, env: VecNormalize | None) -> np.ndarray | float:
         """

@@ -7,17 +7,16 @@ import numpy as np
 
 class NewSteps(NamedTuple):
     """
-    Steps that are about to be stored: the next one of each environment, or several of one environment. Neighbours are indexed
-    by a slice, which is faster.
+    N steps that are about to be stored: the next one of each environment, or several of one environment.
 
     :param ids: Their ids, those of one environment in their order, shape ``[N]``
-    :param places: Index of where they will lie in the flattened arrays
-    :param envs: Index of their environments
+    :param at: Where they will lie in arrays of shape ``[num_rows, n_envs, ...]``: a row, or rows and environments
+    :param envs: Where their environments are in arrays of shape ``[n_envs, ...]``
     """
 
     ids: np.ndarray
-    places: np.ndarray | slice
-    envs: np.ndarray | slice
+    at: int | tuple[np.ndarray, np.ndarray]
+    envs: slice | np.ndarray
 
 
 def flat(ring: np.ndarray) -> np.ndarray:
@@ -107,10 +106,9 @@ class StepIndex:
     def next_row(self) -> NewSteps:
         """:return: The next step of each environment"""
         ids = self.ends.copy()
-        if not self._in_step:
-            return NewSteps(ids, self.places(ids), slice(None))
-        first = int(ids[0]) % self.capacity
-        return NewSteps(ids, slice(first, first + self.n_envs), slice(None))
+        if self._in_step:
+            return NewSteps(ids, int(ids[0]) // self.n_envs % self.num_rows, slice(None))
+        return NewSteps(ids, np.divmod(self.places(ids), self.n_envs), slice(None))
 
     def next_of(self, env: int, num_steps: int) -> NewSteps:
         """
@@ -119,7 +117,8 @@ class StepIndex:
         :return: Its next steps
         """
         ids = self.ends[env] + np.arange(num_steps) * self.n_envs
-        return NewSteps(ids, self.places(ids), np.full(num_steps, env))
+        rows, envs = np.divmod(self.places(ids), self.n_envs)
+        return NewSteps(ids, (rows, envs), envs)
 
     def append(self, steps: NewSteps) -> None:
         """:param steps: What ``next_row`` or ``next_of`` returned, now stored"""

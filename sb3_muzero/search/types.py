@@ -11,6 +11,9 @@ from sb3_muzero.search.tree import Tree
 Array = np.ndarray | torch.Tensor
 
 
+TINY = np.finfo(np.float32).tiny
+
+
 class RootOutput(NamedTuple):
     """
     The model's output for the root states.
@@ -82,5 +85,5 @@ class SearchOutput(NamedTuple):
         Value of the root under the improved policy: the mean of the visited actions' Q values, weighted by ``action_weights``.
         Shape ``[B]``, float32.
         """
-        weights = (self.visit_counts > 0) * np.maximum(self.action_weights, np.finfo(np.float32).tiny)
+        weights = (self.visit_counts > 0) * np.maximum(self.action_weights, TINY)
         return (weights * self.qvalues).sum(axis=1) / weights.sum(axis=1)
