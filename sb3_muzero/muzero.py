@@ -4,7 +4,6 @@ import contextlib
 import time
 import warnings
 from copy import copy
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -224,6 +223,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
 
     def _apply_planner_settings(self) -> None:
         """Let searches follow settings that were assigned since, or raise ``ValueError``."""
+        for part in (self.collector, self.learner, self.reanalyzer):  # the user may have assigned another policy
+            part.policy = self.policy
         settings = self.planner_settings
         if settings != self.policy.planner.settings:
             settings.check()
@@ -256,8 +257,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
             self.observation_space, self.action_space, self.lr_schedule, **planner_settings, **self.policy_kwargs
         ).to(self.device)
         self.learner = Learner(self.policy, self.learner_settings)
-        target = self.policy.latent_model_target
-        self.reanalyzer = Reanalyzer(partial(self.policy.plan, deterministic=True, model=target), target)
+        self.reanalyzer = Reanalyzer(self.policy)
         self.collector = Collector(self.policy, self.env)
         self._convert_train_freq()
         if isinstance(self.policy, ImagePolicy):
@@ -309,7 +309,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :param n_envs: Number of environments
         :return: Actions for the environments, and the ``Decision`` that SB3 hands on to ``_store_transition``
         """
-        self._apply_planner_settings()
+        self._apply_settings()
         self.collector.exploration_steps_per_episode = self.exploration_steps_per_episode
         progress, is_warmup = self._current_progress_remaining, self.num_timesteps < self.learning_starts
         if self.num_timesteps < learning_starts or not (self.warmup.reward_signal_seen or self.novelty_coef(progress) > 0):
@@ -366,6 +366,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :param with_bonus: Whether rewards have the exploration bonus, if there is one
         :return: The sequences
         """
+        self._apply_settings()
         return self.replay_buffer.sample(
             batch_size,
             env=self._vec_normalize_env,

@@ -23,6 +23,7 @@ from sb3_muzero.common.vec_env_checks import frames_in_observation, normalized_f
 from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.exploration.warmup import WarmUp
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.replay.ring import flat
 from sb3_muzero.replay.serialization import saved_frame_stack
 from sb3_muzero.search import is_cached
 
@@ -68,8 +69,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.action_space,
             device=self.device,
             n_envs=self.n_envs,
-            **({"reward_bonus": CountBonus} | stacked | self.replay_buffer_kwargs),
+            **(stacked | self.replay_buffer_kwargs),
         )
+        if buffer.reward_bonus is None:
+            buffer.reward_bonus = CountBonus
         if self.env is not None and normalized_frames(self.env) not in (1, buffer.frame_stack):
             raise ValueError(
                 f"`replay_buffer_kwargs` must leave `frame_stack` at {num_frames} where `VecFrameStack` is around "
@@ -128,6 +131,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         if begins:
             self._last_original_obs = self.collector.begin(self._last_obs)
+        if self.collector.normalize is None:
+            self._last_original_obs = self._last_obs
         self.collector.raw_obs = self._last_original_obs
         check_finite("observation", self._last_original_obs, self.num_timesteps, space=self.observation_space)
         return result
@@ -237,9 +242,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         buffer.device = self.device
         self.replay_buffer = buffer
         self._last_obs = None  # no step of the running episodes is in it
-        if (size := buffer.size()) > 0:
+        if buffer.size() > 0:
             self.warmup = WarmUp()
-            self.warmup.update_from(buffer.rewards[:size], buffer.terminals[:size])
+            stored = buffer.index.places(buffer.index.stored())
+            self.warmup.update_from(flat(buffer.rewards)[stored], flat(buffer.terminals)[stored])
 
     def state(self) -> dict[str, Any]:
         """:return: Counters and properties of the environment, for ``checkpointing``"""

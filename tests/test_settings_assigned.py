@@ -32,7 +32,8 @@ def searches(monkeypatch) -> list[dict[str, Any]]:
         @functools.wraps(search)  # whose signature tells which settings there are
         def searching(root, recurrent_fn, num_simulations, **kwargs):
             noise = "gumbel_scale" if name == "gumbel" else "dirichlet_fraction"
-            given = {key: kwargs[key] for key in ("max_num_considered_actions", "pb_c_init") if key in kwargs}
+            defaults = {"max_num_considered_actions": 16, "pb_c_init": 1.25}
+            given = {key: kwargs[key] for key, default in defaults.items() if kwargs.get(key, default) != default}
             seen.append(
                 {
                     "gamma": recurrent_fn.discount,

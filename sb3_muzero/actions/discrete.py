@@ -80,6 +80,8 @@ class DiscreteActions:
         self.space = space
         self.num_candidates = int(space.n)
         """Number of actions considered at each node of the search."""
+        self.candidates = np.arange(self.num_candidates)
+        """The candidates of every search, shape ``[num_candidates]``."""
         self.encoding_dim = int(space.n)
         """Size of an encoded action."""
 

@@ -98,8 +98,10 @@ def check_muzero_arguments(model: Any) -> None:
             check_number(name, getattr(model, name))
     for name in SCHEDULES:
         check_schedule(name, getattr(model, name))
-    frequency = model.train_freq[0] if isinstance(model.train_freq, tuple) and model.train_freq else model.train_freq
-    check_integer("train_freq", frequency)  # SB3 checks the unit
+    given = model.train_freq
+    frequency = given[0] if isinstance(given, tuple) and len(given) == 2 else given
+    if not is_integer(frequency) or frequency < 1:  # SB3 checks the unit
+        raise ValueError(f"`train_freq` must be an integer of at least 1, alone or in a tuple with its unit, got {given!r}")
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
         if not isinstance(getattr(model, name), dict):
             raise ValueError(f"`{name}` must be a dictionary, got {getattr(model, name)!r}")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_muzero.actions import DiscreteActions
-from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.common.pytree import tree_leaves, tree_map
 from sb3_muzero.learning.targets import UnrollTargets
 from sb3_muzero.models.base import LatentModel
 from sb3_muzero.replay.sequences import SequenceSamples
@@ -51,7 +51,8 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
     roots = tree_map(lambda part: part[0], samples.observations)
     latents, predicted = model.unroll(roots, samples.actions, augment=True)
 
-    weights = (samples.weights / latents.shape[1]).repeat(len(latents), 1)
+    num_positions, batch_size = predicted.value_logits.shape[:2]
+    weights = (samples.weights / batch_size).repeat(num_positions, 1)
     weights[1:] /= len(samples.actions)
 
     distribution = legal = actions.distribution(predicted.policy_logits)
@@ -64,7 +65,8 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
     with th.no_grad():
         observed = model.represent(tree_map(lambda part: part[1:], samples.observations), augment=True)
         value_errors = (model.value_support.expectation(predicted.value_logits[0]) - targets.values[0]).abs()
-    consistency_loss = 1 - cosine_similarity(latents[1:], observed)
+    pairs = list(zip(tree_leaves(latents), tree_leaves(observed), strict=True))
+    consistency_loss = 1 - sum(cosine_similarity(latent[1:], seen) for latent, seen in pairs) / len(pairs)
 
     losses = {
         "policy": (policy_loss * weights).sum(),

@@ -1,7 +1,6 @@
 """MuZero Reanalyze: stored steps are searched again with a newer model (https://arxiv.org/abs/2104.06294)."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
@@ -28,18 +27,28 @@ class SearchUpdate(NamedTuple):
     candidates: np.ndarray | None = None
 
 
+class PlanningPolicy(Protocol):
+    """
+    What the reanalyzer needs of a policy.
+
+    :param latent_model_target: The target model
+    """
+
+    latent_model_target: LatentModel
+
+    def plan(self, obs: Any, *args: Any, **kwargs: Any) -> SearchOutput: ...
+
+
 class Reanalyzer:
     """
     Searches the first step of sequences again. Where the horizon of the value target is a single step, the value of the new
     policy replaces the one-step return.
 
-    :param plan: Searches without noise; takes observations ``[B, *obs_shape]`` and ``action_masks``
-    :param model: The model that ``plan`` searches with
+    :param policy: Policy whose target model searches
     """
 
-    def __init__(self, plan: Callable[..., SearchOutput], model: LatentModel) -> None:
-        self.plan = plan
-        self.model = model
+    def __init__(self, policy: PlanningPolicy) -> None:
+        self.policy = policy
 
     @th.no_grad()
     def __call__(
@@ -59,21 +68,30 @@ class Reanalyzer:
         observations = tree_map(lambda part: part[:, chosen], samples.observations)
         roots = tree_map(lambda part: part[0], observations)
         masks = None if samples.action_masks is None else samples.action_masks[0, chosen].numpy(force=True)
-        search = self.plan(roots, action_masks=masks)
+        target = self.policy.latent_model_target
+        search = self.policy.plan(roots, deterministic=True, model=target, action_masks=masks)
 
         device = samples.policies.device
         policies, model_versions = samples.policies.clone(), samples.model_versions.copy()
         policies[0, chosen] = th.as_tensor(search.action_weights, device=device)
         model_versions[chosen] = model_version
+        candidates = samples.candidates
+        if candidates is not None and search.candidates is not None:
+            candidates = candidates.clone()
+            candidates[0, chosen] = th.as_tensor(search.candidates, device=device)
         values, known = th.zeros(policies.shape[:2], device=device), th.zeros(policies.shape[:2], dtype=th.bool, device=device)
         single_step = (samples.horizons[chosen] == 1).numpy(force=True)
         replaced = chosen[single_step]
         if len(replaced) > 0:
             values[0, replaced] = th.as_tensor(search.improved_value[single_step], device=device)
             successors = tree_map(lambda part: part[1:, single_step], observations)
-            values[1:, replaced] = self.model.predict_values(successors).squeeze(-1)
+            values[1:, replaced] = target.predict_values(successors).squeeze(-1)
             known[:, replaced] = True
         reanalyzed = samples._replace(
-            policies=policies, model_versions=model_versions, reanalyzed_values=values, has_reanalyzed_value=known
+            policies=policies,
+            model_versions=model_versions,
+            candidates=candidates,
+            reanalyzed_values=values,
+            has_reanalyzed_value=known,
         )
         return reanalyzed, SearchUpdate(samples.ids[chosen], search.action_weights, model_version, search.candidates)

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_muzero.actions import make_actions
-from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.common.pytree import tree_leaves, tree_map
 from sb3_muzero.replay.observation_store import ArrayOrDict, ObservationRing, check_frame_stack
 from sb3_muzero.replay.reading import read_sequences
 from sb3_muzero.replay.reward_bonus import RewardBonus, StoredBonus
@@ -119,15 +119,20 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._allocated = True
         warn_of_size(self.observations.frames, self.actions, self.rewards, self.terminals, self.policies, self.model_versions)
 
+    def optional_fill(self, name: str) -> np.ndarray:
+        """
+        :param name: ``action_masks`` or ``candidates``
+        :return: What stands in that ring for a step without any: all actions are legal, all are candidates in their order
+        """
+        return np.ones(self.action_type.num_candidates, np.bool_) if name == "action_masks" else self.action_type.candidates
+
     def make_optional_ring(self, name: str) -> np.ndarray:
         """
         :param name: ``action_masks`` or ``candidates``
-        :return: What the ring is without any of them: all actions are legal, or no candidates
+        :return: The ring without any of them
         """
-        shape = (self.buffer_size, self.n_envs, self.action_type.num_candidates)
-        if name == "action_masks":
-            return np.ones(shape, dtype=np.bool_)
-        return np.zeros((*shape, *self.action_type.shape), dtype=self.action_type.dtype)
+        fill = self.optional_fill(name)
+        return np.broadcast_to(fill, (self.buffer_size, self.n_envs, *fill.shape)).copy()
 
     def update_position(self) -> None:
         """Make SB3's ``pos`` and ``full`` follow the index."""
@@ -189,6 +194,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         if len(rewards) == 0:
             raise ValueError("The episode must have at least one step")
         actions = self.action_type.check(actions, len(rewards))
+        sizes = {len(part) for part in search or () if isinstance(part, np.ndarray)}
+        if not sizes <= {len(rewards)}:
+            raise ValueError(f"`search` must be of the {len(rewards)} steps of the episode, got {sorted(sizes)}")
+        lengths = {len(part) for part in tree_leaves(observations)}
+        if lengths != {len(rewards) + 1}:
+            raise ValueError(f"`observations` must be one more than the {len(rewards)} rewards, got {sorted(lengths)}")
         env = int(self.index.num_written.argmin()) if env is None else env
         if self._allocated:
             self.observations.cut(env)
@@ -225,7 +236,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             if getattr(self, name) is None and given is not None:
                 setattr(self, name, self.make_optional_ring(name))
             if (ring := getattr(self, name)) is not None:
-                ring[at] = (name == "action_masks") if given is None else given
+                ring[at] = self.optional_fill(name) if given is None else given
         self.bonus.add(steps, records, rewards)
         self.index.append(steps)
         self.sampler.add(self.index, steps.ids)
@@ -250,9 +261,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         places = self.index.places(ids[is_stored])
         flat(self.policies)[places] = weights[is_stored]
         flat(self.model_versions)[places] = model_version
-        if candidates is not None:
-            self.candidates = self.make_optional_ring("candidates") if self.candidates is None else self.candidates
-            flat(self.candidates)[places] = candidates[is_stored]
+        if candidates is not None and self.candidates is None:
+            self.candidates = self.make_optional_ring("candidates")
+        if self.candidates is not None:
+            flat(self.candidates)[places] = self.optional_fill("candidates") if candidates is None else candidates[is_stored]
 
     def update_priorities(self, ids: np.ndarray, errors: np.ndarray) -> None:
         """

@@ -167,7 +167,7 @@ def test_two_player_is_kept_and_checked(tmp_path: Any) -> None:
         tiny_model(TicTacToeEnv(), novelty_coef=0.1).learn(10)
     with pytest.raises(ValueError, match="`novelty_coef` must be 0"):
         tiny_model(TicTacToeEnv(), novelty_coef=lambda progress: 1 - progress).learn(10)
-    with pytest.raises(ValueError, match="which moves are legal"):
+    with pytest.raises(ValueError, match="require action masks"):
         tiny_model(WithoutMasks()).learn(10)
     with pytest.raises(ValueError, match="`two_player` must be True or False"):
         tiny_model(Undecided())
