@@ -11,11 +11,11 @@ from sb3_muzero.common.serialization import validate_array
 def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
     """
     :param optimizer: Optimizer
-    :return: State of each parameter, and numbers in the parameter groups that are not hyperparameters
+    :return: State of each parameter, and the numbers in the parameter groups
     """
     state = optimizer.state_dict()
     groups = [
-        {name: value for name, value in group.items() if isinstance(value, int | float) and name not in optimizer.defaults}
+        {name: value for name, value in group.items() if isinstance(value, int | float | tuple | list) and name != "params"}
         for group in state["param_groups"]
     ]
     return {"state": {str(index): values for index, values in state["state"].items()}, "param_groups": groups}
@@ -23,7 +23,7 @@ def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
 
 def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
     """
-    Load the state of an optimizer, which keeps its own hyperparameters.
+    Load the state of an optimizer and its hyperparameters, which may have been changed since it was created.
 
     :param optimizer: A new optimizer
     :param state: Result of ``optimizer_state``

@@ -14,12 +14,13 @@ from sb3_muzero.replay.sequences import SequenceSamples
 
 class Symmetries(NamedTuple):
     """
-    Permutations under which an environment stays what it is, the identity among them: a board that is turned or mirrored.
+    Permutations under which the dynamics of an environment are invariant, including the identity: rotations and reflections
+    of a board.
 
-    :param observations: Entry ``i`` of the image of a flattened observation is its entry ``observations[s, i]``,
-        shape ``[S, observation size]``, int64
-    :param actions: Action ``a`` does to the image what ``actions[s, a]`` does to the original, shape ``[S, num_actions]``,
-        int64
+    :param observations: Under symmetry ``s``, entry ``i`` of a flattened observation becomes its entry ``observations[s, i]``,
+        shape ``[S, observation_size]``, int64
+    :param actions: After symmetry ``s``, action ``a`` corresponds to the original action ``actions[s, a]``, shape
+        ``[S, num_actions]``, int64
     """
 
     observations: np.ndarray
@@ -32,10 +33,10 @@ class Symmetries(NamedTuple):
 
 def symmetries_of(env: VecEnv) -> Symmetries | None:
     """
-    :param env: Vectorised environment
-    :return: What its attribute ``symmetries`` says, ``None`` if there is nothing but the identity
-    :raises ValueError: if it is no ``Symmetries`` with permutations of observations and actions, the identity among them, or
-        the observations are not those of the environment itself
+    :param env: Vectorized environment
+    :return: Its attribute ``symmetries``; ``None`` if it has none, or only the identity
+    :raises ValueError: if the attribute is not a ``Symmetries`` of valid permutations including the identity, or if a wrapper
+        changes the observations
     """
     symmetries = ask_environments(env, "symmetries")[0]
     if symmetries is None:
@@ -43,8 +44,8 @@ def symmetries_of(env: VecEnv) -> Symmetries | None:
     (own_space,) = env.get_attr("observation_space", indices=0)
     if own_space != env.observation_space or not isinstance(own_space, spaces.Box):
         raise ValueError(
-            f"`symmetries` are of observations in one Box as the environment shows them, {own_space}, not stacked or "
-            f"transposed ones (images need their channels first), got {env.observation_space}"
+            f"`symmetries` require the Box observations of the environment itself, {own_space}, not stacked or transposed "
+            f"ones (images need their channels first), got {env.observation_space}"
         )
     sizes = int(np.prod(own_space.shape)), make_actions(env.action_space).num_candidates
     for name, size in zip(Symmetries._fields, sizes, strict=True):
@@ -65,12 +66,12 @@ def symmetries_of(env: VecEnv) -> Symmetries | None:
 
 def apply_symmetries(samples: SequenceSamples, symmetries: Symmetries, chosen: np.ndarray) -> SequenceSamples:
     """
-    The same sequences on boards that are turned.
+    Transform sequences by symmetries of the environment.
 
-    :param samples: The sequences
+    :param samples: The sequences; their candidates must be all actions
     :param symmetries: Permutations of observations and actions
-    :param chosen: Which of them for each sequence, shape ``[B]``
-    :return: Sequences that are as likely, with their policies and masks
+    :param chosen: Index of the symmetry of each sequence, shape ``[B]``
+    :return: Transformed sequences, with their policies and masks
     """
     device = samples.actions.device
     cells = th.as_tensor(symmetries.observations[chosen], device=device)

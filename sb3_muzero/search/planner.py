@@ -175,5 +175,6 @@ def check_inference(model: Any) -> None:
         if not owner.__module__.startswith("sb3_muzero.models."):
             reason = f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
             raise UnsupportedModelError(reason)
-    if not getattr(model.action_encoder, "is_one_hot", False):
+    encoder = model.action_encoder
+    if not (getattr(encoder, "is_one_hot", False) and type(encoder).__module__.startswith("sb3_muzero.")):
         raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")
