@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import TinyEnv, scramble, tiny_model
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from test_concurrency import in_threads
 from torch import nn
 
@@ -120,6 +121,20 @@ def test_the_model_of_every_policy_is_recorded(monkeypatch, recorded, policy_cla
     policy.latent_model.dynamics = nn.Identity()
     policy.planner.root_inference(policy.latent_model, obs)
     assert len(recorded) == 4, "another dynamics function"
+
+
+def test_a_features_extractor_of_the_users_own_leaves_the_step_a_graph(recorded, monkeypatch):
+    class OwnExtractor(FlattenExtractor):
+        pass
+
+    def refuse(model):
+        raise UnsupportedModelError("on a GPU")
+
+    space = spaces.Box(-1, 1, (5,))
+    policy = MuZeroPolicy(space, spaces.Discrete(3), lambda _: 1e-3, features_extractor_class=OwnExtractor)
+    monkeypatch.setattr(policy.planner, "compiled_model", refuse)
+    _, step = policy.planner.root_inference(policy.latent_model, torch.zeros(2, 5))
+    assert isinstance(step, cuda_graphs.CudaGraph) and len(recorded) == 1, "the step, and not the root"
 
 
 def test_threads_do_not_overwrite_what_others_planned(recorded):

@@ -145,11 +145,20 @@ class Planner:
             root = self.cuda_graphed("root", model.initial_inference, (obs,), model)(obs)
             actions = torch.zeros(len(root.value), dtype=torch.int64, device=root.value.device)
             step = partial(model.recurrent_inference, discount=discount)
-            return root, self.cuda_graphed("step", step, (root.latent, actions), model, discount)
+            used = [model]
+            if type(model).recurrent_inference.__module__.startswith("sb3_muzero."):  # which uses no features extractor
+                used = [model.action_encoder, model.dynamics, model.prediction, model.value_support, model.reward_support]
+            return root, self.cuda_graphed("step", step, (root.latent, actions), model, discount, used=used)
         return compiled.initial_inference(model.features(obs)), compiled
 
     def cuda_graphed(
-        self, name: str, function: Callable[..., Any], inputs: tuple, model: Any, *constants: Any
+        self,
+        name: str,
+        function: Callable[..., Any],
+        inputs: tuple,
+        model: Any,
+        *constants: Any,
+        used: list[Any] | None = None,
     ) -> Callable[..., Any]:
         """
         Get the CUDA graph of a function of a model.
@@ -159,10 +168,11 @@ class Planner:
         :param inputs: its next inputs, nests of tensors.
         :param model: the model.
         :param constants: numbers that the function depends on.
+        :param used: modules that the function uses; the whole model by default.
         :return: the graph, which overwrites the output of its previous call; without a GPU, the function itself.
         """
         graphs = self.cuda_graphs.of_thread[name, id(model)]  # type: ignore[index]
-        return graphs.get(function, inputs, [model], model.training, *constants)
+        return graphs.get(function, inputs, [model] if used is None else used, model.training, *constants)
 
 
 def check_inference(model: Any) -> None:
