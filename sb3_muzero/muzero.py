@@ -223,10 +223,11 @@ class MuZero(SequenceOffPolicyAlgorithm):
 
     def _apply_planner_settings(self) -> None:
         """Let searches follow settings that were assigned since, or raise ``ValueError``."""
-        for part in (self.collector, self.learner, self.reanalyzer):  # the user may have assigned another policy
-            part.policy = self.policy
-        settings = self.planner_settings
-        if settings != self.policy.planner.settings:
+        if self.learner.policy is not self.policy:  # the user has assigned another one
+            self.collector.policy = self.learner.policy = self.reanalyzer.policy = self.policy
+        discount = -self.gamma if self.two_player else self.gamma
+        if (self.search, self.num_simulations, self.search_kwargs, discount) != self.policy.planner.settings:
+            settings = self.planner_settings
             settings.check()
             self.policy.planner.settings = settings
 
