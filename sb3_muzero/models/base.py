@@ -171,8 +171,9 @@ class LatentModel(nn.Module):
         :return: Latent states at positions 0..K, shape ``[K + 1, B, latent_dim]``, and their predictions
         """
         latents = [self.represent(obs, augment)]
-        for action in actions:
+        encoded = self.action_encoder(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
+        for action in encoded:
             scaled = tree_map(lambda part: scale_gradient(part, 0.5), latents[-1])
-            latents.append(self.dynamics(scaled, self.action_encoder(action)))
+            latents.append(self.dynamics(scaled, action))
         stacked = tree_map(lambda *parts: th.stack(parts), *latents)
         return stacked, self.prediction(stacked)
