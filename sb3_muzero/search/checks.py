@@ -1,5 +1,6 @@
 """Checks of arguments, roots and model outputs, which compiled code relies on."""
 
+from functools import lru_cache
 from math import isfinite
 from typing import Any
 
@@ -207,6 +208,15 @@ def check_setting(name: str, value: Any) -> Any:
     :return: the setting as the kernels take it.
     :raises ValueError: naming the setting, what was given and what is allowed.
     """
+    try:
+        return _check_setting(name, value)
+    except TypeError:  # it cannot be hashed
+        return _check_setting.__wrapped__(name, value)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _check_setting(name: str, value: Any) -> Any:
+    """``check_setting``, cached: every search checks its settings."""
     if name == "qvalue_scope":
         if value not in QVALUE_SCOPES:
             raise ValueError(f"`qvalue_scope` must be one of {sorted(QVALUE_SCOPES)}, got {value!r}")
