@@ -698,3 +698,11 @@ def test_other_environments_are_refused(tmp_path):
     for bad in ({"save_freq": 0}, {"keep": 0}, {"save_freq": 1.5}):
         with pytest.raises(ValueError, match="must be an integer of at least 1"):
             ResumableCheckpointCallback(**{"save_freq": 1, "save_path": tmp_path, **bad})
+
+
+def test_hyperparameters_of_the_optimizer_that_were_changed_are_kept(tmp_path):
+    model = tiny_model(TinyEnv()).learn(40)
+    model.policy.optimizer.param_groups[0].update(weight_decay=0.5, betas=(0.5, 0.9))
+    save_checkpoint(model, tmp_path)
+    group = resume(tmp_path, TinyEnv()).policy.optimizer.param_groups[0]
+    assert (group["weight_decay"], tuple(group["betas"])) == (0.5, (0.5, 0.9))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_muzero.common.serialization import validate_array
+from sb3_muzero.common.serialization import validate_array, validate_number
 
 
 def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
@@ -48,5 +48,17 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
                 own[name] = value
             else:
                 raise ValueError(f"`optimizer.{name}` must be a {type(own[name]).__name__}, got {value!r:.200}")
-    groups = [group | numbers for group, numbers in zip(new["param_groups"], state["param_groups"], strict=True)]
+    groups = new["param_groups"]
+    for group, numbers in zip(groups, state["param_groups"], strict=True):
+        for name, value in numbers.items():
+            group[name] = _like(f"optimizer.{name}", value, group.get(name, value))
     optimizer.load_state_dict({"state": loaded, "param_groups": groups})
+
+
+def _like(name: str, value: Any, own: Any) -> Any:
+    """:return: A hyperparameter from a file, which must be a number, or as many, like the optimizer's own"""
+    if isinstance(own, tuple | list) and isinstance(value, tuple | list) and len(value) == len(own):
+        return tuple(_like(name, part, own_part) for part, own_part in zip(value, own, strict=True))
+    if isinstance(own, tuple | list):
+        raise ValueError(f"`{name}` must be like {own}, got {value!r:.200}")
+    return validate_number(name, value, bool if isinstance(own, bool) else float)
