@@ -16,6 +16,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
 from sb3_muzero.collector import Collector, validate_step
+from sb3_muzero.common.progress_bar import MuZeroProgressBar
 from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz, validate_number, with_suffix
 from sb3_muzero.common.time_split import TimeSplit
 from sb3_muzero.common.validation import check_finite
@@ -105,8 +106,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if progress_bar:
-            from sb3_muzero.common.progress_bar import MuZeroProgressBar  # rich and tqdm take long to import
-
             callbacks = callback if isinstance(callback, list) else [callback]
             converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
             callback = CallbackList([*converted, MuZeroProgressBar(compiles=not is_cached())])
@@ -131,7 +130,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         if begins:
             self._last_original_obs = self.collector.begin(self._last_obs)
-        if self.collector.normalize is None:
+        if self.collector.normalize is None or not self.collector.normalize.norm_obs:
             self._last_original_obs = self._last_obs
         self.collector.raw_obs = self._last_original_obs
         check_finite("observation", self._last_original_obs, self.num_timesteps, space=self.observation_space)
