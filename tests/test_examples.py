@@ -99,3 +99,13 @@ def test_benchmark_atari(tmp_path, monkeypatch):
     budget = "--steps 48 --updates 1 --warmup-steps 480 --warmup-updates 1 --memory-steps 400 --batch-size 4".split()
     run(monkeypatch, "benchmark_atari", *budget, "--num-simulations", 2, "--json", file)
     assert json.loads(file.read_text())["results"]["updates per second"] > 0
+
+
+def test_masked_actions(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "masked.json"
+    run(monkeypatch, "masked_actions", "--seeds", 0, "--steps", 520, "--evaluations", 1, "--json", file)
+    assert [(run["algo"], len(run["returns"])) for run in json.loads(file.read_text())["runs"]] == [
+        ("MuZero", 1),
+        ("MaskablePPO", 1),
+    ]
+    assert "MaskablePPO: median return" in capsys.readouterr().out
