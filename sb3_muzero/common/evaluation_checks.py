@@ -10,8 +10,8 @@ from sb3_muzero.common.vec_env_checks import is_two_player
 MATCHES = "use `sb3_muzero.callbacks.SelfPlayEvalCallback` and `sb3_muzero.games.match.play_match`"
 
 ONE_RETURN = (
-    f"where each step is one ply, evaluations by SB3 and sb3-contrib add up the rewards of both players, which gives 1.0 for "
-    f"any decided game, and SB3's choose illegal moves. To see who wins, {MATCHES} (with RL Zoo, `--eval-freq -1`)"
+    "adds up the rewards of both players, which gives 1.0 for any decided game, and SB3's own takes illegal moves. To see who "
+    f"wins, {MATCHES}"
 )
 
 
@@ -43,7 +43,7 @@ def callback_warning(callback: BaseCallback, two_player: bool | None) -> str | N
         return None
     for evaluation in evaluation_callbacks(callback):
         if is_two_player(evaluation.eval_env):
-            return f"{type(evaluation).__name__} does not fit a two-player game: {ONE_RETURN}"
+            return f"{type(evaluation).__name__} does not fit two-player games: it {ONE_RETURN}"
     return None
 
 
@@ -61,5 +61,5 @@ def predict_warning(model: Any, action_masks: Any, episode_start: Any) -> tuple[
             f"`action_masks`, and {f'to evaluate, {MATCHES}' if model.two_player else evaluate}"
         )
     if model.two_player and episode_start is not None:
-        return "evaluation", f"`evaluate_policy` does not fit a two-player game: {ONE_RETURN}"
+        return "evaluation", f"Where each step is a move of the next player, `evaluate_policy` {ONE_RETURN}"
     return "evaluation", None
