@@ -144,7 +144,7 @@ class Collector:
     env: VecEnv
     normalize: VecNormalize | None
     num_timesteps: int = 0
-    """Environment steps of training, for messages."""
+    """Environment steps so far, for messages; training sets it to its own."""
     raw_obs: Any
     """Observations that the environments are at, as they were before ``VecNormalize``."""
 
@@ -259,6 +259,7 @@ class Collector:
         :param infos: Info dictionary of each environment
         :return: The transitions, with and without the normalization of ``VecNormalize``
         """
+        self.num_timesteps += self.env.num_envs
         self.episode_steps = np.where(dones, 0, self.episode_steps + 1)
         final_obs = final_observations(new_obs, dones, infos, None)
         self.raw_obs, raw_final_obs = self._raw_observations(new_obs, final_obs, dones, infos)

@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import (
 
 from sb3_muzero import MuZero
 from sb3_muzero.actions import make_actions
+from sb3_muzero.analysis.recording import play
 from sb3_muzero.common.action_masks import has_action_masks
 from sb3_muzero.envs.action_masks import ReturnedActionMasker
 from sb3_muzero.exploration.warmup import repeated_random_actions
@@ -199,6 +200,12 @@ def test_bad_masks_name_the_environment_and_the_step(bad, message):
     with pytest.raises(ValueError, match=f"Environment 1 at step 9: `action_masks` {message}"):
         model.learn(100)
     assert model.replay_buffer.size() == 3
+
+
+def test_bad_masks_of_an_evaluation_name_the_step():
+    env = ActionMasker(MaskedEnv(), lambda env: env.legal & (env.unwrapped.steps != 3))
+    with pytest.raises(ValueError, match="Environment 0 at step 3: `action_masks` must leave an action to choose from"):
+        play(tiny_model(env), DummyVecEnv([lambda: env]), 1, 100, deterministic=True)
 
 
 def test_masks_that_are_demanded_and_missing():
@@ -414,6 +421,19 @@ def test_masks_in_another_convention_are_named_and_the_advice_works(make, vector
     model.learn(60)  # an illegal action ends it
     assert model.uses_action_masks and not model.replay_buffer.action_masks.all()
     model.env.close()
+
+
+@pytest.mark.filterwarnings("error")
+def test_masks_that_are_none_are_not_named():
+    class Undefined(MaskedEnv):
+        action_masks = action_mask = None
+
+        def step(self, action):
+            self.legal[:] = True
+            *result, _ = super().step(action)
+            return *result, {"action_mask": None}
+
+    assert not tiny_model(Undefined()).learn(20).uses_action_masks
 
 
 def test_taxi_says_which_moves_change_something():

@@ -153,7 +153,7 @@ def masks_in_infos(env: VecEnv, infos: Any, at_reset: bool = True) -> list[NearM
     :param at_reset: Whether they are those of a reset
     :return: Masks in the infos
     """
-    seen = [name for name in (METHOD, *MASK_NAMES) if infos and name in infos[0]]
+    seen = [name for name in (METHOD, *MASK_NAMES) if infos and infos[0].get(name) is not None]
     first = "" if at_reset else "let `reset` return them in its info as `step` does, "
     return [NearMiss(f"`info[{name!r}]`", first + _returned(env, name)) for name in seen]
 
@@ -183,7 +183,9 @@ def _of_environments(env: VecEnv, name: str) -> list[NearMiss]:
             return []
         if not isinstance(env.unwrapped, DummyVecEnv):  # a method in another process can't be fetched
             note = " (with `()` after it if it is a method)"
-        elif callable(value := env.get_attr(name)[0]):
+        elif (value := env.get_attr(name)[0]) is None:
+            return []
+        elif callable(value):
             needed = [part for part in inspect.signature(value).parameters.values() if part.default is part.empty]
             code += f"({', '.join(part.name for part in needed if part.kind == part.POSITIONAL_OR_KEYWORD)})"
     except (AttributeError, NotImplementedError, TypeError, ValueError):
