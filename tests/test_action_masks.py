@@ -314,13 +314,18 @@ def test_masks_of_a_vec_env(make):
     model.env.close()
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_native_vec_env_that_answers_nothing_has_no_masks():
     class Empty(Native):
+        def get_attr(self, attr_name, indices=None):
+            return [None] * self.num_envs
+
         def env_method(self, method_name, *method_args, indices=None, **method_kwargs):
             return None
 
     for env in (Native(), Empty()):
-        assert not has_action_masks(env)
+        env.inner = DummyVecEnv([TakesAnyAction] * 2)
+        assert not tiny_model(env).learn(20).uses_action_masks
 
 
 class Property(Unmasked):
@@ -468,6 +473,15 @@ def test_masks_of_a_vec_env_in_another_convention_are_named(name, what):
     near = type("Near", (Native,), {name: np.ones((2, NUM_ACTIONS), bool)})
     with pytest.raises(ValueError, match=rf"{what}: give Near, .* a method `action_masks\(\)` .* \[n_envs, num_actions\]"):
         tiny_model(near()).learn(10, use_masking=True)
+
+
+def test_attributes_of_a_native_vec_env_that_look_like_masks_are_named():
+    class Telling(Native):
+        def get_attr(self, attr_name, indices=None):
+            return self.inner.get_attr("legal") if attr_name == "action_mask" else super().get_attr(attr_name)
+
+    with pytest.raises(ValueError, match="It has `action_mask`: give Telling, or a VecEnvWrapper around it,"):
+        tiny_model(Telling()).learn(10, use_masking=True)
 
 
 def test_infos_of_a_native_vec_env_with_masks():

@@ -46,6 +46,16 @@ def _has_own_masks(layer: VecEnv) -> bool:
     return callable(_own(layer, METHOD))
 
 
+def _is_native(env: VecEnv) -> bool:
+    """:return: Whether it may consist of no Gym environments"""
+    return not isinstance(env.unwrapped, DummyVecEnv | SubprocVecEnv)
+
+
+def _asks_get_attr(env: VecEnv) -> bool:
+    """:return: Whether ``has_attr`` fetches attributes. Fetching a method would end the processes of a SubprocVecEnv"""
+    return type(env.unwrapped).has_attr is VecEnv.has_attr
+
+
 def has_action_masks(env: VecEnv) -> bool:
     """
     :param env: Vectorized environment
@@ -53,12 +63,9 @@ def has_action_masks(env: VecEnv) -> bool:
     """
     if any(map(_has_own_masks, _layers(env))):
         return True
-    base = env.unwrapped
     try:
-        if env.has_attr(METHOD):  # a method in another process can't be fetched
-            return not isinstance(base, DummyVecEnv) or all(map(callable, env.get_attr(METHOD)))
-        if type(base).has_attr is not VecEnv.has_attr:  # by default it asks `get_attr`, which native VecEnvs may lack
-            return False
+        if not (_is_native(env) and _asks_get_attr(env)):  # native VecEnvs may lack `get_attr`
+            return env.has_attr(METHOD) and (not _asks_get_attr(env) or all(map(callable, env.get_attr(METHOD))))
     except (AttributeError, NotImplementedError):
         pass
     try:
@@ -166,11 +173,11 @@ def _vectorized(layer: VecEnv) -> str:
 
 def _returned(env: VecEnv, key: str) -> str:
     """:return: How masks are used that ``reset`` and ``step`` return"""
-    if not isinstance(env.unwrapped, DummyVecEnv | SubprocVecEnv):
+    if _is_native(env):
         return _vectorized(env.unwrapped)
     argument = "" if key == MASK_NAMES[0] else f", {key!r}"
     return (
-        f"wrap each environment with `from sb3_muzero.envs.action_masks import ReturnedActionMasker` and "
+        "wrap each environment with `from sb3_muzero.envs.action_masks import ReturnedActionMasker` and "
         f"`env = ReturnedActionMasker(env{argument})`"
     )
 
@@ -181,7 +188,7 @@ def _of_environments(env: VecEnv, name: str) -> list[NearMiss]:
     try:
         if not env.has_attr(name):
             return []
-        if not isinstance(env.unwrapped, DummyVecEnv):  # a method in another process can't be fetched
+        if not _asks_get_attr(env):
             note = " (with `()` after it if it is a method)"
         elif (value := env.get_attr(name)[0]) is None:
             return []
@@ -190,13 +197,15 @@ def _of_environments(env: VecEnv, name: str) -> list[NearMiss]:
             code += f"({', '.join(part.name for part in needed if part.kind == part.POSITIONAL_OR_KEYWORD)})"
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return []
+    what = f"`{name}`{' that is no method' if name == METHOD else ''}"
+    if _is_native(env):
+        return [NearMiss(what, _vectorized(env.unwrapped))]
     imports = ""
     if name in LIST_NAMES:
         first, num_actions = int(env.action_space.start), int(env.action_space.n)  # type: ignore[attr-defined]
         imports = "`import numpy as np`, "
         code = f"np.isin(np.arange({first}, {first + num_actions}), {code})"
         note += ", if it lists the legal actions"
-    what = f"`{name}`{' that is no method' if name == METHOD else ''}"
     return [NearMiss(what, _masker(code, imports) + note)]
 
 
