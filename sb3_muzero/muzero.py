@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-import warnings
 from copy import copy
 from typing import Any, ClassVar, TypeVar
 
@@ -17,7 +16,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.collector import Collector
-from sb3_muzero.common.action_masks import MISSING_MASKS, should_use_masks
+from sb3_muzero.common.action_masks import should_use_masks
+from sb3_muzero.common.evaluation_checks import predict_warning
 from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number, check_observation_space
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
 from sb3_muzero.learning.learner import Learner, LearnerSettings
@@ -272,9 +272,11 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self._convert_train_freq()
         assert self.env is not None
         self.symmetries = symmetries_of(self.env)
+        result = super()._setup_learn(*args, **kwargs)
+        self.uses_action_masks = should_use_masks(self.env, self._use_masking, self._warn_once)
         check_two_player(self.env, self.two_player, self.uses_action_masks, self.symmetries is not None, self.novelty_coef)
         self.collector.use_masking = self.uses_action_masks
-        return super()._setup_learn(*args, **kwargs)
+        return result
 
     def learn(
         self: SelfMuZero,
@@ -290,12 +292,12 @@ class MuZero(SequenceOffPolicyAlgorithm):
         Return a trained model. For the other arguments see SB3's ``learn``.
 
         :param use_masking: Whether to use the environment's ``action_masks()`` (sb3-contrib's convention); by default if it
-            has that method
+            has that method, or its environments have
         :return: the trained model
         :raises ValueError: for a setting outside of its range, and for ``use_masking=True`` with an environment without masks
         """
         assert self.env is not None, "You must set the environment before calling learn()"
-        self.uses_action_masks = should_use_masks(self.env, use_masking)
+        self._use_masking = use_masking
         with contextlib.ExitStack() as self.after_learning:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
@@ -311,6 +313,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :return: Actions for the environments, and the ``Decision`` that SB3 hands on to ``_store_transition``
         """
         self._apply_settings()
+        self.collector.num_timesteps = self.num_timesteps
         self.collector.exploration_steps_per_episode = self.exploration_steps_per_episode
         progress, is_warmup = self._current_progress_remaining, self.num_timesteps < self.learning_starts
         if self.num_timesteps < learning_starts or not (self.warmup.reward_signal_seen or self.novelty_coef(progress) > 0):
@@ -386,9 +389,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """``MuZeroPolicy.predict``, with one warning if a model that was trained with action masks gets none."""
+        """``MuZeroPolicy.predict``, with one warning of missing action masks and of evaluations that do not fit."""
         self._apply_planner_settings()
-        if action_masks is None and self.uses_action_masks and not self._warned_of_missing_masks:
-            self._warned_of_missing_masks = True
-            warnings.warn(MISSING_MASKS)
+        self._warn_once(*predict_warning(self, action_masks, episode_start))
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)

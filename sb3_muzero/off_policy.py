@@ -16,6 +16,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
 from sb3_muzero.collector import Collector, validate_step
+from sb3_muzero.common.action_masks import masks_in_infos, unused_masks
+from sb3_muzero.common.evaluation_checks import callback_warning
 from sb3_muzero.common.progress_bar import MuZeroProgressBar
 from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz, validate_number, with_suffix
 from sb3_muzero.common.time_split import TimeSplit
@@ -46,7 +48,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._acted_at = 0.0
         # Whether a callback was asked to end the run
         self.interrupted = False
-        self._warned_of_missing_masks = False
+        # What `learn` was told
+        self._use_masking: bool | None = None
+        # Topics that were warned of
+        self._warned: set[str] = set()
         self._checked_settings: list[Any] = []
         # Called when ``learn`` ends, however it does
         self.after_learning = contextlib.ExitStack()
@@ -109,7 +114,18 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             callbacks = callback if isinstance(callback, list) else [callback]
             converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
             callback = CallbackList([*converted, MuZeroProgressBar(compiles=not is_cached())])
-        return super()._init_callback(callback)
+        initialized = super()._init_callback(callback)
+        self._warn_once("evaluation", callback_warning(initialized, self.two_player))
+        return initialized
+
+    def _warn_once(self, topic: str, text: str | None) -> None:
+        """
+        :param topic: What the warning is about, of which there is one in the life of a model
+        :param text: The warning, ``None`` if there is none
+        """
+        if text is not None and topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(text)
 
     def _setup_learn(
         self,
@@ -178,6 +194,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         step = self.collector.make_step(buffer_action, new_obs, reward, dones, infos)
         validate_step(step, self.observation_space, self.num_timesteps)
         self.warmup.update(step.raw_rewards, dones, infos)
+        if self._use_masking is None and not self.uses_action_masks:
+            self._warn_once("masks", unused_masks(masks_in_infos(self.collector.env, infos, at_reset=False)))
         obs = self._last_original_obs
         statistics = buffer_action.statistics(model_version=self._n_updates)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
@@ -276,7 +294,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         parts = ["collector", "learner", "reanalyzer"]
         of_this_run = ["symmetries", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
-        of_this_run += ["_checked_settings", "_warned_of_missing_masks"]
+        of_this_run += ["_checked_settings", "_use_masking", "_warned"]
         return [*super()._excluded_save_params(), *parts, *of_this_run]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

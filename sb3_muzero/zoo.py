@@ -13,10 +13,12 @@ import inspect
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from sb3_muzero.common.evaluation_checks import callback_warning
 from sb3_muzero.common.extras import missing_extra
 from sb3_muzero.muzero import MuZero
 
@@ -101,6 +103,7 @@ def register() -> None:
     # The Zoo's programs import the class by name, so its methods are replaced
     ExperimentManager.read_hyperparameters = _with_our_conf_file(ExperimentManager.read_hyperparameters)  # type: ignore
     ExperimentManager._preprocess_hyperparams = _with_our_notation(ExperimentManager._preprocess_hyperparams)  # type: ignore
+    ExperimentManager.create_callbacks = _without_evaluation_of_games(ExperimentManager.create_callbacks)  # type: ignore
 
 
 def _with_our_conf_file(read_hyperparameters: Any) -> Any:
@@ -138,6 +141,20 @@ def _with_our_notation(preprocess_hyperparams: Any) -> Any:
                 + (f": did you mean `{close[0]}`?" if close else f", but {', '.join(arguments)}")
             )
         return result
+
+    return wrapped
+
+
+def _without_evaluation_of_games(create_callbacks: Any) -> Any:
+    """Leaves out the Zoo's evaluation of two-player games, which an illegal move would end, with a warning."""
+
+    @functools.wraps(create_callbacks)
+    def wrapped(self: ExperimentManager) -> None:
+        create_callbacks(self)
+        for callback in list(self.callbacks):
+            if self.algo == "muzero" and (warning := callback_warning(callback, two_player=True)) is not None:
+                warnings.warn(f"Training without evaluation (`--eval-freq -1`). {warning}")
+                self.callbacks.remove(callback)
 
     return wrapped
 

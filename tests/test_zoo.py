@@ -59,6 +59,14 @@ def test_what_only_muzero_has_may_be_a_schedule(monkeypatch, tmp_path):
     assert model.search_kwargs == {"max_depth": 2}
 
 
+def test_a_two_player_game_is_not_evaluated_by_the_zoo(monkeypatch, tmp_path):
+    arguments = ["--algo", "muzero", "--env", "sb3_muzero/TicTacToe-v0", "--gym-packages", "sb3_muzero.games"]
+    arguments += ["-n", "200", "--eval-freq", "50", "-params", "learning_starts:60", "n_envs:1"]
+    with pytest.warns(UserWarning, match=r"without evaluation \(`--eval-freq -1`\)\. EvalCallback .*play_match"):
+        path = train(monkeypatch, tmp_path, *arguments)
+    assert MuZero.load(next(path.glob("*.zip"))).num_timesteps >= 200 and not (path / "evaluations.npz").exists()
+
+
 def test_other_algorithms_stay_as_they_are(monkeypatch, tmp_path):
     path = train(monkeypatch, tmp_path, "--algo", "ppo", "--env", "CartPole-v1", "-n", "64", "-params", "n_steps:8")
     assert PPO.load(next(path.glob("*.zip"))).num_timesteps >= 64

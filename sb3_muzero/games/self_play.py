@@ -32,8 +32,8 @@ class MatchResult(NamedTuple):
 
 class SelfPlayEvalCallback(BaseCallback):
     """
-    Callback for evaluating an agent of a two-player game, in place of SB3's ``EvalCallback``, which adds up the rewards of
-    both players.
+    Callback for evaluating an agent of a two-player game, in place of SB3's ``EvalCallback`` and sb3-contrib's
+    ``MaskableEvalCallback``, which add up the rewards of both players.
 
     Logs the fraction of points against each opponent, by seat, and an Elo rating among the agent's own checkpoints, of which
     the first one has 0. The agent plays without noise. In a run that ``resume`` continues, ratings and the best model start

@@ -136,13 +136,15 @@ def check_action_masks(action_masks: Any, batch_size: int, num_actions: int) -> 
     :raises ValueError: for masks of another shape, with other entries, or without a legal action.
     """
     masks = to_numpy(action_masks)
-    if masks.shape not in {(batch_size, num_actions)} | ({(num_actions,)} if batch_size == 1 else set()):
-        raise ValueError(f"`action_masks` must have the shape {[batch_size, num_actions]}, got {list(masks.shape)}")
+    is_single = batch_size == 1 and masks.ndim == 1
+    if masks.shape != (shape := (num_actions,) if is_single else (batch_size, num_actions)):
+        raise ValueError(f"`action_masks` must have the shape {list(shape)}, got {list(masks.shape)}")
     if masks.dtype != np.bool_ and (masks.dtype.kind not in "iuf" or not np.isin(masks, (0, 1)).all()):
         raise ValueError(f"`action_masks` must be True where an action is legal and False elsewhere, got {action_masks}")
     masks = masks.reshape(batch_size, num_actions).astype(np.bool_)
     if not (some_legal := masks.any(axis=1)).all():
-        raise ValueError(f"`action_masks` must leave an action to choose from, got none in row {int(some_legal.argmin())}")
+        where = "" if is_single else f" in row {int(some_legal.argmin())}"
+        raise ValueError(f"`action_masks` must leave an action to choose from, got none{where}")
     return masks
 
 
