@@ -63,13 +63,15 @@ def read_sequences(
         candidates = buffer.to_torch(take(buffer.candidates, places[: unroll_steps + 1]), copy=False)
     if buffer.action_masks is not None:
         action_masks = buffer.to_torch(take(buffer.action_masks, places[: unroll_steps + 1]) | ~before_end, copy=False)
+    policies = take(buffer.policies, places[: unroll_steps + 1])
+    policies *= before_end
     # None of these arrays shares memory with the ring
     return SequenceSamples(
         observations=tree_map(lambda part: part[: unroll_steps + 1], observations),
         bootstrap_observations=tree_map(lambda part: part[unroll_steps + 1 :], observations),
         actions=buffer.to_torch(actions, copy=False),
         rewards=buffer.to_torch((rewards * inside).astype(np.float32), copy=False),
-        policies=buffer.to_torch(take(buffer.policies, places[: unroll_steps + 1]) * before_end, copy=False),
+        policies=buffer.to_torch(policies, copy=False),
         candidates=candidates,
         action_masks=action_masks,
         lengths=buffer.to_torch(lengths, copy=False),
