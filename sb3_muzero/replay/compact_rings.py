@@ -102,14 +102,11 @@ class SparseRing(CompactRing):
 
     def __init__(self, num_rows: int, n_envs: int, length: int) -> None:
         self.length = length
+        self.whole = 4 * length
+        """Size of a whole vector in bytes."""
         self.entry = np.dtype([("index", np.uint16 if length <= 1 << 16 else np.uint32), ("weight", np.float32)])
         # `bytes`: less overhead than arrays, and the garbage collector does not visit them
         self.stored = np.empty((num_rows, n_envs), dtype=object)
-
-    @property
-    def whole(self) -> int:
-        """Bytes of a whole vector."""
-        return 4 * self.length
 
     def num_bytes(self, num_entries: np.ndarray) -> np.ndarray:
         """
@@ -120,13 +117,15 @@ class SparseRing(CompactRing):
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         vectors = values.reshape(-1, self.length).astype(np.float32, copy=False)
-        places = np.flatnonzero(vectors != 0)
-        rows, indices = np.divmod(places, self.length)
+        is_entry = vectors != 0
+        is_whole = is_entry.sum(axis=1) * self.entry.itemsize >= self.whole
+        is_entry[is_whole] = False
+        places = np.flatnonzero(is_entry)
         entries = np.empty(len(places), self.entry)
-        entries["index"], entries["weight"] = indices, vectors.ravel()[places]
-        sizes = np.bincount(rows, minlength=len(vectors)) * self.entry.itemsize
-        records = self._split(entries, sizes)
-        for row in np.flatnonzero(sizes >= self.whole):
+        rows, entries["index"] = np.divmod(places, self.length)
+        entries["weight"] = vectors.ravel()[places]
+        records = self._split(entries, np.bincount(rows, minlength=len(vectors)) * self.entry.itemsize)
+        for row in np.flatnonzero(is_whole):
             records[row] = vectors[row].tobytes()
         return records.reshape(values.shape[:-1])
 
@@ -138,26 +137,29 @@ class SparseRing(CompactRing):
         records[:] = [content[end - size : end] for end, size in zip(ends, sizes.tolist(), strict=True)]
         return records
 
-    def _join(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """:return: Sizes of the records in bytes, shape ``[N]``, the entries of all sparse ones, all whole vectors"""
-        records = [record or b"" for record in stored.ravel().tolist()]
-        sizes = np.array([len(record) for record in records], dtype=np.int64)
-        entries = np.frombuffer(b"".join(record for record in records if len(record) != self.whole), self.entry)
-        vectors = np.frombuffer(b"".join(record for record in records if len(record) == self.whole), np.float32)
-        return sizes, entries, vectors.reshape(-1, self.length)
-
     def decode(self, stored: np.ndarray) -> np.ndarray:
         stored = np.asarray(stored, dtype=object)  # also a single record
-        sizes, entries, vectors = self._join(stored)
+        values = np.zeros((stored.size, self.length), dtype=np.float32)
+        sizes, sparse, whole = self._sorted(stored)
         is_whole = sizes == self.whole
-        values = np.zeros((len(sizes), self.length), dtype=np.float32)
-        values[is_whole] = vectors
+        for row, vector in zip(np.flatnonzero(is_whole), whole, strict=True):
+            values[row] = np.frombuffer(vector, np.float32)
+        entries = np.frombuffer(b"".join(sparse), self.entry)
         rows = np.repeat(np.arange(len(sizes)), np.where(is_whole, 0, sizes // self.entry.itemsize))
         values[rows, entries["index"]] = entries["weight"]
         return values.reshape(*stored.shape, self.length)
 
+    def _sorted(self, stored: np.ndarray) -> tuple[np.ndarray, list[bytes], list[bytes]]:
+        """:return: Sizes of all N records in bytes, shape ``[N]``, those without zeros, and whole vectors"""
+        records = [record or b"" for record in stored.ravel().tolist()]
+        sizes = np.array([len(record) for record in records], dtype=np.int64)
+        sparse = [record for record in records if len(record) != self.whole]
+        return sizes, sparse, [record for record in records if len(record) == self.whole]
+
     def state(self, size: int) -> dict[str, np.ndarray]:
-        sizes, entries, vectors = self._join(self.stored[:size])
+        sizes, sparse, whole = self._sorted(self.stored[:size])
+        entries = np.frombuffer(b"".join(sparse), self.entry)
+        vectors = np.frombuffer(b"".join(whole), np.float32).reshape(-1, self.length)
         return {"sizes": sizes.reshape(size, -1), "entries": entries, "vectors": vectors}
 
     def load_state(self, name: str, state: Any, size: int) -> None:
