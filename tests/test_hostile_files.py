@@ -163,10 +163,10 @@ def test_indices_outside_of_arrays_are_refused(trained, path):
 
 
 RECORDS: dict[str, tuple[str, Any]] = {
-    "an action that there is not": ("entries", lambda leaf: with_field(leaf, "index", 300)),
+    "an action that there is not": ("entries", lambda leaf: with_field(leaf, "index", 300, leaf["index"] == 299)),
     "an action twice": ("entries", lambda leaf: leaf[[0, 0, *range(2, len(leaf))]]),
     "another order": ("entries", lambda leaf: leaf[[1, 0, *range(2, len(leaf))]]),
-    "NaN": ("entries", lambda leaf: with_field(leaf, "weight", np.nan)),
+    "NaN": ("entries", lambda leaf: with_field(leaf, "weight", np.nan, 7)),
     "too few entries": ("entries", lambda leaf: leaf[:-1]),
     "too many entries": ("entries", lambda leaf: leaf[[*range(len(leaf)), -1]]),
     "too few vectors": ("vectors", lambda leaf: leaf[:-1]),
@@ -178,9 +178,9 @@ RECORDS: dict[str, tuple[str, Any]] = {
 }
 
 
-def with_field(records: np.ndarray, name: str, value: float) -> np.ndarray:
+def with_field(records: np.ndarray, name: str, value: float, at: Any) -> np.ndarray:
     changed = records.copy()
-    changed[name][len(changed) // 2] = value
+    changed[name][at] = value
     return changed
 
 
