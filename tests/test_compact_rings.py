@@ -1,6 +1,8 @@
 """What a replay buffer stores in less memory reads as if it was stored whole; what is larger than memory is refused."""
 
+import gc
 import tracemalloc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -153,9 +155,21 @@ def test_a_million_steps_of_chess_take_less_than_3_gb():
     taken = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert taken > empty, "all is traced"
-    step_bytes = buffer.memory_check.step_bytes(buffer.memory_check._examples())
+    step_bytes = memory.step_bytes(buffer, memory.examples(buffer))
     assert taken / steps < 2500 and 1e6 * step_bytes < 3e9
     assert step_bytes == pytest.approx(taken / steps, rel=0.05), "the figure counts all"
+
+
+def test_a_buffer_that_is_no_longer_needed_gives_its_memory_back_at_once():
+    buffer = SequenceReplayBuffer(100, CHESS, spaces.Discrete(4672), "cpu")
+    add_moves(buffer, 10, 69, np.random.default_rng(0))
+    known = weakref.ref(buffer)
+    gc.disable()
+    try:
+        del buffer
+        assert known() is None
+    finally:
+        gc.enable()
 
 
 def test_masks_take_no_memory_before_they_are_written():

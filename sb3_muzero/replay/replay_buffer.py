@@ -90,7 +90,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         # Allocated when the first ones come
         self.action_masks: np.ndarray | CompactRing | None = None
         self.candidates: np.ndarray | CompactRing | None = None
-        self.memory_check = MemoryCheck(self)
+        self.memory_check = MemoryCheck()
         recent = RecentSampler(self.recent_fraction)
         prioritized = PrioritizedSampler(self.priority_exponent, self.importance_exponent)
         self.sampler: Sampler = prioritized if self.priority_exponent > 0 else recent
@@ -213,7 +213,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         terminals: np.ndarray,
         search: SearchStatistics,
     ) -> None:
-        self.memory_check.before(search)
+        self.memory_check.before(self, search)
         if not self._allocated:
             self.allocate()
         records = self.observations.write(steps, observations, next_observations)
