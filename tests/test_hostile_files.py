@@ -9,7 +9,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, tiny_model
+from conftest import UNIT_BOX, TinyEnv, tiny_model
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +26,9 @@ KWARGS: dict[str, Any] = {"replay_buffer_kwargs": {"priority_exponent": 0.6}, "n
 
 class Masked(TinyEnv):
     def action_masks(self) -> np.ndarray:
-        return np.array([True, self.steps % 2 == 0, True])
+        masks = np.ones(self.action_space.n, np.bool_)
+        masks[1 : max(2, len(masks) - 5)] = self.steps % 2 == 0
+        return masks
 
 
 def leaves(tree: Any, path: tuple = ()) -> list[tuple]:
@@ -82,17 +84,27 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=[Masked().observation_space, DICT], ids=["vectors", "Dict"])
+SPACES: dict[str, tuple[spaces.Space, int]] = {
+    "vectors": (UNIT_BOX, 3),
+    "Dict": (DICT, 3),
+    "bits": (spaces.MultiBinary(11), 300),
+}
+
+
+@pytest.fixture(scope="module", params=SPACES)
 def trained(request, tmp_path_factory) -> tuple[MuZero, Any, Any]:
     folder = tmp_path_factory.mktemp("files")
-    policy = "MultiInputPolicy" if request.param is DICT else "MlpPolicy"
-    model = tiny_model(Masked(request.param, length=9), buffer_size=300, policy=policy, **KWARGS).learn(280)
+    space, num_actions = SPACES[request.param]
+    env = Masked(space, spaces.Discrete(num_actions), length=9)
+    policy = "MultiInputPolicy" if space is DICT else "MlpPolicy"
+    model = tiny_model(env, buffer_size=300, policy=policy, **KWARGS).learn(280)
     model.save_replay_buffer(folder / "buffer.npz")
     return model, load_npz(folder / "buffer.npz"), folder
 
 
 def arrays_of(buffer: Any) -> dict[str, np.ndarray]:
-    return {name: value for name, value in vars(buffer).items() if isinstance(value, np.ndarray)}
+    rings = {name: getattr(value, "stored", value) for name, value in vars(buffer).items()}
+    return {name: value for name, value in rings.items() if isinstance(value, np.ndarray)}
 
 
 def is_refused(model: MuZero, file: Path, paths: list[tuple]) -> bool:
@@ -148,6 +160,45 @@ def test_indices_outside_of_arrays_are_refused(trained, path):
     model, state, folder = trained
     save_npz(folder / "bad.npz", with_leaf(state, path[:2] if path[-1] != "negative" else path[:-1], INDICES[path]))
     assert is_refused(model, folder / "bad.npz", [path])
+
+
+RECORDS: dict[str, tuple[str, Any]] = {
+    "an action that there is not": ("entries", lambda leaf: with_field(leaf, "index", 300, leaf["index"] == 299)),
+    "an action twice": ("entries", lambda leaf: leaf[[0, 0, *range(2, len(leaf))]]),
+    "another order": ("entries", lambda leaf: leaf[[1, 0, *range(2, len(leaf))]]),
+    "NaN": ("entries", lambda leaf: with_field(leaf, "weight", np.nan, 7)),
+    "too few entries": ("entries", lambda leaf: leaf[:-1]),
+    "too many entries": ("entries", lambda leaf: leaf[[*range(len(leaf)), -1]]),
+    "too few vectors": ("vectors", lambda leaf: leaf[:-1]),
+    "vectors of NaN": ("vectors", lambda leaf: leaf * np.nan),
+    "a part of an entry": ("sizes", lambda leaf: leaf + 1),
+    "more than a vector": ("sizes", lambda leaf: leaf + 1200),
+    "less than nothing": ("sizes", lambda leaf: leaf - 1200),
+    "an entry of another record": ("sizes", lambda leaf: leaf + one_entry_moved(leaf)),
+}
+
+
+def with_field(records: np.ndarray, name: str, value: float, at: Any) -> np.ndarray:
+    changed = records.copy()
+    changed[name][at] = value
+    return changed
+
+
+def one_entry_moved(sizes: np.ndarray) -> np.ndarray:
+    change, sparse = np.zeros_like(sizes), np.flatnonzero((sizes > 0) & (sizes < 1200))
+    change[sparse[:2]] = [[-6], [6]]
+    return change
+
+
+@pytest.mark.parametrize("trained", ["bits"], indirect=True)
+@pytest.mark.parametrize("kind", RECORDS)
+def test_policies_of_many_actions(trained, kind):
+    model, state, folder = trained
+    name, change = RECORDS[kind]
+    policies = state["rings"]["policies"]
+    assert len(policies["entries"]) > 100 and len(policies["vectors"]) > 100, "some of each"
+    save_npz(folder / "bad.npz", with_leaf(state, ("rings", "policies", name), change))
+    assert is_refused(model, folder / "bad.npz", [(kind,)])
 
 
 @pytest.mark.parametrize(

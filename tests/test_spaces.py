@@ -67,7 +67,7 @@ def test_observation_spaces(name, terminates):
     assert sequences.terminated.tolist() == [terminates] * 4
     stored = sequences.observations.numpy().swapaxes(0, 1)
     np.testing.assert_array_equal(stored, np.stack(shown))
-    assert model.replay_buffer.observations.frames.dtype == space.dtype
+    assert sequences.observations.numpy().dtype == space.dtype
 
     # Single and batched predictions
     observations = np.stack(env.shown[0])

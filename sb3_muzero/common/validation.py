@@ -15,6 +15,9 @@ MAX_MAGNITUDE = 1e18
 DISCRETE_SPACES = (spaces.Discrete, spaces.MultiDiscrete)
 """Spaces whose elements are class indices."""
 
+COUNTABLE_SPACES = (*DISCRETE_SPACES, spaces.MultiBinary)
+"""Spaces that are checked for membership."""
+
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 # Requirement in words, as a function, and the arguments it applies to
@@ -44,12 +47,15 @@ def is_in_space(numbers: np.ndarray, space: spaces.Space | None = None) -> np.nd
     """
     :param numbers: Observations or rewards, shape ``[..., *obs_shape]``
     :param space: Observation space
-    :return: Which numbers are valid, same shape: class indices of a discrete space, or finite numbers up to ``MAX_MAGNITUDE``
+    :return: Which numbers are valid, same shape: class indices of a discrete space, zeros and ones of a MultiBinary one, else
+        finite numbers up to ``MAX_MAGNITUDE``
     """
     if isinstance(space, DISCRETE_SPACES):
         num_classes = space.n if isinstance(space, spaces.Discrete) else space.nvec
         start = np.asarray(space.start, np.int64)  # start + num_classes can overflow the space's dtype
         return (start <= numbers) & (numbers < start + num_classes) & (numbers == np.floor(numbers))
+    if isinstance(space, spaces.MultiBinary):
+        return (numbers == 0) | (numbers == 1)
     return np.abs(numbers, dtype=np.float64) <= MAX_MAGNITUDE if numbers.dtype.kind == "f" else np.True_
 
 
@@ -72,7 +78,7 @@ def check_finite(what: str, numbers: Any, step: int, env: int | None = None, spa
         if env is None:
             env = int(np.flatnonzero(~is_valid.reshape(len(numbers), -1).all(axis=1))[0])
             numbers = numbers[env]
-        if isinstance(space, DISCRETE_SPACES):
+        if isinstance(space, COUNTABLE_SPACES):
             raise ValueError(f"Environment {env} returned {numbers} as {what} at step {step}, which is not in {space}")
         raise ValueError(f"Environment {env} returned a non-finite {what} (or beyond 1e18) at step {step}: {numbers}")
 

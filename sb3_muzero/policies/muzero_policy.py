@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_muzero.actions import make_actions
-from sb3_muzero.common.validation import DISCRETE_SPACES, MAX_MAGNITUDE, is_in_space
+from sb3_muzero.common.validation import COUNTABLE_SPACES, MAX_MAGNITUDE, is_in_space
 from sb3_muzero.models.base import LatentModel
 from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import Preprocessor
@@ -317,7 +317,7 @@ class MuZeroPolicy(BasePolicy):
             array = np.asarray(parts[key])
             fits = is_in_space(array, space)
             if not fits.all():
-                allowed = f"in {space}" if isinstance(space, DISCRETE_SPACES) else f"finite and at most {MAX_MAGNITUDE:g}"
+                allowed = f"in {space}" if isinstance(space, COUNTABLE_SPACES) else f"finite and at most {MAX_MAGNITUDE:g}"
                 raise ValueError(f"Observations must be {allowed}, got {array[~fits][0]} in {array.shape}")
         return result
 
