@@ -50,8 +50,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._checked_settings: list[Any] = []
         # Called when ``learn`` ends, however it does
         self.after_learning = contextlib.ExitStack()
-        # Folders with checkpoints of this run, and its steps when it was last saved there or resumed
-        self.checkpoint_folders: dict[pathlib.Path, int] = {}
+        # Folders with checkpoints of this run, its steps when it was last saved there or resumed, and the checkpoints then
+        self.checkpoint_folders: dict[pathlib.Path, tuple[int, list[pathlib.Path]]] = {}
 
     def _make_replay_buffer(self, num_frames: int | None = None) -> SequenceReplayBuffer:
         """
