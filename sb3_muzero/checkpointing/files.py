@@ -16,6 +16,7 @@ from sb3_muzero.checkpointing.run_state import FORMAT, load_policy, load_run_sta
 from sb3_muzero.checkpointing.settings import decode, is_missing
 from sb3_muzero.common.random_state import random_state_kept
 from sb3_muzero.common.serialization import load_npz, save_npz
+from sb3_muzero.common.validation import check_integer
 from sb3_muzero.muzero import MuZero
 
 SelfMuZero = TypeVar("SelfMuZero", bound=MuZero)
@@ -91,6 +92,7 @@ def save_checkpoint(model: MuZero, folder: str | Path, keep: int = 2) -> Path:
     :raises FloatingPointError: if the loss or its gradients are not finite
     :raises ValueError: if the folder has checkpoints of another run, or another run is saving there
     """
+    check_integer("keep", keep)
     folder = Path(folder).resolve()
     with folder_lock(folder, model):
         return _save_locked(model, folder, keep)
