@@ -171,6 +171,14 @@ def resume(
     return model
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """
+    :param path: What a command was given
+    :return: Whether it is for ``load_model``, which runs no code, rather than for ``MuZero.load``
+    """
+    return Path(path).is_dir() or Path(path).suffix == ".npz"
+
+
 def load_model(
     path: str | Path,
     env: GymEnv | str,

@@ -42,7 +42,7 @@ def folder_lock(folder: Path, run: Any) -> Iterator[None]:
         yield
     finally:
         if os.getpid() == process:  # a fork of it has closed its files
-            del _held[folder]
+            _held.pop(folder, None)
             _write(file, "")
             os.close(file)
 
