@@ -226,7 +226,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
         if self.learner.policy is not self.policy:  # the user has assigned another one
             self.collector.policy = self.learner.policy = self.reanalyzer.policy = self.policy
         discount = -self.gamma if self.two_player else self.gamma
-        if (self.search, self.num_simulations, self.search_kwargs, discount) != self.policy.planner.settings:
+        wanted = (self.search, self.num_simulations, self.search_kwargs, discount)
+        if wanted != self.policy.planner.settings or self.num_simulations is True:  # which equals 1
             settings = self.planner_settings
             settings.check()
             self.policy.planner.settings = settings

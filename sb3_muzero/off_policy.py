@@ -7,9 +7,10 @@ import pathlib
 import time
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -29,6 +30,8 @@ from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.replay.ring import flat
 from sb3_muzero.replay.serialization import saved_frame_stack
 from sb3_muzero.search import is_cached
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
 
 
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
@@ -55,8 +58,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._checked_settings: list[Any] = []
         # Called when ``learn`` ends, however it does
         self.after_learning = contextlib.ExitStack()
-        # Folders with checkpoints of this run, and its steps when it was last saved there or resumed
-        self.checkpoint_folders: dict[pathlib.Path, int] = {}
+        # Folders with checkpoints of this run, its steps when it was last saved there or resumed, and the checkpoints then
+        self.checkpoint_folders: dict[pathlib.Path, tuple[int, list[pathlib.Path]]] = {}
 
     def _make_replay_buffer(self, num_frames: int | None = None) -> SequenceReplayBuffer:
         """
@@ -230,6 +233,32 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             path = path.with_name(f"{path.name}_2")
         with atomic_write(path) as file:
             super().save(file, exclude, include)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """
+        SB3's ``load``. Like that, it unpickles the file, which can run any code: load files of your own only. Checkpoints of
+        ``ResumableCheckpointCallback`` run none, see ``sb3_muzero.checkpointing.load_model``.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on, ``None`` to predict only
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: extra arguments to change the model when loading
+        :return: new model instance with loaded parameters
+        """
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

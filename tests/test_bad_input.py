@@ -57,6 +57,17 @@ from sb3_muzero.search.planner import PlannerSettings
         ({"policy_kwargs": {"latent_dim": 12}}, "`latent_dim`.*multiple of 8.*12"),
         ({"policy_kwargs": {"latent_dim": 0, "latent_norm": "none"}}, "`latent_dim`.*0"),
         ({"policy_kwargs": {"num_bins": 1}}, "`num_bins`.*at least 2.*1"),
+        ({"policy_kwargs": {"num_bins": 51.0}}, "`num_bins` must be an integer of at least 2, got 51.0"),
+        ({"policy_kwargs": {"latent_dim": True, "latent_norm": "none"}}, "`latent_dim` must be an integer .* got True"),
+        ({"policy_kwargs": {"net_arch": [True]}}, "`net_arch` must be an integer of at least 1, got True"),
+        ({"policy_kwargs": {"net_arch": [64, -3]}}, "`net_arch` must be an integer of at least 1, got -3"),
+        ({"policy_kwargs": {"value_support": (False, True)}}, "support.*False, True"),
+        ({"replay_buffer_kwargs": {"frame_stack": True}}, "`frame_stack` must be an integer, got True"),
+        ({"replay_buffer_kwargs": {"recent_fraction": True}}, "`recent_fraction`.*at most 1, got True"),
+        ({"replay_buffer_kwargs": {"priority_exponent": True}}, "`priority_exponent`.*got True"),
+        ({"replay_buffer_kwargs": {"importance_exponent": "x"}}, "`importance_exponent`.*got 'x'"),
+        ({"seed": True}, "`seed` must be an integer of at least 0, got True"),
+        ({"stats_window_size": True}, "`stats_window_size` must be an integer of at least 1, got True"),
         ({"policy_kwargs": {"value_support": (1.0, 1.0)}}, "support.*1.0"),
         ({"policy_kwargs": {"reward_support": (0.0, float("inf"))}}, "support.*inf"),
     ],
@@ -65,6 +76,13 @@ from sb3_muzero.search.planner import PlannerSettings
 def test_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(**arguments)
+
+
+def test_true_is_not_one():
+    model = tiny_model(num_simulations=1)
+    model.num_simulations = True
+    with pytest.raises(ValueError, match="`num_simulations` must be an integer of at least 1, got True"):
+        model.predict(np.zeros(4, np.float32))
 
 
 NO_NUMBERS = [None, "text", [1], {"a": 1}, float("nan"), -7, True]

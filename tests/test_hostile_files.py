@@ -1,10 +1,13 @@
 """Files with damaged or made-up contents are refused by name and replace nothing, or what was loaded can be used."""
 
 import copy
+import json
+import resource
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -15,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_muzero import MuZero
-from sb3_muzero.checkpointing import resume, save_checkpoint
+from sb3_muzero.checkpointing import load_model, resume, save_checkpoint
 from sb3_muzero.checkpointing.files import load_checkpoint
+from sb3_muzero.checkpointing.settings import encode
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.common.validation import is_in_space
 
@@ -245,6 +249,98 @@ def test_checkpoints(change, tmp_path, monkeypatch):
             except ValueError as error:
                 assert leaf[0] in ("policy", "optimizer") and "must be" in str(error), f"{leaf}: {error}"
     assert refused > 10
+
+
+def test_small_files_do_not_take_much_memory(trained):
+    """Zeros can be compressed to a thousandth."""
+    model, state, folder = trained
+    save_npz(folder / "buffer.npz", state)
+    name = json.loads(np.load(folder / "buffer.npz")["structure"].tobytes())["rings"]["rewards"]["array of the file"]
+    with ZipFile(folder / "buffer.npz") as file, ZipFile(folder / "bomb.npz", "w", ZIP_DEFLATED, compresslevel=9) as bomb:
+        for member in file.namelist():
+            if member != f"{name}.npy":
+                bomb.writestr(member, file.read(member))
+        with bomb.open(f"{name}.npy", "w", force_zip64=True) as content:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (2**26, 1)}
+            np.lib.format.write_array_header_1_0(content, header)  # type: ignore[arg-type]
+            for _ in range(2**8):
+                content.write(bytes(2**20))
+    assert (folder / "bomb.npz").stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"its \d+ bytes claim to hold arrays of 270\d+ bytes"):
+            model.load_replay_buffer(folder / "bomb.npz")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**24
+
+
+def test_a_size_beyond_the_machines_memory_is_refused_with_the_figures(trained):
+    model, state, folder = trained
+    save_npz(folder / "bad.npz", {**state, "buffer_size": 10**12})
+    with pytest.raises(ValueError, match=r"`buffer_size` 1000000000000 takes 4000.00 GB .* GB of memory available"):
+        model.load_replay_buffer(folder / "bad.npz")
+
+
+LARGER: dict[str, Any] = {
+    "net_arch": {"net_arch": [10**6]},
+    "layers": {"net_arch": [64] * 1000},
+    "latent_dim": {"latent_dim": 8 * 10**5},
+    "num_bins": {"num_bins": 10**7},
+}
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_networks_that_are_larger_than_their_weights_are_not_built(name, tmp_path):
+    path = save_checkpoint(tiny_model(TinyEnv()), tmp_path)
+    state = load_checkpoint(tmp_path)
+    state["settings"]["policy_kwargs"] = encode(LARGER[name])
+    save_npz(path, state)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for load in (resume, load_model):
+        with pytest.raises(ValueError, match=r"`policy_kwargs`, are of larger networks than the file's, .* 0\.\d MB"):
+            load(tmp_path, TinyEnv())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2e5, "kilobytes"
+
+
+def test_a_file_does_not_decide_where_to_write(tmp_path):
+    save_checkpoint(tiny_model(TinyEnv(), tensorboard_log=str(tmp_path / "logs")), tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"`tensorboard_log`: pass it to log there again, '.*logs'"):
+        resumed = resume(tmp_path / "run", TinyEnv())
+    resumed.learn(4, reset_num_timesteps=False)
+    assert not (tmp_path / "logs").exists()
+    resume(tmp_path / "run", TinyEnv(), tensorboard_log=str(tmp_path / "logs")).learn(4, reset_num_timesteps=False)
+    assert (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maximize": True}, "`optimizer.maximize` must be False as in `optimizer_kwargs`, got True"),
+        ({"amsgrad": True}, "`optimizer.amsgrad` must be False"),
+        ({"fused": 1}, "`optimizer.fused` must be True"),
+        ({"momentum": 0.9}, "`optimizer.momentum` is unknown to AdamW"),
+        ({"betas": [2.0, 0.9]}, "Invalid beta"),
+        ({"weight_decay": -5.0}, "Invalid weight_decay"),
+    ],
+    ids=str,
+)
+def test_groups_of_an_optimizer_are_those_that_it_can_have(change, message, tmp_path):
+    path = save_checkpoint(tiny_model(TinyEnv()).learn(40), tmp_path)
+    state = load_checkpoint(tmp_path)
+    state["optimizer"]["param_groups"][0].update(change)
+    save_npz(path, state)
+    with pytest.raises(ValueError, match=message):
+        resume(tmp_path, TinyEnv())
+
+
+def test_what_others_keep_in_an_optimizers_groups_is_not_saved(tmp_path):
+    """Schedulers of PyTorch add ``initial_lr``."""
+    model = tiny_model(TinyEnv()).learn(40)
+    th.optim.lr_scheduler.StepLR(model.policy.optimizer, 1)
+    save_checkpoint(model, tmp_path)
+    assert "initial_lr" not in resume(tmp_path, TinyEnv()).policy.optimizer.param_groups[0]
 
 
 @given(st.data())

@@ -104,6 +104,9 @@ def check_muzero_arguments(model: Any) -> None:
             check_number(name, getattr(model, name))
     for name in SCHEDULES:
         check_schedule(name, getattr(model, name))
+    if model.seed is not None:
+        check_integer("seed", model.seed, 0)
+    check_integer("stats_window_size", model._stats_window_size)
     given = model.train_freq
     frequency = given[0] if isinstance(given, tuple) and len(given) == 2 else given
     if not is_integer(frequency) or frequency < 1:  # SB3 checks the unit

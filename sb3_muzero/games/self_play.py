@@ -68,7 +68,8 @@ class SelfPlayEvalCallback(BaseCallback):
         for name, opponent in opponents.items():
             check_player(f"opponents[{name!r}]", opponent)
         check_num_games("n_eval_games", n_eval_games)
-        check_integer("max_checkpoints", max_checkpoints, 0)
+        for name, number in (("eval_freq", eval_freq), ("opening_plies", opening_plies), ("max_checkpoints", max_checkpoints)):
+            check_integer(name, number, 0)
         self.make_env = make_env
         self.opponents = dict(opponents)
         self.n_eval_games = n_eval_games

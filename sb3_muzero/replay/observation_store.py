@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_muzero.common.numeric import is_integer
 from sb3_muzero.common.serialization import copy_into, validate_array
 from sb3_muzero.common.validation import MAX_MAGNITUDE, is_in_space
 from sb3_muzero.replay.packing import FramePacking, is_binary
@@ -23,7 +24,7 @@ def check_frame_stack(frame_stack: int, space: spaces.Space, num_rows: int) -> N
     :param num_rows: Steps of each environment that the ring can hold
     :raises ValueError: for a number of frames that observations cannot consist of
     """
-    if not isinstance(frame_stack, int):
+    if not is_integer(frame_stack):
         raise ValueError(f"`frame_stack` must be an integer, got {frame_stack!r}")
     length = (space.shape or (0,))[0] if isinstance(space, spaces.Box) else 0
     if frame_stack != 1 and (frame_stack < 1 or length < 1 or length % frame_stack != 0):

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
 from sb3_muzero.replay.compact_rings import CompactRing
@@ -60,11 +61,22 @@ def load_buffer_state(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
             raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]!r:.200}")
     try:
         buffer.buffer_size = validate_number("buffer_size", state["buffer_size"], int, low=1, high=2**40)
+        _check_memory(buffer)
         buffer.reset()
         if "num_written" in state:
             _load_transitions(buffer, state)
     except (LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"This is not a replay buffer: {error!r}") from error
+
+
+def _check_memory(buffer: "SequenceReplayBuffer") -> None:
+    """:raises ValueError: if not even the indices of all steps, which are allocated at once, would fit"""
+    needed, available = 4 * buffer.buffer_size * buffer.n_envs, psutil.virtual_memory().available
+    if needed > available:
+        raise ValueError(
+            f"The replay buffer's `buffer_size` {buffer.buffer_size} takes {needed / 1e9:.2f} GB without any transition, "
+            f"and this system has {available / 1e9:.2f} GB of memory available"
+        )
 
 
 def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> None:
