@@ -24,7 +24,7 @@ def check_spaces(env: Any) -> None:
     if callable(space):
         raise ValueError(
             f"`env` must be a Gymnasium environment, got {env}, whose agents have spaces of their own as in PettingZoo: "
-            f"`sb3_muzero.games.adapters.PettingZooGame(env)` makes a classic game for two players one; any other "
+            f"`sb3_muzero.games.adapters.from_pettingzoo(env)` makes a classic game for two players one; any other "
             f"environment needs a `gymnasium.Env` around it in which one agent acts"
         )
     if isinstance(space, spaces.Space):

@@ -71,7 +71,7 @@ class Preprocessor:
             return flat.double().reshape(len(flat), *(space.shape or (1,)))
         preprocessed: Any = preprocess_obs(flat, space, normalize_images=self.normalize_images)
         preprocessed = preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))
-        return preprocessed.movedim(-1, 1) if self.channels_last else preprocessed
+        return preprocessed.movedim(-1, 1).contiguous() if self.channels_last else preprocessed
 
     def check_precision(self, obs: PyTorchObs) -> None:
         """
