@@ -96,12 +96,11 @@ class Preprocessor:
 def needs_float64(space: spaces.Space) -> bool:
     """
     :param space: Observation space, or part of one
-    :return: Whether it holds numbers that are rounded in float32: float64, or integers beyond 2 ** 24
+    :return: Whether it holds float64 or integers, and allows numbers beyond 2 ** 24, whose differences float32 does not hold
     """
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, spaces.Box) or space.dtype in (np.float16, np.float32):
         return False
-    is_long = space.dtype.kind in "iu" and np.abs([space.low, space.high], dtype=np.float64).max() > MAX_EXACT_INTEGER
-    return bool(is_long or space.dtype == np.float64)
+    return bool(np.abs([space.low, space.high], dtype=np.float64).max() > MAX_EXACT_INTEGER)
 
 
 class CenteredFeatures(nn.Module):
