@@ -11,6 +11,7 @@ from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvMultiBinary, 
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
+from sb3_muzero.checkpointing import resume, save_checkpoint
 from sb3_muzero.policies import MlpPolicy
 
 INF = np.inf
@@ -233,11 +234,15 @@ def test_time_stamps_are_learned_as_their_differences(name, planner, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
-def test_what_depends_on_a_minute_is_learned(dtype):
+def test_what_depends_on_a_minute_is_learned(dtype, tmp_path):
     model = tiny_model(Clock(dtype), **LEARNS).learn(350)
     assert model.replay_buffer.rewards[300:350].mean() > 0.9
     actions, _ = model.predict(np.array([[1_700_000_000], [1_700_000_060]], dtype), deterministic=True)
     assert actions.tolist() == [0, 1]
+    save_checkpoint(model, tmp_path)
+    resumed = resume(tmp_path, Clock(dtype))
+    assert differences(snapshot(model), snapshot(resumed)) == []
+    resumed.learn(20, reset_num_timesteps=False)
 
 
 def test_the_tiny_environment_is_a_good_one():

@@ -44,7 +44,8 @@ def check_observation_space(space: spaces.Space) -> None:
             supported = ", ".join(supported.__name__ for supported in OBSERVATION_SPACES)
             given = f"{part} as {key!r}" if isinstance(space, spaces.Dict) else space
             raise ValueError(
-                f"MuZero supports the observation spaces {supported} and a Dict of these, got {given}: {_remedy(space)}"
+                f"MuZero supports the observation spaces {supported} and a Dict of these (not nested), "
+                f"got {given}: {_remedy(space)}"
             )
         if isinstance(space, spaces.Dict) and not (isinstance(key, str) and key):
             raise ValueError(f"The keys of a Dict observation space must be non-empty strings, got {key!r}: {FLATTEN}")

@@ -85,7 +85,7 @@ class Preprocessor:
         whole, parts = self.observation_space, obs if isinstance(obs, dict) else {"": obs}
         for key, space in whole.items() if isinstance(whole, spaces.Dict) else [("", whole)]:
             if isinstance(space, spaces.Box) and not (self.keeps_float64 and needs_float64(space)):
-                deviation, mean = th.std_mean(parts[key].double().flatten(1), dim=0)
+                deviation, mean = th.std_mean(parts[key].double().reshape(len(parts[key]), -1), dim=0)
                 is_lost = (mean.abs() > MAX_EXACT_INTEGER) & (deviation > 0) & (deviation < 1e-5 * mean.abs())
                 for i in is_lost.nonzero()[:1].flatten().tolist():
                     what = f"Observations{f' {key!r}' * bool(key)} around {mean[i]:.6g} differ by {deviation[i]:.2g} only"
