@@ -208,6 +208,13 @@ def test_settings_are_saved_with_the_policy(tmp_path, policy, kwargs):
     assert loaded.latent_model.augmentation.shift == kwargs["random_shift"]
 
 
+def test_images_that_sb3_transposes_are_not_transposed_twice():
+    env = TinyEnv(spaces.Box(0, 255, (40, 36, 3), np.uint8))
+    with pytest.raises(ValueError, match="`channels_last` must not be True for images of uint8"):
+        tiny_model(env, "CnnPolicy", policy_kwargs=dict(channels_last=True))
+    assert tiny_model(env, "CnnPolicy", policy_kwargs=dict(channels_last=False)).policy.image_shape == (3, 40, 36)
+
+
 def test_the_target_follows_the_statistics_of_features():
     model = tiny_model(TinyEnv(SMALL), policy="CnnPolicy", target_update_interval=1).learn(40)
     online, target = model.policy.latent_model.input_norm, model.policy.latent_model_target.input_norm

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.spaces.utils import flatten_space
+from gymnasium.spaces.utils import flatdim
 
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Spaces of observations, and of the parts of a Dict."""
+
+FLATTEN = "wrap each environment in `gymnasium.wrappers.FlattenObservation(env)` and use MlpPolicy"
 
 MAX_COMBINATIONS = 1_000
 """Largest number of joint actions for which the advice is to list all of them."""
@@ -63,17 +65,14 @@ def parts_of_space(space: spaces.Space) -> dict[Any, spaces.Space]:
     return dict(space.items()) if isinstance(space, spaces.Dict) else {"": space}
 
 
-FLATTEN = "wrap each environment in `gymnasium.wrappers.FlattenObservation(env)` and use MlpPolicy"
-
-
 def _remedy(space: spaces.Space) -> str:
     """:return: How to make an observation space one that is supported"""
     if _flattens(space):
         return FLATTEN
     kept: list[Hashable] = [key for key, part in parts_of_space(space).items() if _flattens(part)]
     if kept:
-        policy = " and use MultiInputPolicy" if isinstance(space, spaces.Dict) else ""
-        return f"wrap each environment in `gymnasium.wrappers.FilterObservation(env, {kept})`, which leaves it out,{policy}"
+        policy = ", and use MultiInputPolicy" * isinstance(space, spaces.Dict)
+        return f"wrap each environment in `gymnasium.wrappers.FilterObservation(env, {kept})`, which keeps only these{policy}"
     return (
         "its elements have no fixed size, so encode them as an array of your choice: wrap each environment in "
         "`gymnasium.wrappers.TransformObservation(env, encode, space)`, where `encode` returns that array and `space` is a Box"
@@ -82,8 +81,8 @@ def _remedy(space: spaces.Space) -> str:
 
 def _flattens(space: spaces.Space) -> bool:
     try:
-        return isinstance(flatten_space(space), spaces.Box)
-    except NotImplementedError:  # a space of a class that Gymnasium does not know
+        return flatdim(space) > 0
+    except (NotImplementedError, ValueError):  # a class of spaces that Gymnasium does not know, and elements of any size
         return False
 
 
@@ -94,11 +93,12 @@ def check_action_space(space: spaces.Space) -> None:
     """
     if not isinstance(space, spaces.Discrete):
         wrapper = _discretizing_wrapper(space)
-        raise AssertionError(f"MuZero only supports Discrete action spaces, got {space}: wrap each environment in {wrapper}")
+        what = f"MuZero only supports Discrete action spaces, got {space}"
+        raise AssertionError(f"{what}: wrap each environment in {wrapper} (Gymnasium 1.1 or later)")
 
 
 def _discretizing_wrapper(space: spaces.Space) -> str:
-    """:return: Call of a wrapper (of Gymnasium 1.1 or later) that makes an action space Discrete"""
+    """:return: Call of a wrapper that makes an action space Discrete"""
     if isinstance(space, spaces.Box) and np.isfinite([space.low, space.high]).all():
         num_bins = next((bins for bins in (11, 5, 3) if bins**space.low.size <= MAX_COMBINATIONS), None)
         if num_bins is not None:
@@ -112,4 +112,4 @@ def _discretizing_wrapper(space: spaces.Space) -> str:
             choose += f" + np.array({start.tolist()})" * bool(start.any())
             num_actions = f"{num_combinations:.0f}"
     line = f"`gymnasium.wrappers.TransformAction(env, lambda action: {choose}, gymnasium.spaces.Discrete({num_actions}))`"
-    return line + ", where `choices` is a list of actions" * choose.startswith("choices")
+    return line + " with a list `choices` of actions" * choose.startswith("choices")

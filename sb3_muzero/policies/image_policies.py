@@ -29,10 +29,10 @@ def check_image_space(space: spaces.Space, normalize_images: bool) -> None:
         raise ValueError(f"{what}, got {space}: use MultiInputPolicy")
     shape = space.shape or ()
     if not isinstance(space, spaces.Box | spaces.MultiBinary) or len(shape) != 3:
-        reshape = f"wrap each environment in `gymnasium.wrappers.ReshapeObservation(env, {(1, *shape)})` or " * (
-            len(shape) == 2
-        )
-        raise ValueError(f"{what}, with three axes, got {space}: {reshape}use MlpPolicy")
+        remedy = "use MlpPolicy"
+        if len(shape) == 2:
+            remedy = f"wrap each environment in `gymnasium.wrappers.ReshapeObservation(env, {(1, *shape)})`, or {remedy}"
+        raise ValueError(f"{what}, with three axes, got {space}: {remedy}")
     if normalize_images and not (is_image_space(space) or is_board_space(space)):
         raise ValueError(
             f"{what}, uint8 from 0 to 255 or numbers from -1 to 1, got {space}: "
@@ -94,6 +94,8 @@ class ImagePolicy(MuZeroPolicy):
         check_image_space(observation_space, kwargs.get("normalize_images", True))
         if not is_image_space(observation_space):
             kwargs["normalize_images"] = False
+        elif channels_last:
+            raise ValueError("`channels_last` must not be True for images of uint8 from 0 to 255, which SB3 transposes")
         self.channels_last = has_channels_last(observation_space) if channels_last is None else channels_last
         first, second, third = observation_space.shape or ()
         self.image_shape = (third, first, second) if self.channels_last else (first, second, third)
