@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -18,7 +19,8 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_muzero.collector import Collector
 from sb3_muzero.common.action_masks import should_use_masks
 from sb3_muzero.common.evaluation_checks import predict_warning
-from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number, check_observation_space
+from sb3_muzero.common.space_checks import check_spaces
+from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
@@ -149,8 +151,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if hasattr(env, "observation_space"):
-            check_observation_space(env.observation_space)
+        env = maybe_make_env(env, verbose)
+        check_spaces(env)
         super().__init__(
             policy,
             env,

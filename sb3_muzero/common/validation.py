@@ -1,4 +1,4 @@
-"""Validation of arguments, observation spaces, observations and rewards."""
+"""Validation of arguments, observations and rewards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.common.numeric import is_integer, is_number
+from sb3_muzero.common.space_checks import check_observation_space
 
 MAX_MAGNITUDE = 1e18
 """Largest absolute value of observations and rewards. Their squares must fit in float32."""
@@ -17,8 +18,6 @@ DISCRETE_SPACES = (spaces.Discrete, spaces.MultiDiscrete)
 
 COUNTABLE_SPACES = (*DISCRETE_SPACES, spaces.MultiBinary)
 """Spaces that are checked for membership."""
-
-OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 # Requirement in words, as a function, and the arguments it applies to
 ARGUMENT_RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
@@ -154,19 +153,3 @@ def schedule_values(value: Any) -> list[tuple[float, float]]:
     """
     schedule = FloatSchedule(value)
     return [(progress, schedule(progress)) for progress in np.linspace(1.0, 0.0, 101).tolist()]
-
-
-def check_observation_space(space: spaces.Space) -> None:
-    """
-    :param space: Observation space
-    :raises ValueError: if it is not supported
-    """
-    if not isinstance(space, OBSERVATION_SPACES):
-        supported = ", ".join(supported.__name__ for supported in OBSERVATION_SPACES)
-        raise ValueError(f"MuZero supports the observation spaces {supported}, got {space}: try FlattenObservation")
-    if (isinstance(space, spaces.Dict) and len(space) == 0) or 0 in (space.shape or ()):
-        raise ValueError(f"The observation space has no numbers: {space}")
-    for key, part in space.items() if isinstance(space, spaces.Dict) else ():
-        if isinstance(part, spaces.Dict):
-            raise ValueError(f"Nested observation spaces are not supported: {key!r} is a Dict; flatten it")
-        check_observation_space(part)

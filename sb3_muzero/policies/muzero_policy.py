@@ -17,7 +17,7 @@ from sb3_muzero.actions import make_actions
 from sb3_muzero.common.validation import COUNTABLE_SPACES, MAX_MAGNITUDE, is_in_space
 from sb3_muzero.models.base import LatentModel
 from sb3_muzero.models.categorical import CategoricalSupport
-from sb3_muzero.models.encoders import Preprocessor
+from sb3_muzero.models.encoders import CenteredFeatures, MultiInputExtractor, Preprocessor, needs_float64
 from sb3_muzero.models.mlp import Dynamics, Prediction, Representation
 from sb3_muzero.models.normalization import LATENT_NORMS, RunningNorm
 from sb3_muzero.search import SearchOutput, UnsupportedModelError, is_cached
@@ -65,6 +65,8 @@ class MuZeroPolicy(BasePolicy):
     latent_model: LatentModel
     latent_model_target: LatentModel
     value_error: th.Tensor
+    channels_last = False
+    """Whether observations are images or boards whose channels come last."""
 
     def __init__(
         self,
@@ -125,8 +127,7 @@ class MuZeroPolicy(BasePolicy):
         self.register_buffer("value_error", th.zeros(()))
         self._build(lr_schedule)
 
-    @staticmethod
-    def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
+    def default_features_extractor(self, observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
         """
         :param observation_space: Observation space
         :return: Features extractor that is used by default
@@ -172,9 +173,12 @@ class MuZeroPolicy(BasePolicy):
         min_var = 1e-4 * th.as_tensor(getattr(features_extractor, "learned_features", is_learned), dtype=th.float32)
         statistics: dict[str, Any] = {"clip": 10.0, "min_momentum": 0.05, "min_var": min_var} if is_learned else {}
         normalized = self.norm_obs and (is_learned or has_vectors)
+        # Extractors that pass numbers on. All others expect float32
+        centered = normalized and type(features_extractor) in (FlattenExtractor, MultiInputExtractor)
+        centered = centered and any(map(needs_float64, parts))
         return LatentModel(
-            Preprocessor(space, self.normalize_images),
-            features_extractor,
+            Preprocessor(space, self.normalize_images, self.channels_last, keeps_float64=centered),
+            CenteredFeatures(features_extractor) if centered else features_extractor,
             RunningNorm(features_dim, **statistics) if normalized else nn.Identity(),
             *self.make_networks(features_dim),
             CategoricalSupport(self.num_bins, self.value_support),
