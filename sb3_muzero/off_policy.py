@@ -179,7 +179,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         validate_step(step, self.observation_space, self.num_timesteps)
         self.warmup.update(step.raw_rewards, dones, infos)
         obs = self._last_original_obs
-        statistics = buffer_action.statistics(model_version=self._n_updates)
+        statistics = step.statistics(model_version=self._n_updates)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos, statistics)  # type: ignore
         self._last_obs, self._last_original_obs = new_obs, step.raw_new_obs

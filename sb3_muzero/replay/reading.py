@@ -58,11 +58,13 @@ def read_sequences(
     rewards = buffer._normalize_reward(take(buffer.rewards, places), env)
     if bonus_coef > 0:
         rewards = rewards + buffer.bonus.of(steps, bonus_coef, env)
-    candidates = action_masks = None
+    candidates = action_masks = turn_signs = None
     if buffer.candidates is not None:
         candidates = buffer.to_torch(take(buffer.candidates, places[: unroll_steps + 1]), copy=False)
     if buffer.action_masks is not None:
         action_masks = buffer.to_torch(take(buffer.action_masks, places[: unroll_steps + 1]) | ~before_end, copy=False)
+    if buffer.turn_signs is not None:
+        turn_signs = buffer.to_torch(take(buffer.turn_signs, places) * inside, copy=False)
     # None of these arrays shares memory with the ring
     return SequenceSamples(
         observations=tree_map(lambda part: part[: unroll_steps + 1], observations),
@@ -78,6 +80,7 @@ def read_sequences(
         weights=buffer.to_torch((np.ones(batch_size) if weights is None else weights).astype(np.float32), copy=False),
         ids=ids,
         model_versions=take(buffer.model_versions, places[0]),
+        turn_signs=turn_signs,
     )
 
 
