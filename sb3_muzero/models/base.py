@@ -158,7 +158,7 @@ class LatentModel(nn.Module):
         reward = self.reward_support.expectation(predicted.reward_logits)
         discounts = th.full_like(reward, discount)
         if predicted.turn_logits is not None:
-            discounts = discounts.abs() * th.where(predicted.turn_logits > 0, 1.0, -1.0)
+            discounts = th.where(predicted.turn_logits > 0, discounts.abs(), -discounts.abs())
         return RecurrentOutput(
             reward,
             discounts,

@@ -38,16 +38,16 @@ class Boxes(gym.Env):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         assert self.lines[action] == 0
-        before = complete(tuple(self.lines))
+        before = points_of(tuple(self.lines))
         self.lines[action] = 1
-        reward, is_over = float(complete(tuple(self.lines)) - before), bool(self.lines.all())
+        reward, is_over = float(points_of(tuple(self.lines)) - before), bool(self.lines.all())
         self.history.append((self.to_play, reward, is_over))
         if reward == 0:
             self.to_play = 1 - self.to_play
         return self.observation(), reward, is_over, False, {}
 
 
-def complete(lines: tuple[int, ...]) -> int:
+def points_of(lines: tuple[int, ...]) -> int:
     """:return: how many boxes are complete; lines are the tops, the bottoms and the sides of all boxes"""
     n = (len(lines) - 1) // 3
     return sum(lines[i] and lines[n + i] and lines[2 * n + i] and lines[2 * n + i + 1] for i in range(n))
@@ -63,7 +63,7 @@ def values_of_lines(lines: tuple[int, ...], alternating: bool = False) -> tuple[
     values = [-np.inf] * len(lines)
     for action in np.flatnonzero(np.array(lines) == 0).tolist():
         after = (*lines[:action], 1, *lines[action + 1 :])
-        points = complete(after) - complete(lines)
+        points = points_of(after) - points_of(lines)
         sign = 1 if points > 0 and not alternating else -1
         future = 0.0 if all(after) else max(values_of_lines(after, alternating))
         values[action] = points + sign * future
