@@ -123,10 +123,10 @@ def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Seq
     def step(i: int, move: int) -> bool:
         _, reward, terminated, truncated, _ = envs[i].step(move)
         gains[i] += float(reward) * (1 if seats[i] == 0 else -1)
-        done = terminated or truncated
-        begun = first[i]
-        seats[i] = 1 - seats[i] if begun is None or done else envs[i].get_wrapper_attr("to_play") ^ begun
-        return done
+        if terminated or truncated:
+            return True
+        seats[i] = 1 - seats[i] if first[i] is None else envs[i].get_wrapper_attr("to_play") ^ first[i]
+        return False
 
     for i, (env, opening) in enumerate(zip(envs, openings, strict=True)):
         env.reset(seed=opening.seed, options=EMPTY_BOARD)
