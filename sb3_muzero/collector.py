@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from sb3_muzero.actions import DiscreteActions
 from sb3_muzero.common.action_masks import get_action_masks
 from sb3_muzero.common.pytree import tree_map
+from sb3_muzero.common.turns import Turns
 from sb3_muzero.common.validation import check_finite
 from sb3_muzero.common.vec_env_checks import normalized_frames
 from sb3_muzero.exploration.warmup import repeated_random_actions
@@ -24,9 +25,11 @@ class ActingPolicy(Protocol):
     What the collector needs of a policy.
 
     :param actions: The action space
+    :param predict_turns: Whether the model predicts who moves next
     """
 
     actions: DiscreteActions
+    predict_turns: bool
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]: ...
 
@@ -42,6 +45,7 @@ class Decision(NamedTuple):
     :param action_masks: True for legal actions, shape ``[n_envs, num_actions]``; ``None`` if the environments were not asked
     :param seconds: How long the search took
     :param root_values: Values of the observations under the improved policy, shape ``[n_envs]``; ``None`` without search
+    :param to_play: Whose turn it was, see ``Turns``
     """
 
     actions: np.ndarray
@@ -49,6 +53,7 @@ class Decision(NamedTuple):
     action_masks: np.ndarray | None
     seconds: float = 0.0
     root_values: np.ndarray | None = None
+    to_play: np.ndarray | None = None
 
     def statistics(self, model_version: int) -> SearchStatistics:
         """
@@ -93,6 +98,7 @@ class Step(NamedTuple):
     :param raw_new_obs: ``new_obs`` as it was before ``VecNormalize``
     :param raw_final_obs: ``final_obs`` as it was before ``VecNormalize``
     :param raw_rewards: ``rewards`` as they were before ``VecNormalize``
+    :param turn_signs: See ``Turns.signs``
     """
 
     decision: Decision
@@ -104,6 +110,14 @@ class Step(NamedTuple):
     raw_new_obs: Any
     raw_final_obs: Any
     raw_rewards: np.ndarray
+    turn_signs: np.ndarray | None
+
+    def statistics(self, model_version: int) -> SearchStatistics:
+        """
+        :param model_version: Gradient updates of the model that searched
+        :return: What the replay buffer stores of the decision and of its turns
+        """
+        return self.decision.statistics(model_version)._replace(turn_signs=self.turn_signs)
 
 
 def final_observations(new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]], normalize: VecNormalize | None) -> Any:
@@ -171,6 +185,7 @@ class Collector:
         self.env = env
         self.normalize = unwrap_vec_normalize(env)
         self.num_frames = normalized_frames(env)
+        self.turns = Turns(env, self.policy.predict_turns)
         if len(self.episode_steps) != env.num_envs:
             self.reset()
 
@@ -223,7 +238,7 @@ class Collector:
         """
         masks, last = self.action_masks(), self.random_actions
         self.random_actions = repeated_random_actions(self.policy.actions, last, self.env.num_envs, repeat, masks)
-        return Decision(self.random_actions, None, masks)
+        return Decision(self.random_actions, None, masks, to_play=self.turns.to_play())
 
     def act(self, obs: Any, deterministic: bool = False, exploration: float = 1.0) -> Decision:
         """
@@ -239,7 +254,8 @@ class Collector:
         search = self.policy.plan(obs_tensor, deterministic=deterministic, exploration=exploration, action_masks=masks)
         explores = self.episode_steps < self.exploration_steps_per_episode
         actions = np.where(explores, search.action, search.action_weights.argmax(axis=1))
-        return Decision(actions, search, masks, time.perf_counter() - start, search.improved_value)
+        seconds = time.perf_counter() - start
+        return Decision(actions, search, masks, seconds, search.improved_value, self.turns.to_play())
 
     def step(self, decision: Decision) -> Step:
         """
@@ -264,7 +280,8 @@ class Collector:
         final_obs = final_observations(new_obs, dones, infos, None)
         self.raw_obs, raw_final_obs = self._raw_observations(new_obs, final_obs, dones, infos)
         raw_rewards = rewards if self.normalize is None else self.normalize.get_original_reward()
-        return Step(decision, new_obs, final_obs, rewards, dones, infos, self.raw_obs, raw_final_obs, raw_rewards)
+        signs = self.turns.signs(decision.to_play, dones)
+        return Step(decision, new_obs, final_obs, rewards, dones, infos, self.raw_obs, raw_final_obs, raw_rewards, signs)
 
     def _raw_observations(self, new_obs: Any, final_obs: Any, dones: np.ndarray, infos: Any) -> tuple[Any, Any]:
         if self.normalize is None or not self.normalize.norm_obs:

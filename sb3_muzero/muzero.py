@@ -20,6 +20,7 @@ from sb3_muzero.collector import Collector
 from sb3_muzero.common.action_masks import should_use_masks
 from sb3_muzero.common.evaluation_checks import predict_warning
 from sb3_muzero.common.space_checks import check_spaces
+from sb3_muzero.common.turns import has_to_play
 from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
 from sb3_muzero.learning.learner import Learner, LearnerSettings
@@ -43,8 +44,9 @@ class MuZero(SequenceOffPolicyAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ResNetPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str). With ``two_player = True`` of it each step is
-        one ply of a zero-sum game against itself, and observation and reward are those of the player who moves; its attribute
-        ``symmetries`` (see ``sb3_muzero.learning.symmetries``) lists rotations and reflections that augment the sequences
+        one ply of a zero-sum game against itself, and observation and reward are those of the player who moves. Players move
+        in turn, unless its attribute ``to_play`` says who is to move, 0 or 1; its attribute ``symmetries`` (see
+        ``sb3_muzero.learning.symmetries``) lists rotations and reflections that augment the sequences
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
     :param learning_starts: how many steps of the model to collect transitions for before learning starts;
@@ -195,6 +197,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self.exploration_steps_per_episode = exploration_steps_per_episode
         # What the environment tells; `None` until it is asked
         self.two_player: bool | None = None
+        self.predict_turns = False
         self.symmetries: Symmetries | None = None
         self._init_run()
 
@@ -219,8 +222,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
     @property
     def learner_settings(self) -> LearnerSettings:
         """Settings of the updates."""
-        coefs = (1.0, self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef)
-        losses = dict(zip(("policy", "entropy", "value", "reward", "consistency"), coefs, strict=True))
+        coefs = (1.0, self.ent_coef, self.vf_coef, self.reward_coef, self.consistency_coef, 1.0)
+        losses = dict(zip(("policy", "entropy", "value", "reward", "consistency", "turn"), coefs, strict=True))
         return LearnerSettings(self.discount, losses, self.max_grad_norm, self.tau, self.target_update_interval)
 
     def _apply_planner_settings(self) -> None:
@@ -253,12 +256,12 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self.exploration, self.novelty_coef = FloatSchedule(self.exploration), FloatSchedule(self.novelty_coef)
         self.set_random_seed(self.seed)
         if self.env is not None and self.two_player is None:
-            self.two_player = is_two_player(self.env)
+            self.two_player, self.predict_turns = is_two_player(self.env), has_to_play(self.env)
         if getattr(self, "replay_buffer", None) is None:
             self.replay_buffer = self._make_replay_buffer()
-        planner_settings = self.planner_settings._asdict()
+        settings = self.planner_settings._asdict() | {"predict_turns": self.predict_turns}
         self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **planner_settings, **self.policy_kwargs
+            self.observation_space, self.action_space, self.lr_schedule, **settings, **self.policy_kwargs
         ).to(self.device)
         self.learner = Learner(self.policy, self.learner_settings)
         self.reanalyzer = Reanalyzer(self.policy)

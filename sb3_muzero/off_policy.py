@@ -200,7 +200,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if self._use_masking is None and not self.uses_action_masks:
             self._warn_once("masks", unused_masks(masks_in_infos(self.collector.env, infos, at_reset=False)))
         obs = self._last_original_obs
-        statistics = buffer_action.statistics(model_version=self._n_updates)
+        statistics = step.statistics(model_version=self._n_updates)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos, statistics)  # type: ignore
         self._last_obs, self._last_original_obs = new_obs, step.raw_new_obs

@@ -175,16 +175,17 @@ def dormant_share(model: nn.Module, activation: type[nn.Module], run: Callable[[
     return float(th.cat([total <= threshold * total.mean() for total in sums.values()]).float().mean())
 
 
-def discounted_returns(rewards: np.ndarray, discount: float, last_value: float = 0.0) -> np.ndarray:
+def discounted_returns(rewards: np.ndarray, discount: float | np.ndarray, last_value: float = 0.0) -> np.ndarray:
     """
     :param rewards: Of an episode, shape ``[T]``
-    :param discount: Factor from one step's return to that of the step before, negative where players move in turn
+    :param discount: Factor from the return after a step to that before it, negative where the other player moves next; one
+        for all steps, or shape ``[T]``
     :param last_value: Value of the state after the last step, 0 if that is terminal
     :return: Discounted return from each step on, shape ``[T]``
     """
-    returns = np.empty(len(rewards))
+    returns, discounts = np.empty(len(rewards)), np.broadcast_to(discount, len(rewards))
     for step in range(len(rewards) - 1, -1, -1):
-        last_value = rewards[step] + discount * last_value
+        last_value = rewards[step] + discounts[step] * last_value
         returns[step] = last_value
     return returns
 

@@ -61,24 +61,28 @@ class DiagnosticsCallback(BaseCallback):
         self._running = [self._new_episode() for _ in range(self.training_env.num_envs)]
         self._started, self._seconds = time.perf_counter(), 0.0
 
-    def _new_episode(self) -> deque[tuple[float, float]]:
+    def _new_episode(self) -> deque[tuple[float, float, float]]:
         return deque(maxlen=self.MAX_STEPS)
 
     def _on_step(self) -> bool:
         start = time.perf_counter()
-        search = self.locals["buffer_actions"].search  # of the Decision that SB3 hands on to the replay buffer
+        decision = self.locals["buffer_actions"]  # the Decision that SB3 hands on to the replay buffer
+        search, model = decision.search, self.model
+        signs = model.collector.turns.signs(decision.to_play, self.locals["dones"]) if model.predict_turns else None
         self.last_search = search or self.last_search
         num_envs = len(self._running)
         values = np.full(num_envs, np.nan) if search is None else search.improved_value
-        for env, (value, reward) in enumerate(zip(values.tolist(), self.locals["rewards"].tolist(), strict=True)):
-            self._running[env].append((value, reward))
+        discounts = np.full(num_envs, model.discount) if signs is None else model.gamma * signs
+        rewards = self.locals["rewards"].tolist()
+        for env, step in enumerate(zip(values.tolist(), rewards, discounts.tolist(), strict=True)):
+            self._running[env].append(step)
         for env in np.flatnonzero(self.locals["dones"]).tolist():
             self._end_episode(env)
         self._seconds += time.perf_counter() - start
         return True
 
     def _end_episode(self, env: int) -> None:
-        values, rewards = np.array(self._running[env]).T
+        values, rewards, discounts = np.array(self._running[env]).T
         self._running[env] = self._new_episode()
         info = self.locals["infos"][env]
         last_value = 0.0
@@ -86,7 +90,7 @@ class DiagnosticsCallback(BaseCallback):
             obs, _ = self.model.policy.obs_to_tensor(info["terminal_observation"])
             with th.no_grad():
                 last_value = self.model.policy.predict_values(obs).item()
-        returns = discounted_returns(rewards, self.model.discount, last_value)
+        returns = discounted_returns(rewards, discounts, last_value)
         searched = ~np.isnan(values)
         if searched.any():
             self.episodes.append((values[searched], returns[searched]))

@@ -26,6 +26,7 @@ class Episode(NamedTuple):
     :param root_values: Value of the improved policy at each step, shape ``[T]``
     :param action_masks: True for legal actions, shape ``[T, num_actions]``; ``None`` without masks
     :param terminated: Whether it ended in a terminal state
+    :param turn_signs: See ``SearchStatistics``, shape ``[T]``
     """
 
     observations: list[Any]
@@ -34,6 +35,7 @@ class Episode(NamedTuple):
     root_values: np.ndarray
     action_masks: np.ndarray | None
     terminated: bool
+    turn_signs: np.ndarray | None = None
 
 
 class _Running:
@@ -45,11 +47,13 @@ class _Running:
         self.rewards: list[float] = []
         self.root_values: list[float] = []
         self.action_masks: list[np.ndarray] = []
+        self.turn_signs: list[int] = []
 
     def ended(self, terminated: bool) -> Episode:
         masks = np.array(self.action_masks) if self.action_masks else None
         actions, rewards, root_values = np.array(self.actions), np.array(self.rewards), np.array(self.root_values)
-        return Episode(self.observations, actions, rewards, root_values, masks, terminated)
+        turn_signs = np.array(self.turn_signs) if self.turn_signs else None
+        return Episode(self.observations, actions, rewards, root_values, masks, terminated, turn_signs)
 
 
 def one_of(observations: Any, env: int) -> Any:
@@ -123,7 +127,7 @@ def play(
     for _ in range(max_steps // env.num_envs):
         step = collector.step(collector.act(observations, deterministic))
         observations, dones, infos = step.new_obs, step.dones, step.infos
-        decision, statistics = step.decision, step.decision.statistics(model_version=0)
+        decision, statistics = step.decision, step.statistics(model_version=0)
         assert statistics.root_values is not None
         if replay_buffer is not None:
             replay_buffer.add(stored, step.raw_final_obs, decision.actions, step.raw_rewards, dones, infos, statistics)
@@ -135,6 +139,8 @@ def play(
             episode.root_values.append(float(statistics.root_values[i]))
             if decision.action_masks is not None:
                 episode.action_masks.append(decision.action_masks[i])
+            if step.turn_signs is not None:
+                episode.turn_signs.append(int(step.turn_signs[i]))
             episode.observations.append(one_of(step.final_obs, i))
             if not dones[i]:
                 continue

@@ -131,8 +131,9 @@ def values_and_returns(model: MuZero, episodes: list[Episode]) -> tuple[np.ndarr
         if not episode.terminated:
             with th.no_grad():
                 last_value = model.policy.predict_values(stacked(episode.observations[-1:], model.device)).item()
+        discount = model.discount if episode.turn_signs is None else model.gamma * episode.turn_signs
         values.append(episode.root_values)
-        returns.append(discounted_returns(episode.rewards, model.discount, last_value))
+        returns.append(discounted_returns(episode.rewards, discount, last_value))
     return np.concatenate(values), np.concatenate(returns)
 
 

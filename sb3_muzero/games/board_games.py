@@ -91,7 +91,7 @@ class BoardGameEnv(gym.Env):
         observe(self.rules, self.board, self._planes, self._legal)
 
     @property
-    def to_play(self) -> int:
+    def mover(self) -> int:
         """0 if the first player is to move, 1 if it is the second."""
         return self.num_plies % 2
 
@@ -160,9 +160,9 @@ class BoardGameEnv(gym.Env):
     def stones(self) -> np.ndarray:
         """:return: The board as it lies on the table: 0 empty, 1 first, 2 second player, shape ``[num_rows, num_columns]``"""
         board = self.board.reshape(self.rules.num_rows, self.rules.num_columns)
-        if self.rules.in_a_row == 0 and self.to_play == 1:
+        if self.rules.in_a_row == 0 and self.mover == 1:
             board = board.T
-        own, other = (1, 2) if self.to_play == 0 else (2, 1)
+        own, other = (1, 2) if self.mover == 0 else (2, 1)
         return np.where(board == 1, own, np.where(board == -1, other, 0))
 
     def name_of(self, action: Any) -> str:
@@ -173,7 +173,7 @@ class BoardGameEnv(gym.Env):
         if self.rules.has_gravity:
             return str(int(action) + 1)
         row, column = divmod(int(action), self.rules.num_columns)
-        if self.rules.in_a_row == 0 and self.to_play == 1:
+        if self.rules.in_a_row == 0 and self.mover == 1:
             row, column = column, row
         return f"{chr(ord('a') + column)}{row + 1}"
 

@@ -108,32 +108,40 @@ def check_player(name: str, player: Any) -> None:
 
 def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Sequence[Opening]) -> np.ndarray:
     """
-    Play all games in parallel, so that a model plans the moves of all games as one batch.
+    Play all games in parallel, so that a model plans the moves of all games in which it is to move as one batch.
 
     :param players: The first and the second player
-    :param envs: A game for each opening
-    :param openings: How each game begins, with as many moves in each
+    :param envs: A game for each opening. Who begins has the first seat; players move in turn, unless the game's ``to_play``
+        says who is to move
+    :param openings: How each game begins
     :return: Results for the first player: 1, 0 or -1, as the sum of the game's rewards has it, shape ``[len(envs)]``
     :raises ValueError: for a game that is over after its opening, though it was not when that was drawn
     """
-    gains = np.zeros(len(envs))
+    gains, seats = np.zeros(len(envs)), [0] * len(envs)
+    first: list[int | None] = []
 
-    def step(i: int, move: int, mover: int) -> bool:
+    def step(i: int, move: int) -> bool:
         _, reward, terminated, truncated, _ = envs[i].step(move)
-        gains[i] += float(reward) * (1 if mover == 0 else -1)
-        return terminated or truncated
+        gains[i] += float(reward) * (1 if seats[i] == 0 else -1)
+        if terminated or truncated:
+            return True
+        seats[i] = 1 - seats[i] if first[i] is None else envs[i].get_wrapper_attr("to_play") ^ first[i]
+        return False
 
     for i, (env, opening) in enumerate(zip(envs, openings, strict=True)):
         env.reset(seed=opening.seed, options=EMPTY_BOARD)
-        if any(step(i, move, ply % 2) for ply, move in enumerate(opening.moves)):
+        first.append(env.get_wrapper_attr("to_play") if env.has_wrapper_attr("to_play") else None)
+        if any(step(i, move) for move in opening.moves):
             raise ValueError(
                 "The same moves from the same seed led elsewhere: `reset(seed=...)` must decide all chance in a game"
             )
-    running, mover = list(range(len(envs))), len(openings[0].moves) % 2
+    running = list(range(len(envs)))
     while running:
-        moves = players[mover].act([envs[i] for i in running])
-        running = [i for i, move in zip(running, moves, strict=True) if not step(i, int(move), mover)]
-        mover = 1 - mover
+        seat = seats[running[0]]
+        moving = [i for i in running if seats[i] == seat]
+        moves = players[seat].act([envs[i] for i in moving])
+        over = {i for i, move in zip(moving, moves, strict=True) if step(i, int(move))}
+        running = [i for i in running if i not in over]
     return np.sign(gains.round(9)).astype(np.int64)
 
 

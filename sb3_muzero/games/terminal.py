@@ -64,7 +64,7 @@ def view(found: SearchOutput, game: BoardGameEnv, most: int = 8) -> list[str]:
     :return: Lines that say what it found: value, moves by visits, the line of play
     """
     visits, qvalues = found.visit_counts[0], found.qvalues[0]
-    mover = game.SYMBOLS[game.to_play + 1]
+    mover = game.SYMBOLS[game.mover + 1]
     lines = [f"{mover} to move, value {found.improved_value[0]:+.2f}", "move  visits   value  policy"]
     for move in np.argsort(-visits, kind="stable")[:most]:
         if visits[move] > 0:
@@ -93,7 +93,7 @@ def ask(game: BoardGameEnv) -> int | None:
     names = {game.name_of(move): int(move) for move in np.flatnonzero(game.action_masks())}
     while True:
         try:
-            answer = input(f"{game.SYMBOLS[game.to_play + 1]}, your move (q to stop): ").strip().lower()
+            answer = input(f"{game.SYMBOLS[game.mover + 1]}, your move (q to stop): ").strip().lower()
         except EOFError:
             return None
         if answer in ("q", "quit"):
@@ -112,17 +112,17 @@ def play(model: MuZero, game: BoardGameEnv, seats: tuple[bool, bool], hints: boo
     """
     game.reset()
     while not game.is_over:
-        is_person = seats[game.to_play]
+        is_person = seats[game.mover]
         found = None if is_person and not hints else search(model.policy, game)
         show(game, [] if found is None else view(found, game))
         move = ask(game) if is_person or found is None else int(found.action[0])
         if move is None:
             return
         if not is_person:
-            print(f"{game.SYMBOLS[game.to_play + 1]} plays {game.name_of(move)}")
+            print(f"{game.SYMBOLS[game.mover + 1]} plays {game.name_of(move)}")
         reward = game.step(move)[1]
     show(game, [])
-    print(f"{game.SYMBOLS[2 - game.to_play]} has won" if reward > 0 else "A draw")
+    print(f"{game.SYMBOLS[2 - game.mover]} has won" if reward > 0 else "A draw")
 
 
 def sizes(game: str, shape: tuple[int, ...]) -> dict[str, Any]:

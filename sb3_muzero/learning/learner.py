@@ -208,8 +208,8 @@ class Learner:
 
         # All tensors of `samples` that the loss reads: a CUDA graph sees no others
         read = {"observations": samples.observations, "actions": samples.actions, "weights": samples.weights}
-        optional = {"action_masks": samples.action_masks, "candidates": samples.candidates}
-        read |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        optional = ("action_masks", "candidates", "turn_signs")
+        read |= {name: tensor for name in optional if (tensor := getattr(samples, name)) is not None}
         if type(self).weighted_losses is not Learner.weighted_losses:  # whose constants are unknown
             return backward(read, targets)
         constants = (*self.settings.loss_coefs.values(), *map(id, parameters))

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch as th
+from torch.nn import functional as F
 
 from sb3_muzero.actions import DiscreteActions
 from sb3_muzero.common.pytree import tree_leaves, tree_map
@@ -16,8 +17,9 @@ class LossOutput(NamedTuple):
     The terms of the loss, each summed over the unroll and averaged over the batch, before its coefficient.
 
     :param losses: Scalars: ``policy`` (cross-entropy to the search policies), ``entropy`` (negative entropy of the policy
-        among legal actions, where there is a search policy), ``value`` and ``reward`` (cross-entropies on the supports) and
-        ``consistency`` (one minus the cosine between predicted latents and those of the observations that followed)
+        among legal actions, where there is a search policy), ``value`` and ``reward`` (cross-entropies on the supports),
+        ``consistency`` (one minus the cosine between predicted latents and those of the observations that followed) and, where
+        it is predicted who moves next, ``turn`` (binary cross-entropy)
     :param value_errors: Absolute errors of the value at position 0, without gradient, shape ``[B]``
     """
 
@@ -75,4 +77,9 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
         "reward": (reward_loss * (weights[1:] * targets.reward_weights)).sum(),
         "consistency": (consistency_loss * (weights[1:] * targets.latent_weights)).sum(),
     }
+    if predicted.turn_logits is not None and samples.turn_signs is not None:
+        signs = samples.turn_signs[: len(samples.actions)]
+        same_player, known = (signs > 0).float(), (signs != 0).float()
+        turn_loss = F.binary_cross_entropy_with_logits(predicted.turn_logits[1:], same_player, reduction="none")
+        losses["turn"] = (turn_loss * (weights[1:] * known)).sum()
     return LossOutput(losses, value_errors)

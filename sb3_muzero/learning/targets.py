@@ -61,6 +61,26 @@ def n_step_returns(
     return reward_sums + discount ** th.minimum(steps_left.clamp(min=0), horizons) * bootstrap_values
 
 
+def movers_returns(samples: SequenceSamples, bootstrap_values: th.Tensor, discount: float) -> th.Tensor:
+    """
+    ``n_step_returns`` where the sequences say who moves: of each position's mover, who need not be the other one of the two
+    at the next. Rewards and values are added up as those of the player who moves at position 0.
+
+    :param samples: The sequences
+    :param bootstrap_values: See ``n_step_returns``
+    :param discount: Discount factor, negative where each reward is that of the player who moves
+    :return: Returns at positions 0..K, shape ``[K + 1, B]``
+    """
+    if samples.turn_signs is None:
+        return n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.horizons, discount)
+    num_positions = len(bootstrap_values)
+    signs = th.cat([th.ones_like(samples.turn_signs[:1]), samples.turn_signs]).cumprod(0).float()
+    positions = th.arange(num_positions, device=signs.device).unsqueeze(-1)
+    values = bootstrap_values * signs.gather(0, th.minimum(positions + samples.horizons, samples.lengths))
+    returns = n_step_returns(samples.rewards * signs[:-1], values, samples.lengths, samples.horizons, abs(discount))
+    return returns * signs[:num_positions]
+
+
 def unroll_targets(samples: SequenceSamples, bootstrap_values: th.Tensor, discount: float) -> UnrollTargets:
     """
     All targets of an unroll. A terminal state is absorbing: beyond it value and reward are 0, and that is trained.
@@ -73,7 +93,7 @@ def unroll_targets(samples: SequenceSamples, bootstrap_values: th.Tensor, discou
     :return: Targets with their weights
     """
     unroll_steps = len(samples.actions)
-    values = n_step_returns(samples.rewards, bootstrap_values, samples.lengths, samples.horizons, discount)
+    values = movers_returns(samples, bootstrap_values, discount)
     positions = th.arange(unroll_steps + 1, device=values.device).unsqueeze(-1)
     if samples.reanalyzed_values is not None and samples.has_reanalyzed_value is not None:
         is_replaced = samples.has_reanalyzed_value & (positions < samples.lengths)

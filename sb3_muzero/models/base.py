@@ -22,11 +22,14 @@ class PredictionOutput(NamedTuple):
     :param value_logits: Logits over the bins of the value support, shape ``[..., num_bins]``
     :param reward_logits: Logits over the bins of the reward support, for the reward of the transition into the latent state,
         shape ``[..., num_bins]``
+    :param turn_logits: Logits of the probability that the player who made that transition moves again, shape ``[...]``;
+        ``None`` for a single player, or two that move in turn
     """
 
     policy_logits: th.Tensor
     value_logits: th.Tensor
     reward_logits: th.Tensor
+    turn_logits: th.Tensor | None = None
 
 
 def scale_gradient(tensor: th.Tensor, scale: float) -> th.Tensor:
@@ -149,15 +152,19 @@ class LatentModel(nn.Module):
 
         :param latent: Latent states, shape ``[B, latent_dim]``
         :param action: Action indices, shape ``[B]``
-        :param discount: Discount factor of the next state's value; negative if the opponent moves next
+        :param discount: Discount factor of the next state's value; negative if the opponent moves next. Where that is
+            predicted, its sign is, too
         :return: Rewards, discounts, policy logits, values and next latent states
         """
         next_latent = self.dynamics(latent, self.action_encoder(action))
         predicted = self.prediction(next_latent)
         reward = self.reward_support.expectation(predicted.reward_logits)
+        discounts = th.full_like(reward, discount)
+        if predicted.turn_logits is not None:
+            discounts = th.where(predicted.turn_logits > 0, discounts.abs(), -discounts.abs())
         return RecurrentOutput(
             reward,
-            th.full_like(reward, discount),
+            discounts,
             predicted.policy_logits,
             self.value_support.expectation(predicted.value_logits),
             next_latent,

@@ -53,6 +53,7 @@ class MuZeroPolicy(BasePolicy):
         ``th.optim.AdamW`` by default
     :param optimizer_kwargs: Additional keyword arguments,
         excluding the learning rate, to pass to the optimizer
+    :param predict_turns: Whether the model predicts if the same player moves again, for two-player games with extra turns
     :param discount: Discount factor of the search; negative in two-player games, where the opponent moves next
     :param num_simulations: Number of simulations per decision
     :param search: "gumbel" or "puct"
@@ -89,6 +90,7 @@ class MuZeroPolicy(BasePolicy):
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
+        predict_turns: bool = False,
         discount: float = 0.99,
         num_simulations: int = 16,
         search: str = "gumbel",
@@ -122,6 +124,7 @@ class MuZeroPolicy(BasePolicy):
         self.representation_class = representation_class
         self.dynamics_class = dynamics_class
         self.prediction_class = prediction_class
+        self.predict_turns = predict_turns
         self.actions = make_actions(action_space)
         self.planner = self.make_planner(settings)
         self.register_buffer("value_error", th.zeros(()))
@@ -202,7 +205,11 @@ class MuZeroPolicy(BasePolicy):
             self.actions.make_encoder(),
             self.dynamics_class(action_dim=self.actions.encoding_dim, **latent),
             self.prediction_class(
-                latent_dim=self.latent_dim, num_actions=self.actions.num_candidates, num_bins=self.num_bins, **hidden
+                latent_dim=self.latent_dim,
+                num_actions=self.actions.num_candidates,
+                num_bins=self.num_bins,
+                **hidden,
+                **({"predict_turns": True} if self.predict_turns else {}),
             ),
         )
 

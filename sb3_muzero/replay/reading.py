@@ -57,13 +57,15 @@ def read_sequences(
     rewards = buffer._normalize_reward(take(buffer.rewards, places), env)
     if bonus_coef > 0:
         rewards = rewards + buffer.bonus.of(steps, bonus_coef, env)
-    candidates = action_masks = None
+    candidates = action_masks = turn_signs = None
     if buffer.candidates is not None:
         candidates = buffer.to_torch(take(buffer.candidates, places[: unroll_steps + 1]), copy=False)
     if buffer.action_masks is not None:
         masks = take(buffer.action_masks, places[: unroll_steps + 1])
         masks[beyond] = True
         action_masks = buffer.to_torch(masks, copy=False)
+    if buffer.turn_signs is not None:
+        turn_signs = buffer.to_torch(take(buffer.turn_signs, places) * inside, copy=False)
     policies = take(buffer.policies, places[: unroll_steps + 1])
     policies[beyond] = 0.0
     # None of these arrays shares memory with the ring
@@ -81,6 +83,7 @@ def read_sequences(
         weights=buffer.to_torch((np.ones(batch_size) if weights is None else weights).astype(np.float32), copy=False),
         ids=ids,
         model_versions=take(buffer.model_versions, places[0]),
+        turn_signs=turn_signs,
     )
 
 

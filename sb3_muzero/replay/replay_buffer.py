@@ -20,7 +20,7 @@ from sb3_muzero.replay.reward_bonus import RewardBonus, StoredBonus
 from sb3_muzero.replay.ring import NewSteps, StepIndex
 from sb3_muzero.replay.samplers import PrioritizedSampler, RecentSampler, Sampler
 from sb3_muzero.replay.sequences import SearchStatistics, SequenceSamples
-from sb3_muzero.replay.serialization import buffer_state, load_buffer_state
+from sb3_muzero.replay.serialization import OPTIONAL_RINGS, buffer_state, load_buffer_state
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -90,6 +90,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         # Allocated when the first ones come
         self.action_masks: np.ndarray | CompactRing | None = None
         self.candidates: np.ndarray | CompactRing | None = None
+        self.turn_signs: np.ndarray | CompactRing | None = None
         self.memory_check = MemoryCheck()
         recent = RecentSampler(self.recent_fraction)
         prioritized = PrioritizedSampler(self.priority_exponent, self.importance_exponent)
@@ -108,14 +109,17 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def optional_fill(self, name: str) -> np.ndarray:
         """
-        :param name: ``action_masks`` or ``candidates``
-        :return: What stands in that ring for a step without any: all actions are legal, all are candidates in their order
+        :param name: ``action_masks``, ``candidates`` or ``turn_signs``
+        :return: What stands in that ring for a step without any: all actions are legal, all are candidates in their order,
+            the other player is to move
         """
+        if name == "turn_signs":
+            return np.array(-1, np.int8)
         return np.ones(self.action_type.num_candidates, np.bool_) if name == "action_masks" else self.action_type.candidates
 
     def make_optional_ring(self, name: str) -> np.ndarray | CompactRing:
         """
-        :param name: ``action_masks`` or ``candidates``
+        :param name: ``action_masks``, ``candidates`` or ``turn_signs``
         :return: The ring without any of them
         """
         fill, shape = self.optional_fill(name), (self.buffer_size, self.n_envs)
@@ -223,7 +227,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.terminals[at] = terminals
         self.policies[at] = np.zeros(self.action_type.num_candidates) if search.weights is None else search.weights
         self.model_versions[at] = search.model_version
-        for name, given in (("action_masks", search.action_masks), ("candidates", search.candidates)):
+        for name in OPTIONAL_RINGS:
+            given = getattr(search, name)
             if getattr(self, name) is None and given is not None:
                 setattr(self, name, self.make_optional_ring(name))
             if (ring := getattr(self, name)) is not None:

@@ -19,6 +19,8 @@ class SearchStatistics(NamedTuple):
         their order
     :param root_values: Values of the observations under the improved policy, shape ``[N]``; the buffer does not store them
     :param action_masks: True for legal actions, shape ``[N, num_actions]``; ``None`` if all are
+    :param turn_signs: 1 where the same player is to move again after the step, -1 where the other one is, 0 where nobody knows
+        since the episode ended, shape ``[N]``, int8; ``None`` for a single player, or two that move in turn
     """
 
     model_version: int = 0
@@ -26,6 +28,7 @@ class SearchStatistics(NamedTuple):
     candidates: np.ndarray | None = None
     root_values: np.ndarray | None = None
     action_masks: np.ndarray | None = None
+    turn_signs: np.ndarray | None = None
 
 
 class SequenceSamples(NamedTuple):
@@ -53,6 +56,7 @@ class SequenceSamples(NamedTuple):
         actions in their order
     :param reanalyzed_values: Values that replace n-step returns, shape ``[K + 1, B]``; ``None`` for none
     :param has_reanalyzed_value: Where they do, at positions before the end, shape ``[K + 1, B]``
+    :param turn_signs: See ``SearchStatistics``, of steps 0..K+n-1, 0 beyond the end, shape ``[K + n, B]``, int8
     """
 
     observations: PyTorchObs
@@ -70,6 +74,7 @@ class SequenceSamples(NamedTuple):
     candidates: th.Tensor | None = None
     reanalyzed_values: th.Tensor | None = None
     has_reanalyzed_value: th.Tensor | None = None
+    turn_signs: th.Tensor | None = None
 
     def policy_age(self, num_updates: int) -> th.Tensor:
         """

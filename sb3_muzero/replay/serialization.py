@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
 RINGS = ("actions", "rewards", "terminals", "policies", "model_versions")
-OPTIONAL_RINGS = ("action_masks", "candidates")
+OPTIONAL_RINGS = ("action_masks", "candidates", "turn_signs")
 
 
 def buffer_state(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
@@ -86,9 +86,9 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
     buffer.update_position()
     size = buffer.size()
     for name in RINGS + OPTIONAL_RINGS:
-        given = state["rings"][name]
-        if name in OPTIONAL_RINGS and given is None:
+        if name in OPTIONAL_RINGS and state["rings"].get(name) is None:
             continue
+        given = state["rings"][name]
         ring = getattr(buffer, name) if name in RINGS else buffer.make_optional_ring(name)
         if isinstance(ring, CompactRing):
             ring.load_state(name, given, size)

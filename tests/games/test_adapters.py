@@ -18,7 +18,7 @@ from sb3_muzero.checkpointing import resume, save_checkpoint
 from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.adapters import AdaptedGame, from_open_spiel, from_pettingzoo
 from sb3_muzero.games.match import play_match
-from sb3_muzero.games.players import RandomPlayer
+from sb3_muzero.games.players import ModelPlayer, RandomPlayer
 
 ADAPTED = {
     "pettingzoo connect_four": (ConnectFourEnv, lambda: from_pettingzoo(connect_four_v3.env())),
@@ -175,9 +175,61 @@ def test_games_that_are_not_for_two_in_turn_and_zero_sum_are_errors() -> None:
     for fake, message in ((Fake(agents=3), "for two"), (Fake(masks=False), "action_mask")):
         with pytest.raises(ValueError, match=message):
             from_pettingzoo(fake)
-    for fake, message in ((Fake(rewards=(1.0, 1.0)), "sum to zero"), (Fake(turns="aab"), "a is to move twice")):
-        env = from_pettingzoo(fake)
-        env.reset()
-        with pytest.raises(ValueError, match=message):
-            env.step(0)
+    with pytest.raises(ValueError, match="sum to zero"):
+        from_pettingzoo(Fake(rewards=(1.0, 1.0)))
+    in_turn = from_pettingzoo(Fake(turns="aab"), extra_turns=False)
+    in_turn.reset()
+    with pytest.raises(ValueError, match="player 0 was to move twice: set `extra_turns=True`"):
+        in_turn.step(0)
     assert isinstance(from_pettingzoo(Fake()), AdaptedGame) and isinstance(from_pettingzoo(Fake()), gym.Env)
+
+
+EXTRA_TURNS = ["amazons", "checkers", "dots_and_boxes", "mancala", "nine_mens_morris", "ultimate_tic_tac_toe"]
+
+
+@pytest.mark.parametrize("name", EXTRA_TURNS)
+def test_games_with_extra_turns_say_whose_turn_it_is(name: str) -> None:
+    game, rng = from_open_spiel(name), np.random.default_rng(1)
+    state, repeats = pyspiel.load_game(name).new_initial_state(), 0
+    game.reset()
+    while True:
+        assert game.to_play == state.current_player()
+        assert np.array_equal(
+            game.observation().ravel()[: -game.observation()[0].size], state.observation_tensor(game.to_play)
+        )
+        before, move = game.to_play, int(rng.choice(state.legal_actions()))
+        _, reward, terminated, *_ = game.step(move)
+        state.apply_action(move)
+        assert reward == state.rewards()[before]
+        if terminated:
+            break
+        repeats += game.to_play == before
+    assert repeats > 0
+    assert np.isin(game.observation()[-1], (0.0, 1.0)).all()
+
+
+@pytest.mark.parametrize("name", ["checkers", "dots_and_boxes", "mancala"])
+def test_muzero_learns_on_games_with_extra_turns(name: str) -> None:
+    model = tiny_model(from_open_spiel(name), buffer_size=600).learn(500)
+    assert model.predict_turns and model._n_updates == 120
+    signs = model.replay_buffer.turn_signs
+    assert signs is not None and {-1, 1} <= set(signs[:500].ravel().tolist())
+    first, _ = play_match(ModelPlayer(model), RandomPlayer(0), lambda: from_open_spiel(name), 2)
+    assert sum(first) == 1
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_games_in_turn_need_not_say_whose_turn_it_is(name: str) -> None:
+    game = ADAPTED[name][1]()
+    assert not game.extra_turns and not hasattr(game, "to_play")
+
+
+def test_games_of_pettingzoo_may_have_extra_turns() -> None:
+    game = from_pettingzoo(Fake(turns="aab"))
+    game.reset()
+    turns = []
+    for _ in range(6):
+        turns.append(game.to_play)
+        game.step(0)
+    assert turns == [0, 0, 1, 0, 0, 1]
+    assert not hasattr(from_pettingzoo(Fake()), "to_play")

@@ -22,7 +22,7 @@ PEERS = {
 
 def absolute(game: BoardGameEnv, action: int) -> int:
     """:return: the move as OpenSpiel numbers it, which has the second player of Hex see the board as the first does"""
-    if game.rules.in_a_row == 0 and game.to_play == 1:
+    if game.rules.in_a_row == 0 and game.mover == 1:
         row, column = divmod(action, game.rules.num_columns)
         return column * game.rules.num_columns + row
     return action
@@ -38,12 +38,12 @@ def test_random_games_are_those_of_open_spiel(name: str) -> None:
         while not game.is_over:
             legal = np.flatnonzero(game.action_masks())
             assert sorted(absolute(game, int(move)) for move in legal) == state.legal_actions()
-            move, mover = int(rng.choice(legal)), game.to_play
+            move, mover = int(rng.choice(legal)), game.mover
             state.apply_action(absolute(game, move))
             _, reward, terminated, truncated, _ = game.step(move)
             assert (terminated, truncated) == (state.is_terminal(), False)
             assert reward == max(state.rewards()[mover], 0.0)
-        outcomes.add((reward, game.to_play))
+        outcomes.add((reward, game.mover))
     assert len(outcomes) >= 2
 
 

@@ -176,7 +176,7 @@ def test_players_move_in_their_seats_after_any_opening() -> None:
             self.seen: set[int] = set()
 
         def act(self, envs: list) -> np.ndarray:
-            self.seen |= {env.to_play for env in envs}
+            self.seen |= {env.mover for env in envs}
             return np.array([env.action_masks().argmax() for env in envs])
 
     for opening in ((), (0,), (0, 1), (3, 3, 3)):

@@ -53,7 +53,7 @@ def translate_model(model: MLPModel, visited: list[Any]) -> tuple[list[Layer], .
     """
     :param model: a model.
     :param visited: list to which the model and its submodules are appended.
-    :return: the layers of representation, dynamics, trunk, policy, value and reward.
+    :return: the layers of representation, dynamics, trunk, policy, value, reward and, if it is predicted, turn.
     :raises UnsupportedModelError: if the compiled planner does not support the model.
     """
     prediction = model.prediction
@@ -75,7 +75,9 @@ def translate_model(model: MLPModel, visited: list[Any]) -> tuple[list[Layer], .
         raise UnsupportedModelError("a head without layers is not supported by the compiled planner")
     value += translate(model.value_support, value[-1].width, visited)
     reward += translate(model.reward_support, reward[-1].width, visited)
-    return representation, dynamics, trunk, policy, value, reward
+    head = getattr(prediction, "turn_head", None)
+    turn = [] if head is None else [translate(head, hidden, visited)]
+    return representation, dynamics, trunk, policy, value, reward, *turn
 
 
 class CompiledModel:
@@ -84,14 +86,14 @@ class CompiledModel:
     trained between searches; ``is_current`` says whether the model's structure is still the same.
 
     :param model: the model.
-    :param discount: factor from the value of the next state to the value of this one.
+    :param discount: factor from the value of the next state to the value of this one; its sign may be predicted.
     :raises UnsupportedModelError: if the compiled planner does not support it.
     """
 
     def __init__(self, model: MLPModel, discount: float) -> None:
         visited: list[Any] = []
         sections = translate_model(model, visited)
-        representation, dynamics, _, policy, _, _ = sections
+        representation, dynamics, _, policy, *_ = sections
         self.model = model
         self.discount = discount
         self.num_features, self.latent_dim = num_inputs(representation[0]), representation[-1].width
@@ -120,8 +122,8 @@ class CompiledModel:
         latent = to_float32("latent", latent, (len(latent), self.latent_dim))
         one_hot = np.eye(self.num_actions, dtype=np.float32)[to_numpy(action)]
         inputs = np.concatenate((latent, one_hot), axis=1)
-        latents, prior_logits, (value, reward) = self._evaluate(DYNAMICS, inputs)
-        return RecurrentOutput(reward, np.full_like(reward, self.discount), prior_logits, value, latents)
+        latents, prior_logits, (value, reward, discount) = self._evaluate(DYNAMICS, inputs)
+        return RecurrentOutput(reward, discount, prior_logits, value, latents)
 
     def initial_inference(self, features: Array) -> RootOutput:
         """
@@ -129,7 +131,7 @@ class CompiledModel:
         :return: the roots as NumPy arrays.
         """
         inputs = to_float32("features", features, (len(features), self.num_features))
-        latents, prior_logits, (value, _) = self._evaluate(REPRESENTATION, inputs)
+        latents, prior_logits, (value, *_) = self._evaluate(REPRESENTATION, inputs)
         return RootOutput(prior_logits, value, latents)
 
     def run_search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Array) -> None:
@@ -168,15 +170,16 @@ class CompiledModel:
             list(threads.map(search, [0, *ends[:-1]], ends))
 
     def _evaluate(self, section: int, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """:return: latents ``[B, latent_dim]``, policy logits ``[B, A]``, values and rewards ``[2, B]``"""
+        """:return: latents ``[B, latent_dim]``, policy logits ``[B, A]``, values, rewards and discounts ``[3, B]``"""
         batch_size = len(inputs)
         latents = np.empty((batch_size, self.latent_dim), np.float32)
         prior_logits = np.empty((batch_size, self.num_actions), np.float32)
-        values_and_rewards = np.empty((2, batch_size), np.float32)
+        scalars = np.empty((3, batch_size), np.float32)
         workspace = self._take_workspace(0)
-        evaluate(workspace.program, workspace.leaves, section, inputs, latents, prior_logits, values_and_rewards)
+        workspace.leaves.discount[:] = self.discount
+        evaluate(workspace.program, workspace.leaves, section, inputs, latents, prior_logits, scalars)
         self._workspaces.append(workspace)
-        return latents, prior_logits, values_and_rewards
+        return latents, prior_logits, scalars
 
     def _take_workspace(self, num_nodes: int) -> Workspace:
         """:return: buffers for a search with this many nodes, which no other thread uses until they are put back"""

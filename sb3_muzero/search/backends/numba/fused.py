@@ -3,14 +3,14 @@
 import numpy as np
 
 from sb3_muzero.common.jit import is_on_disk, njit_cached, njit_uncached
-from sb3_muzero.search.backends.numba.program import BLOCK, GROUPS, WIDTH, Program, apply
+from sb3_muzero.search.backends.numba.program import BLOCK, GROUPS, WIDTH, ZERO, Program, apply
 from sb3_muzero.search.backends.numba.simd import FLOAT_BYTES, LANES, LANES_BYTES, lanes_to_rows, rows_to_lanes
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree
 
-# The sections of a program
-REPRESENTATION, DYNAMICS, TRUNK, POLICY, VALUE, REWARD = range(6)
+# The sections of a program, of which the last one may be missing
+REPRESENTATION, DYNAMICS, TRUNK, POLICY, VALUE, REWARD, TURN = range(7)
 
 NUM_ACTIVATION_BUFFERS = 8
 """
@@ -29,13 +29,13 @@ def forward(program: Program, section: int, num_rows: int, num_inputs: int, late
     :param num_rows: number of rows, at most ``BLOCK``.
     :param num_inputs: number of inputs.
     :param latent_dim: size of a latent.
-    :param leaves: receives prior logits, values and rewards.
+    :param leaves: receives prior logits, values and rewards; the program may turn the signs of its discounts.
     :return: index of the activation buffer with the latents.
     """
     buffers = program.activation_buffers
     latent = hidden = 0
     width = num_inputs
-    for step in range(5):  # a loop, because each call site of `apply` would be compiled separately
+    for step in range(program.sections.size - 2):  # a loop, because each call site of `apply` would be compiled separately
         number = section if step == 0 else TRUNK + step - 1
         buffer = apply(program, number, num_rows, width, hidden, min(1 + 2 * step, 5))
         if step == 0:
@@ -53,6 +53,9 @@ def forward(program: Program, section: int, num_rows: int, num_inputs: int, late
                 leaves.value[row] = buffers[buffer, group, 0, lane]
             elif number == REWARD:
                 leaves.reward[row] = buffers[buffer, group, 0, lane]
+            elif number == TURN:
+                gamma = abs(leaves.discount[row])
+                leaves.discount[row] = gamma if buffers[buffer, group, 0, lane] > ZERO else -gamma
     return latent
 
 
@@ -64,18 +67,18 @@ def evaluate(
     inputs: np.ndarray,
     latents: np.ndarray,
     prior_logits: np.ndarray,
-    values_and_rewards: np.ndarray,
+    scalars: np.ndarray,
 ) -> None:
     """
     Run the model on any number of rows.
 
     :param program: the model.
-    :param leaves: scratch for a block of rows.
+    :param leaves: scratch for a block of rows; holds the discount already.
     :param section: section that computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
     :param inputs: inputs of the section. Shape ``[B, inputs]``.
     :param latents: receives the latents. Shape ``[B, latent_dim]``.
     :param prior_logits: receives the policy logits. Shape ``[B, A]``.
-    :param values_and_rewards: receives the values and the rewards. Shape ``[2, B]``.
+    :param scalars: receives the values, the rewards and the discounts. Shape ``[3, B]``.
     """
     buffers = program.activation_buffers
     batch_size, latent_dim = latents.shape
@@ -90,8 +93,9 @@ def evaluate(
                 latents[first + row, unit] = buffers[buffer, row // LANES, unit, row % LANES]
             for action in range(prior_logits.shape[1]):
                 prior_logits[first + row, action] = leaves.prior_logits[row, action]
-            values_and_rewards[0, first + row] = leaves.value[row]
-            values_and_rewards[1, first + row] = leaves.reward[row]
+            scalars[0, first + row] = leaves.value[row]
+            scalars[1, first + row] = leaves.reward[row]
+            scalars[2, first + row] = leaves.discount[row]
 
 
 @njit_cached
