@@ -1,6 +1,5 @@
 """The algorithm: collect with search, store, sample, reanalyze, learn."""
 
-import contextlib
 import time
 import warnings
 from copy import copy
@@ -20,6 +19,7 @@ from sb3_muzero.collector import Collector
 from sb3_muzero.common.action_masks import MISSING_MASKS, should_use_masks
 from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number, check_observation_space
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
+from sb3_muzero.common.worker_processes import naming_dead_workers
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, symmetries_of
@@ -280,7 +280,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self: SelfMuZero,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 4,
+        log_interval: int | tuple[int, str] | None = 4,
         tb_log_name: str = "MuZero",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -289,14 +289,16 @@ class MuZero(SequenceOffPolicyAlgorithm):
         """
         Return a trained model. For the other arguments see SB3's ``learn``.
 
+        :param log_interval: Log every ``log_interval`` episodes, and after 2 000 steps without a log. Alternatively pass a
+            tuple of frequency and unit like ``(1000, "step")``; ``None`` writes no logs
         :param use_masking: Whether to use the environment's ``action_masks()`` (sb3-contrib's convention); by default if it
             has that method
         :return: the trained model
         :raises ValueError: for a setting outside of its range, and for ``use_masking=True`` with an environment without masks
         """
         assert self.env is not None, "You must set the environment before calling learn()"
-        self.uses_action_masks = should_use_masks(self.env, use_masking)
-        with contextlib.ExitStack() as self.after_learning:
+        with naming_dead_workers(self.env):
+            self.uses_action_masks = should_use_masks(self.env, use_masking)
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _sample_action(
@@ -310,6 +312,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :param n_envs: Number of environments
         :return: Actions for the environments, and the ``Decision`` that SB3 hands on to ``_store_transition``
         """
+        self._log_if_due()
         self._apply_settings()
         self.collector.exploration_steps_per_episode = self.exploration_steps_per_episode
         progress, is_warmup = self._current_progress_remaining, self.num_timesteps < self.learning_starts

@@ -1,5 +1,6 @@
 """Matches between two players, with scores by seat, and Elo ratings."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from sb3_muzero.games.players import Player, RandomPlayer
 
 EMPTY_BOARD: dict[str, Any] = {"moves": ()}
 """Option for ``reset`` of our games, so that they do not begin with random moves."""
+
+MAX_PLIES = 10_000
+"""Plies of a match's game after its opening, so that a match always ends."""
 
 
 class Score(NamedTuple):
@@ -108,7 +112,8 @@ def check_player(name: str, player: Any) -> None:
 
 def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Sequence[Opening]) -> np.ndarray:
     """
-    Play all games in parallel, so that a model plans the moves of all games as one batch.
+    Play all games in parallel, so that a model plans the moves of all games as one batch. A game that goes on for
+    ``MAX_PLIES`` is a draw.
 
     :param players: The first and the second player
     :param envs: A game for each opening
@@ -130,10 +135,15 @@ def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Seq
                 "The same moves from the same seed led elsewhere: `reset(seed=...)` must decide all chance in a game"
             )
     running, mover = list(range(len(envs))), len(openings[0].moves) % 2
-    while running:
+    for _ in range(MAX_PLIES):
+        if not running:
+            break
         moves = players[mover].act([envs[i] for i in running])
         running = [i for i, move in zip(running, moves, strict=True) if not step(i, int(move), mover)]
         mover = 1 - mover
+    if running:
+        warnings.warn(f"{len(running)} of {len(envs)} games were still running after {MAX_PLIES} plies and count as draws")
+        gains[running] = 0
     return np.sign(gains.round(9)).astype(np.int64)
 
 
