@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -19,10 +20,7 @@ def naming_dead_workers(env: VecEnv) -> Iterator[None]:
         yield
     except (EOFError, ConnectionError) as error:
         processes = getattr(env.unwrapped, "processes", [])
-        for process in processes:
-            process.join(timeout=1.0)  # the pipe closes shortly before its process ends
-            if not process.is_alive():
-                break
+        wait([process.sentinel for process in processes], timeout=1.0)  # a pipe closes shortly before its process ends
         dead = [index for index, process in enumerate(processes) if not process.is_alive()]
         if not dead:
             raise  # of something else, such as a callback
