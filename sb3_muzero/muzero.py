@@ -1,6 +1,5 @@
 """The algorithm: collect with search, store, sample, reanalyze, learn."""
 
-import contextlib
 import time
 from copy import copy
 from typing import Any, ClassVar, TypeVar
@@ -23,6 +22,7 @@ from sb3_muzero.common.space_checks import check_spaces
 from sb3_muzero.common.turns import has_to_play
 from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
+from sb3_muzero.common.worker_processes import naming_dead_workers
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, symmetries_of
@@ -279,7 +279,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         assert self.env is not None
         self.symmetries = symmetries_of(self.env)
         result = super()._setup_learn(*args, **kwargs)
-        self.uses_action_masks = should_use_masks(self.env, self._use_masking, self._warn_once)
+        self.uses_action_masks = should_use_masks(self.env, self._use_masking, self.run_warnings.warn)
         check_two_player(self.env, self.two_player, self.uses_action_masks, self.symmetries is not None, self.novelty_coef)
         self.collector.use_masking = self.uses_action_masks
         return result
@@ -288,7 +288,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self: SelfMuZero,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 4,
+        log_interval: int | tuple[int, str] | None = 4,
         tb_log_name: str = "MuZero",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -297,6 +297,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
         """
         Return a trained model. For the other arguments see SB3's ``learn``.
 
+        :param log_interval: Log every ``log_interval`` episodes, and after 2 000 steps without a log. Alternatively pass a
+            tuple of frequency and unit like ``(1000, "step")``; ``None`` writes no logs
         :param use_masking: Whether to use the environment's ``action_masks()`` (sb3-contrib's convention); by default if it
             has that method, or its environments have
         :return: the trained model
@@ -304,7 +306,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         """
         assert self.env is not None, "You must set the environment before calling learn()"
         self._use_masking = use_masking
-        with contextlib.ExitStack() as self.after_learning:
+        with naming_dead_workers(self.env):
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _sample_action(
@@ -318,6 +320,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :param n_envs: Number of environments
         :return: Actions for the environments, and the ``Decision`` that SB3 hands on to ``_store_transition``
         """
+        self._log_if_due()
         self._apply_settings()
         self.collector.num_timesteps = self.num_timesteps
         self.collector.exploration_steps_per_episode = self.exploration_steps_per_episode
@@ -397,5 +400,5 @@ class MuZero(SequenceOffPolicyAlgorithm):
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """``MuZeroPolicy.predict``, with one warning of missing action masks and of evaluations that do not fit."""
         self._apply_planner_settings()
-        self._warn_once(*predict_warning(self, action_masks, episode_start))
+        self.run_warnings.warn(*predict_warning(self, action_masks, episode_start))
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)

@@ -14,12 +14,16 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFreq
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero.collector import Collector, validate_step
 from sb3_muzero.common.action_masks import masks_in_infos, unused_masks
 from sb3_muzero.common.evaluation_checks import callback_warning
+from sb3_muzero.common.log_interval import parse_log_interval
 from sb3_muzero.common.progress_bar import MuZeroProgressBar
+from sb3_muzero.common.rollout import CompletedRollout
+from sb3_muzero.common.run_warnings import RunWarnings
 from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz, validate_number, with_suffix
 from sb3_muzero.common.time_split import TimeSplit
 from sb3_muzero.common.validation import check_finite
@@ -48,13 +52,18 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.warmup = WarmUp()
         self.uses_action_masks = False
         self.time_split = TimeSplit()
-        self._acted_at = 0.0
+        # When the environments were given actions whose result is not yet stored, `None` between two steps
+        self._acted_at: float | None = None
+        # Environment steps and episodes of a rollout that a callback has ended before all of it was collected
+        self._unfinished_rollout = (0, 0)
+        # Environment steps when logs were last written, and after how many more they are due
+        self._logged_at, self._log_every = 0, float("inf")
+        self.run_warnings = RunWarnings()
+        self.run_warnings.check_time_limit(self.env)
         # Whether a callback was asked to end the run
         self.interrupted = False
         # What `learn` was told
         self._use_masking: bool | None = None
-        # Topics that were warned of
-        self._warned: set[str] = set()
         self._checked_settings: list[Any] = []
         # Called when ``learn`` ends, however it does
         self.after_learning = contextlib.ExitStack()
@@ -118,17 +127,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
             callback = CallbackList([*converted, MuZeroProgressBar(compiles=not is_cached())])
         initialized = super()._init_callback(callback)
-        self._warn_once("evaluation", callback_warning(initialized, self.two_player))
+        self.run_warnings.warn("evaluation", callback_warning(initialized, self.two_player))
         return initialized
-
-    def _warn_once(self, topic: str, text: str | None) -> None:
-        """
-        :param topic: What the warning is about, of which there is one in the life of a model
-        :param text: The warning, ``None`` if there is none
-        """
-        if text is not None and topic not in self._warned:
-            self._warned.add(topic)
-            warnings.warn(text)
 
     def _setup_learn(
         self,
@@ -140,6 +140,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         self.interrupted = False
         self.time_split = TimeSplit()
+        self.run_warnings.check_updates(self, total_timesteps, reset_num_timesteps)
+        if reset_num_timesteps:
+            self._unfinished_rollout, self._logged_at = (0, 0), 0
         if getattr(self, "replay_buffer", None) is None:
             self.replay_buffer = self._make_replay_buffer()
         begins = reset_num_timesteps or self._last_obs is None  # the environments are about to be reset
@@ -155,25 +158,49 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         check_finite("observation", self._last_original_obs, self.num_timesteps, space=self.observation_space)
         return result
 
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+    def learn(  # type: ignore[override]
+        self: SelfAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | tuple[int, str] | None = 4,
+        *args: Any,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """See ``MuZero.learn``."""
+        log_episodes, self._log_every = parse_log_interval(log_interval)
+        with contextlib.ExitStack() as self.after_learning:
+            return super().learn(total_timesteps, callback, log_episodes, *args, **kwargs)  # type: ignore[arg-type]
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, train_freq: TrainFreq, *args: Any, **kwargs: Any
+    ) -> RolloutReturn:
         """
-        Collect experiences and store them. A rollout that stops midway has taken a step that was not stored, so the next one
-        starts from a reset.
+        As SB3's, but the step at which the callback ends training is stored, and the next call collects the rest of that
+        rollout. After an exception in the environments they are reset, since their state is unknown.
 
         :return: How much was collected, and whether to go on
         """
-        continues = False
+        rollout: Any = CompletedRollout(callback, train_freq, env.num_envs, *self._unfinished_rollout)
         try:
-            rollout = super().collect_rollouts(*args, **kwargs)
-            continues = rollout.continue_training
+            if rollout.frequency > 0:
+                super().collect_rollouts(env, rollout, rollout, *args, **kwargs)
         except (EOFError, ConnectionError):
             if not self.interrupted:
                 raise
-            rollout = RolloutReturn(0, 0, continue_training=False)  # Ctrl-C has ended a SubprocVecEnv's processes, too
+            rollout.continues = False  # Ctrl-C has ended a SubprocVecEnv's processes, too
         finally:
-            if not continues:
-                self._last_obs = None
-        return rollout
+            self._unfinished_rollout = (rollout.steps, rollout.episodes)
+            if self._acted_at is not None:
+                self._last_obs = self._acted_at = None
+        if rollout.continues:
+            self._unfinished_rollout = (0, 0)
+        self._log_if_due()
+        return rollout.result()
+
+    def _log_if_due(self) -> None:
+        """Write log data where no end of an episode does so."""
+        if self.num_timesteps - self._logged_at >= self._log_every:
+            self.dump_logs()
 
     def _store_transition(
         self,
@@ -193,23 +220,26 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param infos: Hold the ``terminal_observation`` of episodes that ended
         :raises ValueError: for observations and rewards that cannot be learned from, with nothing stored
         """
+        assert self._acted_at is not None
         self.time_split["environment"] += time.perf_counter() - self._acted_at
         step = self.collector.make_step(buffer_action, new_obs, reward, dones, infos)
         validate_step(step, self.observation_space, self.num_timesteps)
         self.warmup.update(step.raw_rewards, dones, infos)
         if self._use_masking is None and not self.uses_action_masks:
-            self._warn_once("masks", unused_masks(masks_in_infos(self.collector.env, infos, at_reset=False)))
+            self.run_warnings.warn("masks", unused_masks(masks_in_infos(self.collector.env, infos, at_reset=False)))
         obs = self._last_original_obs
         statistics = step.statistics(model_version=self._n_updates)
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos, statistics)  # type: ignore
-        self._last_obs, self._last_original_obs = new_obs, step.raw_new_obs
+        self._last_obs, self._last_original_obs, self._acted_at = new_obs, step.raw_new_obs, None
+        self.run_warnings.check_episode_steps(self.collector.episode_steps)
 
     def dump_logs(self) -> None:
         """Write log data."""
         for part, share in self.time_split.shares().items():
             self.logger.record(f"time/{part}_share", share)
         super().dump_logs()
+        self._logged_at = self.num_timesteps
 
     def save(
         self,
@@ -302,6 +332,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "progress_remaining": self._current_progress_remaining,
             "n_updates": self._n_updates,
             "episode_num": self._episode_num,
+            "unfinished_rollout": list(self._unfinished_rollout),
+            "logged_at": self._logged_at,
             "uses_action_masks": self.uses_action_masks,
             "two_player": self.two_player,
         }
@@ -317,13 +349,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._current_progress_remaining = validate_number("progress_remaining", state["progress_remaining"], float)
         self._n_updates = validate_number("n_updates", state["n_updates"], int, 0)
         self._episode_num = validate_number("episode_num", state["episode_num"], int, 0)
+        steps, episodes = state["unfinished_rollout"]
+        self._unfinished_rollout = validate_number("steps", steps, int, 0), validate_number("episodes", episodes, int, 0)
+        self._logged_at = validate_number("logged_at", state["logged_at"], int, 0)
         self.uses_action_masks = validate_number("uses_action_masks", state["uses_action_masks"], bool)
         self.two_player = validate_number("two_player", state["two_player"], bool)
 
     def _excluded_save_params(self) -> list[str]:
         parts = ["collector", "learner", "reanalyzer"]
         of_this_run = ["symmetries", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
-        of_this_run += ["_checked_settings", "_use_masking", "_warned"]
+        of_this_run += ["_checked_settings", "_use_masking", "run_warnings", "_log_every"]
         return [*super()._excluded_save_params(), *parts, *of_this_run]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -257,6 +257,34 @@ def test_the_buffer_class_of_another_algorithm_is_refused_before_training():
         MuZero("MlpPolicy", gym.make("CartPole-v1"), replay_buffer_class=ReplayBuffer)
 
 
+def test_an_environment_is_needed_for_networks():
+    with pytest.raises(ValueError, match=r"`env` must be an environment .*got None.*MuZero\.load"):
+        MuZero("MlpPolicy", None)
+    assert MuZero("MlpPolicy", None, _init_setup_model=False).env is None  # as load does
+
+
+@pytest.mark.parametrize("masks", [None, np.ones((0, 2), bool)], ids=["all actions", "masks"])
+def test_an_empty_batch_is_refused_by_name(masks):
+    with pytest.raises(ValueError, match=r"`observation` must hold at least one observation.*\(0, 4\)"):
+        tiny_model().predict(np.zeros((0, 4), np.float32), action_masks=masks)
+    space = spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Discrete(4))
+    model = tiny_model(TinyEnv(space), "MultiInputPolicy")
+    with pytest.raises(ValueError, match="`observation` must hold"):
+        model.predict({"a": np.zeros((0, 3), np.float32), "b": np.zeros(0, np.int64)})
+
+
+NOT_INTERVALS = [0, -1, True, 2.5, "4", (0, "step"), (-4, "episode"), (4, "day"), ("step", 4), (1, "step", 2), [4, "step"]]
+
+
+@pytest.mark.parametrize("log_interval", NOT_INTERVALS, ids=str)
+def test_log_interval_is_refused_by_name_before_anything_runs(log_interval):
+    env = TinyEnv()
+    model = tiny_model(env)
+    with pytest.raises(ValueError, match=rf"`log_interval` must be .* got {re.escape(repr(log_interval))}"):
+        model.learn(40, log_interval=log_interval)
+    assert env.resets == 0 and model.num_timesteps == 0
+
+
 def test_refused_predictions_leave_the_model_usable():
     model = tiny_model().learn(24)
     observations = cartpole_observations()

@@ -14,7 +14,7 @@ from sb3_muzero.checkpointing.settings import constructor_arguments, encode
 from sb3_muzero.common.random_state import random_state, set_random_state
 from sb3_muzero.muzero import MuZero
 
-FORMAT = 3
+FORMAT = 4
 
 
 def run_state(model: MuZero) -> dict[str, Any]:

@@ -98,6 +98,11 @@ def check_muzero_arguments(model: Any) -> None:
     :param model: ``MuZero`` model
     :raises ValueError: for an invalid argument; the message names it, its value and the allowed values
     """
+    if not hasattr(model, "observation_space"):
+        raise ValueError(
+            "`env` must be an environment or the id of one, got None: its spaces decide the networks. A model without "
+            "environment is loaded from a file, with `MuZero.load(path)`"
+        )
     for _, _, names in ARGUMENT_RANGES:
         for name in names:
             check_number(name, getattr(model, name))

@@ -306,8 +306,8 @@ class MuZeroPolicy(BasePolicy):
         :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``. By default all actions
             are legal
         :return: the model's action and ``state``
-        :raises ValueError: for observations outside of the observation space, and for masks with a wrong shape or without a
-            legal action
+        :raises ValueError: for an empty batch, for observations outside of the observation space, and for masks with a wrong
+            shape or without a legal action
         """
         if action_masks is None or isinstance(observation, tuple):  # super() explains the tuple of Gym's reset
             return super().predict(observation, state, episode_start, deterministic)
@@ -326,6 +326,8 @@ class MuZeroPolicy(BasePolicy):
         whole = self.observation_space
         for key, space in whole.items() if isinstance(whole, spaces.Dict) else [("", whole)]:
             array = np.asarray(parts[key])
+            if array.size == 0:
+                raise ValueError(f"`observation` must hold at least one observation, got an array of shape {array.shape}")
             fits = is_in_space(array, space)
             if not fits.all():
                 allowed = f"in {space}" if isinstance(space, COUNTABLE_SPACES) else f"finite and at most {MAX_MAGNITUDE:g}"
