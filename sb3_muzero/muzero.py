@@ -16,13 +16,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.collector import Collector
-from sb3_muzero.common.action_masks import should_use_masks
 from sb3_muzero.common.evaluation_checks import predict_warning
 from sb3_muzero.common.space_checks import check_spaces
 from sb3_muzero.common.turns import has_to_play
 from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
-from sb3_muzero.common.worker_processes import naming_dead_workers
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, symmetries_of
@@ -279,9 +277,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         assert self.env is not None
         self.symmetries = symmetries_of(self.env)
         result = super()._setup_learn(*args, **kwargs)
-        self.uses_action_masks = should_use_masks(self.env, self._use_masking, self.run_warnings.warn)
         check_two_player(self.env, self.two_player, self.uses_action_masks, self.symmetries is not None, self.novelty_coef)
-        self.collector.use_masking = self.uses_action_masks
         return result
 
     def learn(
@@ -304,10 +300,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :return: the trained model
         :raises ValueError: for a setting outside of its range, and for ``use_masking=True`` with an environment without masks
         """
-        assert self.env is not None, "You must set the environment before calling learn()"
         self._use_masking = use_masking
-        with naming_dead_workers(self.env):
-            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
