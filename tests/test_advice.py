@@ -290,9 +290,7 @@ def test_axes_of_images():
         tiny_model(VecTransposeImage(env, skip=True), "CnnPolicy").learn(40)
 
 
-@follows(
-    "`symmetries` require the Box observations", "set `norm_obs=False`", "need action masks", "the environment needs a method"
-)
+@follows("`symmetries` require the Box observations", "set `norm_obs=False`", "the environment needs a method")
 def test_two_player_games():
     for symmetries, setting in ((True, "symmetries` require"), (False, "scales each cell")):
         game = DummyVecEnv([lambda symmetries=symmetries: TicTacToeEnv(symmetries=symmetries)])

@@ -45,7 +45,7 @@ def symmetries_of(env: VecEnv) -> Symmetries | None:
     if own_space != env.observation_space or not isinstance(own_space, spaces.Box):
         raise ValueError(
             f"`symmetries` require the Box observations of the environment itself, {own_space}, got {env.observation_space}: "
-            f"do not stack them, set `norm_obs=False` of `VecNormalize`, and put an image's channels first"
+            f"they must not be stacked, transposed (images need their channels first) or normalized (set `norm_obs=False`)"
         )
     sizes = int(np.prod(own_space.shape)), make_actions(env.action_space).num_candidates
     for name, size in zip(Symmetries._fields, sizes, strict=True):
