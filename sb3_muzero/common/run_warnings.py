@@ -25,7 +25,7 @@ class RunWarnings:
     def _warn(self, topic: str, message: str) -> None:
         if topic not in self._given:
             self._given.add(topic)
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(message)
 
     def check_time_limit(self, env: VecEnv | None) -> None:
         """
