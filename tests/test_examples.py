@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -40,6 +41,13 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         "agent.gif", "evaluations.npz", "learning_curve.png", "model.zip"
     }  # fmt: skip
     assert "CartPole-v1 after 150 steps: return" in capsys.readouterr().out
+
+
+def test_quickstart_ends_where_the_task_has_no_time_limit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sb3_muzero.common.time_limits.MAX_EPISODE_STEPS", 20)
+    run(monkeypatch, "quickstart", "--env", "CliffWalking-v1", "--steps", 40, "--out", tmp_path)
+    assert np.load(tmp_path / "evaluations.npz")["ep_lengths"].max() <= 20
+    assert "CliffWalking-v1 has no time limit: episodes of evaluations are truncated after 20" in capsys.readouterr().out
 
 
 def test_compare_baselines(tmp_path, monkeypatch, capsys):

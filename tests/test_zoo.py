@@ -109,6 +109,19 @@ def test_registration_is_an_import(tmp_path):
     assert result.stdout.strip() == "<class 'sb3_muzero.muzero.MuZero'>" and ALGOS["muzero"] is MuZero
 
 
+def test_evaluations_end_where_the_task_has_no_time_limit(monkeypatch, tmp_path, capsys):
+    """In CliffWalking-v1, an untrained policy often stays where it is."""
+    monkeypatch.setattr("sb3_muzero.common.time_limits.MAX_EPISODE_STEPS", 30)
+    folder = train(
+        monkeypatch, tmp_path, "--algo", "muzero", "--env", "CliffWalking-v1", "-n", "60", "--eval-freq", "50",
+        "--eval-episodes", "2", "-params", "learning_starts:20", "num_simulations:2",
+    )  # fmt: skip
+    assert "CliffWalking-v1 has no time limit: episodes of evaluations are truncated after 30 steps" in capsys.readouterr().out
+    assert np.load(folder / "evaluations.npz")["ep_lengths"].max() <= 30
+    env = zoo._create_test_env("CliffWalking-v1", hyperparams={}, should_render=False)
+    assert env.get_attr("_max_episode_steps") == [30]
+
+
 def run(cwd: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "sb3_muzero.zoo", *arguments]
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "agg"})

@@ -29,7 +29,7 @@ class RunWarnings:
         """
         if message is not None and topic not in self._given:
             self._given.add(topic)
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(message)
 
     def check_time_limit(self, env: VecEnv | None) -> None:
         """

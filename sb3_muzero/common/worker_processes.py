@@ -20,10 +20,12 @@ def naming_dead_workers(env: VecEnv) -> Iterator[None]:
         yield
     except (EOFError, ConnectionError) as error:
         processes = getattr(env.unwrapped, "processes", [])
-        wait([process.sentinel for process in processes], timeout=1.0)  # a pipe closes shortly before its process ends
-        dead = [index for index, process in enumerate(processes) if not process.is_alive()]
+        # A worker's pipe closes shortly before its process ends
+        ended = wait([process.sentinel for process in processes], timeout=1.0)
+        dead = [index for index, process in enumerate(processes) if process.sentinel in ended]
         if not dead:
             raise  # of something else, such as a callback
+        processes[dead[0]].join()
         raise type(error)(
             f"The worker process of environment {', '.join(map(str, dead))} has ended (exit code "
             f"{processes[dead[0]].exitcode}). If the environment raised an exception, its traceback is printed above (in "
