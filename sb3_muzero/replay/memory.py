@@ -21,8 +21,8 @@ MAX_EXAMPLES = 100
 
 class MemoryCheck:
     """
-    Compares what the full buffer takes with the memory of the system: before the first steps are stored, and once when there
-    are ``NUM_STEPS``, which tell how many actions are legal and how often episodes end.
+    Warns, once, if the full buffer takes more memory than is available: before the first steps are stored, or when there are
+    ``NUM_STEPS``, which tell how many actions are legal and how often episodes end.
     """
 
     NUM_STEPS = 1000
@@ -35,25 +35,21 @@ class MemoryCheck:
         """
         :param buffer: The replay buffer
         :param search: What the search found at the steps that are about to be stored
-        :raises ValueError: if the system has less memory than the full buffer takes
         """
         capacity, num_stored = buffer.index.capacity, buffer.size() * buffer.n_envs
         if self._is_done or 0 < num_stored < min(self.NUM_STEPS, capacity):
             return
         bytes_of_step = step_bytes(buffer, examples(buffer) if num_stored > 0 else search)
-        memory = psutil.virtual_memory()
-        needed, room = capacity * bytes_of_step, memory.available + num_stored * bytes_of_step
-        takes = f"With `buffer_size={capacity}` a full replay buffer takes {needed / 1e9:.2f}GB, and this system has"
-        if needed > memory.total:
-            fitting = int(room / bytes_of_step)
-            fitting -= fitting % 10 ** max(len(str(fitting)) - 2, 0)
-            raise ValueError(
-                f"{takes} {memory.total / 1e9:.2f}GB of memory. `buffer_size={fitting}` fits in the {room / 1e9:.2f}GB "
-                f"that are available"
-            )
+        needed = capacity * bytes_of_step
+        room = psutil.virtual_memory().available + num_stored * bytes_of_step
         if needed > room and not self._has_warned:
             self._has_warned = True
-            warnings.warn(f"{takes} {room / 1e9:.2f}GB of memory available: `buffer_size` may have to be smaller")
+            fitting = int(room / bytes_of_step)
+            fitting -= fitting % 10 ** max(len(str(fitting)) - 2, 0)
+            warnings.warn(
+                f"With `buffer_size={capacity}` a full replay buffer takes {needed / 1e9:.2f}GB, and this system has "
+                f"{room / 1e9:.2f}GB of memory available, in which `buffer_size={fitting}` fits"
+            )
         self._is_done = num_stored > 0
 
 

@@ -153,8 +153,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param done: Whether the episode ended, shape ``[n_envs]``
         :param infos: ``TimeLimit.truncated`` tells a truncation from a termination
         :param search: What the search found at ``obs``; none by default
-        :raises ValueError: for actions that are not in the action space, and if the full buffer takes more memory than the
-            system has, with nothing stored
+        :raises ValueError: for actions that are not in the action space, with nothing stored
         """
         action = self.action_type.check(action, self.n_envs)
         done = np.asarray(done, np.bool_)
