@@ -171,8 +171,8 @@ def test_a_model_plans_with_the_turns_that_it_predicts() -> None:
     latents = policy.represent(observations)
     with th.no_grad():  # both signs occur
         following = policy.latent_model.dynamics(latents, policy.latent_model.action_encoder(actions))
-        head: Any = policy.latent_model.prediction.turn_head
-        head.bias -= policy.latent_model.prediction(following).turn_logits.median()
+        head: Any = policy.latent_model.turn_head
+        head[-1].bias -= head(following).median()
     expected = policy.latent_model.recurrent_inference(latents, actions, -0.9)
     assert expected.discount.unique().tolist() == pytest.approx([-0.9, 0.9])
     for name in ("reward", "discount", "prior_logits", "value"):
@@ -213,10 +213,11 @@ def test_every_policy_learns_who_moves_next(policy: str) -> None:
     samples = model.sample(128, 3)
     assert samples.turn_signs is not None
     with th.no_grad():
-        _, predicted = model.policy.latent_model.unroll(samples.observations[0], samples.actions)  # type: ignore[index]
+        latents, _ = model.policy.latent_model.unroll(samples.observations[0], samples.actions)  # type: ignore[index]
+        logits = model.policy.latent_model.turn_head(latents[1:]).squeeze(-1)  # type: ignore[misc]
     signs = samples.turn_signs[:3]
     assert (signs == th.where(samples.actions % 2 == 0, 1, -1))[signs != 0].all()
-    right = (predicted.turn_logits[1:] > 0) == (signs > 0)
+    right = (logits > 0) == (signs > 0)
     assert all(right[signs == sign].float().mean() > 0.9 for sign in (-1, 1))
 
 
