@@ -38,6 +38,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from sb3_muzero import MuZero
 from sb3_muzero.analysis.plotting import plot_learning_curves
 from sb3_muzero.common.cli import key_value, wrapper_class
+from sb3_muzero.common.time_limits import time_limit_kwargs
 from sb3_muzero.models.encoders import GridCNN  # noqa: F401  # settings name it
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,11 @@ def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Na
         "env_kwargs": defaults | dict(args.env_kwargs),
     }
     env = make_vec_env(args.env, kwargs.pop("n_envs", 1), seed=seed, **env_kwargs)
-    eval_env = make_vec_env(args.env, CURVE_EPISODES, **env_kwargs)
+    limit = time_limit_kwargs(args.env)
+    if limit:
+        print(f"{args.env} has no time limit: episodes of evaluations are truncated after {limit['max_episode_steps']} steps")
+    eval_kwargs = {**env_kwargs, "env_kwargs": limit | env_kwargs["env_kwargs"]}
+    eval_env = make_vec_env(args.env, CURVE_EPISODES, **eval_kwargs)
     if normalize:
         env = VecNormalize(env, gamma=kwargs.get("gamma", 0.99))
         eval_env = VecNormalize(eval_env, training=False, norm_reward=False)

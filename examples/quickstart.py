@@ -18,6 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_muzero import MuZero
 from sb3_muzero.analysis.plotting import plot_learning_curves
 from sb3_muzero.analysis.recording import record_frames, save_gif
+from sb3_muzero.common.time_limits import time_limit_kwargs
 
 
 def main() -> None:
@@ -31,8 +32,10 @@ def main() -> None:
 
     torch.set_num_threads(1)  # the networks are small: more threads would wait for each other
 
-    # Ten evaluation environments: the model plans for all of them in one batch
-    eval_env = make_vec_env(args.env, n_envs=10, seed=args.seed + 1000)
+    # Ten evaluation environments: the model plans for all of them in one batch. A task without time limit gets one, so that
+    # evaluations end
+    limit = time_limit_kwargs(args.env)
+    eval_env = make_vec_env(args.env, n_envs=10, seed=args.seed + 1000, env_kwargs=limit)
     every = max(args.steps // 10, 1)
     callback = EvalCallback(eval_env, n_eval_episodes=10, eval_freq=every, log_path=str(args.out), verbose=0)
 
@@ -42,6 +45,8 @@ def main() -> None:
 
     mean, std = evaluate_policy(model, eval_env, n_eval_episodes=20)
     print(f"{args.env} after {args.steps} steps: return {mean:.1f} +/- {std:.1f} over 20 episodes")
+    for steps in limit.values():
+        print(f"{args.env} has no time limit: episodes of evaluations are truncated after {steps} steps")
     print(f"model:          {args.out / 'model.zip'}")
 
     evaluations = np.load(args.out / "evaluations.npz")

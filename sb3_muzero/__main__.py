@@ -4,7 +4,8 @@ Commands of this package:
     python -m sb3_muzero report model.zip --env CartPole-v1                  describes a saved model in an HTML file
     python -m sb3_muzero play connect_four --model connect_four.zip          plays a board game in the terminal
 
-Each has its own --help. RL Zoo's programs are those of ``python -m sb3_muzero.zoo``.
+Each has its own --help. Zip files of ``MuZero.save`` are unpickled, which can run any code: open files of your own only.
+Checkpoints run none. RL Zoo's programs are those of ``python -m sb3_muzero.zoo``.
 """
 
 import argparse

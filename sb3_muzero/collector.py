@@ -5,10 +5,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_muzero.actions import DiscreteActions
+from sb3_muzero.common.action_masks import get_action_masks
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.turns import Turns
 from sb3_muzero.common.validation import check_finite
@@ -157,6 +157,8 @@ class Collector:
 
     env: VecEnv
     normalize: VecNormalize | None
+    num_timesteps: int = 0
+    """Environment steps so far, for messages; training sets it to its own."""
     raw_obs: Any
     """Observations that the environments are at, as they were before ``VecNormalize``."""
 
@@ -214,11 +216,20 @@ class Collector:
     def action_masks(self) -> np.ndarray | None:
         """
         :return: True for legal actions, shape ``[n_envs, num_actions]``; ``None`` without masking
-        :raises ValueError: for masks of another shape, or without any legal action
+        :raises ValueError: for masks of another shape, or without any legal action, naming the environment and the step
         """
         if not self.use_masking:
             return None
-        return self.policy.actions.check_masks(get_action_masks(self.env), self.env.num_envs)
+        masks, actions = get_action_masks(self.env), self.policy.actions
+        try:
+            return actions.check_masks(masks, self.env.num_envs)
+        except ValueError:
+            for env, mask in enumerate(masks):
+                try:
+                    actions.check_masks(mask, 1)
+                except ValueError as error:
+                    raise ValueError(f"Environment {env} at step {self.num_timesteps}: {error}") from None
+            raise
 
     def act_randomly(self, repeat: float = 1.0) -> Decision:
         """
@@ -264,6 +275,7 @@ class Collector:
         :param infos: Info dictionary of each environment
         :return: The transitions, with and without the normalization of ``VecNormalize``
         """
+        self.num_timesteps += self.env.num_envs
         self.episode_steps = np.where(dones, 0, self.episode_steps + 1)
         final_obs = final_observations(new_obs, dones, infos, None)
         self.raw_obs, raw_final_obs = self._raw_observations(new_obs, final_obs, dones, infos)

@@ -1,14 +1,13 @@
 """The algorithm: collect with search, store, sample, reanalyze, learn."""
 
-import contextlib
 import time
-import warnings
 from copy import copy
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -17,9 +16,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.collector import Collector
-from sb3_muzero.common.action_masks import MISSING_MASKS, should_use_masks
+from sb3_muzero.common.evaluation_checks import predict_warning
+from sb3_muzero.common.space_checks import check_spaces
 from sb3_muzero.common.turns import has_to_play
-from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number, check_observation_space
+from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
@@ -151,8 +151,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if hasattr(env, "observation_space"):
-            check_observation_space(env.observation_space)
+        env = maybe_make_env(env, verbose)
+        check_spaces(env)
         super().__init__(
             policy,
             env,
@@ -229,7 +229,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
         if self.learner.policy is not self.policy:  # the user has assigned another one
             self.collector.policy = self.learner.policy = self.reanalyzer.policy = self.policy
         discount = -self.gamma if self.two_player else self.gamma
-        if (self.search, self.num_simulations, self.search_kwargs, discount) != self.policy.planner.settings:
+        wanted = (self.search, self.num_simulations, self.search_kwargs, discount)
+        if wanted != self.policy.planner.settings or self.num_simulations is True:  # which equals 1
             settings = self.planner_settings
             settings.check()
             self.policy.planner.settings = settings
@@ -275,15 +276,15 @@ class MuZero(SequenceOffPolicyAlgorithm):
         self._convert_train_freq()
         assert self.env is not None
         self.symmetries = symmetries_of(self.env)
+        result = super()._setup_learn(*args, **kwargs)
         check_two_player(self.env, self.two_player, self.uses_action_masks, self.symmetries is not None, self.novelty_coef)
-        self.collector.use_masking = self.uses_action_masks
-        return super()._setup_learn(*args, **kwargs)
+        return result
 
     def learn(
         self: SelfMuZero,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 4,
+        log_interval: int | tuple[int, str] | None = 4,
         tb_log_name: str = "MuZero",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -292,15 +293,15 @@ class MuZero(SequenceOffPolicyAlgorithm):
         """
         Return a trained model. For the other arguments see SB3's ``learn``.
 
+        :param log_interval: Log every ``log_interval`` episodes, and after 2 000 steps without a log. Alternatively pass a
+            tuple of frequency and unit like ``(1000, "step")``; ``None`` writes no logs
         :param use_masking: Whether to use the environment's ``action_masks()`` (sb3-contrib's convention); by default if it
-            has that method
+            has that method, or its environments have
         :return: the trained model
         :raises ValueError: for a setting outside of its range, and for ``use_masking=True`` with an environment without masks
         """
-        assert self.env is not None, "You must set the environment before calling learn()"
-        self.uses_action_masks = should_use_masks(self.env, use_masking)
-        with contextlib.ExitStack() as self.after_learning:
-            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self._use_masking = use_masking
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -313,7 +314,9 @@ class MuZero(SequenceOffPolicyAlgorithm):
         :param n_envs: Number of environments
         :return: Actions for the environments, and the ``Decision`` that SB3 hands on to ``_store_transition``
         """
+        self._log_if_due()
         self._apply_settings()
+        self.collector.num_timesteps = self.num_timesteps
         self.collector.exploration_steps_per_episode = self.exploration_steps_per_episode
         progress, is_warmup = self._current_progress_remaining, self.num_timesteps < self.learning_starts
         if self.num_timesteps < learning_starts or not (self.warmup.reward_signal_seen or self.novelty_coef(progress) > 0):
@@ -389,9 +392,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """``MuZeroPolicy.predict``, with one warning if a model that was trained with action masks gets none."""
+        """``MuZeroPolicy.predict``, with one warning of missing action masks and of evaluations that do not fit."""
         self._apply_planner_settings()
-        if action_masks is None and self.uses_action_masks and not self._warned_of_missing_masks:
-            self._warned_of_missing_masks = True
-            warnings.warn(MISSING_MASKS)
+        self.run_warnings.warn(*predict_warning(self, action_masks, episode_start))
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)

@@ -6,6 +6,7 @@ RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo) with MuZero among its algor
 runs the Zoo's own program with all its options. ``import sb3_muzero.zoo`` registers MuZero with the Zoo, for other scripts.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -13,11 +14,14 @@ import inspect
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from sb3_muzero.common.evaluation_checks import callback_warning
 from sb3_muzero.common.extras import missing_extra
+from sb3_muzero.common.time_limits import time_limit_kwargs
 from sb3_muzero.muzero import MuZero
 
 try:
@@ -26,7 +30,7 @@ try:
     from rl_zoo3 import ALGOS
     from rl_zoo3.exp_manager import ExperimentManager
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-    from rl_zoo3.utils import SimpleLinearSchedule
+    from rl_zoo3.utils import SimpleLinearSchedule, create_test_env
 
     hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")  # the package has a function of that name
 except ImportError as error:
@@ -100,7 +104,9 @@ def register() -> None:
     HYPERPARAMS_CONVERTER["muzero"] = convert_muzero_params
     # The Zoo's programs import the class by name, so its methods are replaced
     ExperimentManager.read_hyperparameters = _with_our_conf_file(ExperimentManager.read_hyperparameters)  # type: ignore
+    ExperimentManager.create_envs = _with_time_limit(ExperimentManager.create_envs)  # type: ignore
     ExperimentManager._preprocess_hyperparams = _with_our_notation(ExperimentManager._preprocess_hyperparams)  # type: ignore
+    ExperimentManager.create_callbacks = _without_evaluation_of_games(ExperimentManager.create_callbacks)  # type: ignore
 
 
 def _with_our_conf_file(read_hyperparameters: Any) -> Any:
@@ -112,6 +118,30 @@ def _with_our_conf_file(read_hyperparameters: Any) -> Any:
         return read_hyperparameters(self)
 
     return wrapped
+
+
+def _time_limit_kwargs(env_id: str) -> dict[str, int]:
+    """``time_limit_kwargs``, which says so."""
+    kwargs = time_limit_kwargs(env_id)
+    for limit in kwargs.values():
+        print(f"{env_id} has no time limit: episodes of evaluations are truncated after {limit} steps")
+    return kwargs
+
+
+def _with_time_limit(create_envs: Any) -> Any:
+    @functools.wraps(create_envs)
+    def wrapped(self: ExperimentManager, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+        if eval_env and self.algo == "muzero":
+            self.eval_env_kwargs = {**_time_limit_kwargs(self.env_name.gym_id), **self.eval_env_kwargs}
+        return create_envs(self, n_envs, eval_env, no_log)
+
+    return wrapped
+
+
+def _create_test_env(env_id: str, **kwargs: Any) -> Any:
+    """The Zoo's ``create_test_env`` with a time limit, since pushing to the hub evaluates the agent."""
+    env_kwargs = {**_time_limit_kwargs(env_id), **(kwargs.pop("env_kwargs", None) or {})}
+    return create_test_env(env_id, env_kwargs=env_kwargs, **kwargs)
 
 
 def _with_our_notation(preprocess_hyperparams: Any) -> Any:
@@ -142,6 +172,20 @@ def _with_our_notation(preprocess_hyperparams: Any) -> Any:
     return wrapped
 
 
+def _without_evaluation_of_games(create_callbacks: Any) -> Any:
+    """Leaves out the Zoo's evaluation of two-player games, which an illegal move would end, with a warning."""
+
+    @functools.wraps(create_callbacks)
+    def wrapped(self: ExperimentManager) -> None:
+        create_callbacks(self)
+        for callback in list(self.callbacks):
+            if self.algo == "muzero" and (warning := callback_warning(callback, two_player=True)) is not None:
+                warnings.warn(f"Training without evaluation (`--eval-freq -1`). {warning}")
+                self.callbacks.remove(callback)
+
+    return wrapped
+
+
 def main() -> None:
     """
     Run one of the Zoo's programs.
@@ -163,7 +207,14 @@ def main() -> None:
     metadata = hub._generate_metadata
     if not hasattr(hub, "generate_metadata"):
         hub.generate_metadata = lambda *args: metadata(*args).to_dict()
-    with mock.patch("subprocess.call", _call), mock.patch("huggingface_hub.repocard.metadata_save", _save_model_card):
+    patches = {
+        "subprocess.call": _call,
+        "huggingface_hub.repocard.metadata_save": _save_model_card,
+        "rl_zoo3.utils.create_test_env": _create_test_env,
+    }
+    with contextlib.ExitStack() as stack:
+        for target, replacement in patches.items():
+            stack.enter_context(mock.patch(target, replacement))
         if function:
             getattr(importlib.import_module(module), function)()
         else:

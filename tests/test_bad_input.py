@@ -57,6 +57,17 @@ from sb3_muzero.search.planner import PlannerSettings
         ({"policy_kwargs": {"latent_dim": 12}}, "`latent_dim`.*multiple of 8.*12"),
         ({"policy_kwargs": {"latent_dim": 0, "latent_norm": "none"}}, "`latent_dim`.*0"),
         ({"policy_kwargs": {"num_bins": 1}}, "`num_bins`.*at least 2.*1"),
+        ({"policy_kwargs": {"num_bins": 51.0}}, "`num_bins` must be an integer of at least 2, got 51.0"),
+        ({"policy_kwargs": {"latent_dim": True, "latent_norm": "none"}}, "`latent_dim` must be an integer .* got True"),
+        ({"policy_kwargs": {"net_arch": [True]}}, "`net_arch` must be an integer of at least 1, got True"),
+        ({"policy_kwargs": {"net_arch": [64, -3]}}, "`net_arch` must be an integer of at least 1, got -3"),
+        ({"policy_kwargs": {"value_support": (False, True)}}, "support.*False, True"),
+        ({"replay_buffer_kwargs": {"frame_stack": True}}, "`frame_stack` must be an integer, got True"),
+        ({"replay_buffer_kwargs": {"recent_fraction": True}}, "`recent_fraction`.*at most 1, got True"),
+        ({"replay_buffer_kwargs": {"priority_exponent": True}}, "`priority_exponent`.*got True"),
+        ({"replay_buffer_kwargs": {"importance_exponent": "x"}}, "`importance_exponent`.*got 'x'"),
+        ({"seed": True}, "`seed` must be an integer of at least 0, got True"),
+        ({"stats_window_size": True}, "`stats_window_size` must be an integer of at least 1, got True"),
         ({"policy_kwargs": {"value_support": (1.0, 1.0)}}, "support.*1.0"),
         ({"policy_kwargs": {"reward_support": (0.0, float("inf"))}}, "support.*inf"),
     ],
@@ -65,6 +76,13 @@ from sb3_muzero.search.planner import PlannerSettings
 def test_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(**arguments)
+
+
+def test_true_is_not_one():
+    model = tiny_model(num_simulations=1)
+    model.num_simulations = True
+    with pytest.raises(ValueError, match="`num_simulations` must be an integer of at least 1, got True"):
+        model.predict(np.zeros(4, np.float32))
 
 
 NO_NUMBERS = [None, "text", [1], {"a": 1}, float("nan"), -7, True]
@@ -237,6 +255,34 @@ def test_normalisation_does_not_blame_another_environment(what, value):
 def test_the_buffer_class_of_another_algorithm_is_refused_before_training():
     with pytest.raises(ValueError, match="`replay_buffer_class`"):
         MuZero("MlpPolicy", gym.make("CartPole-v1"), replay_buffer_class=ReplayBuffer)
+
+
+def test_an_environment_is_needed_for_networks():
+    with pytest.raises(ValueError, match=r"`env` must be an environment .*got None.*MuZero\.load"):
+        MuZero("MlpPolicy", None)
+    assert MuZero("MlpPolicy", None, _init_setup_model=False).env is None  # as load does
+
+
+@pytest.mark.parametrize("masks", [None, np.ones((0, 2), bool)], ids=["all actions", "masks"])
+def test_an_empty_batch_is_refused_by_name(masks):
+    with pytest.raises(ValueError, match=r"`observation` must hold at least one observation.*\(0, 4\)"):
+        tiny_model().predict(np.zeros((0, 4), np.float32), action_masks=masks)
+    space = spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Discrete(4))
+    model = tiny_model(TinyEnv(space), "MultiInputPolicy")
+    with pytest.raises(ValueError, match="`observation` must hold"):
+        model.predict({"a": np.zeros((0, 3), np.float32), "b": np.zeros(0, np.int64)})
+
+
+NOT_INTERVALS = [0, -1, True, 2.5, "4", (0, "step"), (-4, "episode"), (4, "day"), ("step", 4), (1, "step", 2), [4, "step"]]
+
+
+@pytest.mark.parametrize("log_interval", NOT_INTERVALS, ids=str)
+def test_log_interval_is_refused_by_name_before_anything_runs(log_interval):
+    env = TinyEnv()
+    model = tiny_model(env)
+    with pytest.raises(ValueError, match=rf"`log_interval` must be .* got {re.escape(repr(log_interval))}"):
+        model.learn(40, log_interval=log_interval)
+    assert env.resets == 0 and model.num_timesteps == 0
 
 
 def test_refused_predictions_leave_the_model_usable():

@@ -1,7 +1,6 @@
 """The replay ring: sequences equal a brute-force reading of the history, whatever the ring has been through."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +12,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.exploration.count_bonus import CountBonus
-from sb3_muzero.replay import replay_buffer
 from sb3_muzero.replay.reading import read_sequences
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.replay.sequences import SearchStatistics
@@ -606,10 +604,3 @@ def test_returns_of_more_steps_than_are_stored_take_no_more_memory_than_those():
     model = tiny_model(n_steps=2**31 - 1).learn(40)
     samples = model.sample(8, 3)
     assert len(samples.rewards) == 3 + 40 and samples.horizons.max() == 40
-
-
-def test_more_than_fits_into_memory_is_said(monkeypatch):
-    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(replay_buffer, "psutil", memory)
-    with pytest.warns(UserWarning, match="A full replay buffer takes 0.00GB.*`buffer_size`"):
-        tiny_model(TinyEnv()).learn(10)

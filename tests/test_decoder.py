@@ -29,6 +29,14 @@ def test_vectors():
     assert not any(parameter is mine for parameter in probe.parameters() for mine in model.policy.parameters())
 
 
+def test_time_stamps():
+    space = spaces.Box(0, np.inf, (1,), np.float64)
+    model = tiny_model(tiny_envs(1, observation_space=space))
+    seen = 1.7e9 + 60 * th.rand(1_000, 1, dtype=th.float64)
+    model.policy.latent_model.update_statistics(seen)
+    assert probe_of(model).fit(seen[200:], seen[:200], num_updates=300) > 0.9
+
+
 def test_nothing_is_read_where_nothing_is_held():
     model = tiny_model(tiny_envs(1))
     with th.no_grad():

@@ -12,7 +12,7 @@ from torch import nn
 
 from sb3_muzero import MuZero
 from sb3_muzero.exploration.count_bonus import CountBonus
-from sb3_muzero.replay.observation_store import stored_dtype
+from sb3_muzero.replay.packing import FramePacking
 
 PARTS = spaces.Dict(
     {
@@ -39,7 +39,7 @@ def test_the_buffer_keeps_every_part_as_it_came(terminates):
     for key in PARTS:
         for episode in range(4):
             np.testing.assert_array_equal(sequences.observations[key][:, episode], shown(env, episode, key))
-        assert model.replay_buffer.observations.frames[key].dtype == PARTS[key].dtype
+        assert sequences.observations[key].numpy().dtype == PARTS[key].dtype
 
 
 @pytest.mark.parametrize("key", list(PARTS))
@@ -136,7 +136,7 @@ def test_another_space_is_refused_by_name():
 def test_integer_parts_are_counted_as_they_are_beside_real_ones():
     space = spaces.Dict({"key": spaces.Discrete(2), "place": spaces.Box(-1, 1, (6,), np.float32)})
     visits = CountBonus(space)
-    rows = np.zeros(500, stored_dtype(space))
+    rows = np.zeros(500, FramePacking(space, ()).given)
     rows["place"] = np.random.default_rng(0).uniform(-1, 1, (500, 6))
     visits.fit(rows)
     with_key = rows.copy()

@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -40,6 +41,13 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         "agent.gif", "evaluations.npz", "learning_curve.png", "model.zip"
     }  # fmt: skip
     assert "CartPole-v1 after 150 steps: return" in capsys.readouterr().out
+
+
+def test_quickstart_ends_where_the_task_has_no_time_limit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sb3_muzero.common.time_limits.MAX_EPISODE_STEPS", 20)
+    run(monkeypatch, "quickstart", "--env", "CliffWalking-v1", "--steps", 40, "--out", tmp_path)
+    assert np.load(tmp_path / "evaluations.npz")["ep_lengths"].max() <= 20
+    assert "CliffWalking-v1 has no time limit: episodes of evaluations are truncated after 20" in capsys.readouterr().out
 
 
 def test_compare_baselines(tmp_path, monkeypatch, capsys):
@@ -99,3 +107,13 @@ def test_benchmark_atari(tmp_path, monkeypatch):
     budget = "--steps 48 --updates 1 --warmup-steps 480 --warmup-updates 1 --memory-steps 400 --batch-size 4".split()
     run(monkeypatch, "benchmark_atari", *budget, "--num-simulations", 2, "--json", file)
     assert json.loads(file.read_text())["results"]["updates per second"] > 0
+
+
+def test_masked_actions(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "masked.json"
+    run(monkeypatch, "masked_actions", "--seeds", 0, "--steps", 520, "--evaluations", 1, "--json", file)
+    assert [(run["algo"], len(run["returns"])) for run in json.loads(file.read_text())["runs"]] == [
+        ("MuZero", 1),
+        ("MaskablePPO", 1),
+    ]
+    assert "MaskablePPO: median return" in capsys.readouterr().out

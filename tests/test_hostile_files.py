@@ -1,22 +1,26 @@
 """Files with damaged or made-up contents are refused by name and replace nothing, or what was loaded can be used."""
 
 import copy
+import json
+import resource
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, tiny_model
+from conftest import UNIT_BOX, TinyEnv, tiny_model
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_muzero import MuZero
-from sb3_muzero.checkpointing import resume, save_checkpoint
+from sb3_muzero.checkpointing import load_model, resume, save_checkpoint
 from sb3_muzero.checkpointing.files import load_checkpoint
+from sb3_muzero.checkpointing.settings import encode
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.common.validation import is_in_space
 
@@ -26,7 +30,9 @@ KWARGS: dict[str, Any] = {"replay_buffer_kwargs": {"priority_exponent": 0.6}, "n
 
 class Masked(TinyEnv):
     def action_masks(self) -> np.ndarray:
-        return np.array([True, self.steps % 2 == 0, True])
+        masks = np.ones(self.action_space.n, np.bool_)
+        masks[1 : max(2, len(masks) - 5)] = self.steps % 2 == 0
+        return masks
 
 
 def leaves(tree: Any, path: tuple = ()) -> list[tuple]:
@@ -82,17 +88,27 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=[Masked().observation_space, DICT], ids=["vectors", "Dict"])
+SPACES: dict[str, tuple[spaces.Space, int]] = {
+    "vectors": (UNIT_BOX, 3),
+    "Dict": (DICT, 3),
+    "bits": (spaces.MultiBinary(11), 300),
+}
+
+
+@pytest.fixture(scope="module", params=SPACES)
 def trained(request, tmp_path_factory) -> tuple[MuZero, Any, Any]:
     folder = tmp_path_factory.mktemp("files")
-    policy = "MultiInputPolicy" if request.param is DICT else "MlpPolicy"
-    model = tiny_model(Masked(request.param, length=9), buffer_size=300, policy=policy, **KWARGS).learn(280)
+    space, num_actions = SPACES[request.param]
+    env = Masked(space, spaces.Discrete(num_actions), length=9)
+    policy = "MultiInputPolicy" if space is DICT else "MlpPolicy"
+    model = tiny_model(env, buffer_size=300, policy=policy, **KWARGS).learn(280)
     model.save_replay_buffer(folder / "buffer.npz")
     return model, load_npz(folder / "buffer.npz"), folder
 
 
 def arrays_of(buffer: Any) -> dict[str, np.ndarray]:
-    return {name: value for name, value in vars(buffer).items() if isinstance(value, np.ndarray)}
+    rings = {name: getattr(value, "stored", value) for name, value in vars(buffer).items()}
+    return {name: value for name, value in rings.items() if isinstance(value, np.ndarray)}
 
 
 def is_refused(model: MuZero, file: Path, paths: list[tuple]) -> bool:
@@ -150,6 +166,45 @@ def test_indices_outside_of_arrays_are_refused(trained, path):
     assert is_refused(model, folder / "bad.npz", [path])
 
 
+RECORDS: dict[str, tuple[str, Any]] = {
+    "an action that there is not": ("entries", lambda leaf: with_field(leaf, "index", 300, leaf["index"] == 299)),
+    "an action twice": ("entries", lambda leaf: leaf[[0, 0, *range(2, len(leaf))]]),
+    "another order": ("entries", lambda leaf: leaf[[1, 0, *range(2, len(leaf))]]),
+    "NaN": ("entries", lambda leaf: with_field(leaf, "weight", np.nan, 7)),
+    "too few entries": ("entries", lambda leaf: leaf[:-1]),
+    "too many entries": ("entries", lambda leaf: leaf[[*range(len(leaf)), -1]]),
+    "too few vectors": ("vectors", lambda leaf: leaf[:-1]),
+    "vectors of NaN": ("vectors", lambda leaf: leaf * np.nan),
+    "a part of an entry": ("sizes", lambda leaf: leaf + 1),
+    "more than a vector": ("sizes", lambda leaf: leaf + 1200),
+    "less than nothing": ("sizes", lambda leaf: leaf - 1200),
+    "an entry of another record": ("sizes", lambda leaf: leaf + one_entry_moved(leaf)),
+}
+
+
+def with_field(records: np.ndarray, name: str, value: float, at: Any) -> np.ndarray:
+    changed = records.copy()
+    changed[name][at] = value
+    return changed
+
+
+def one_entry_moved(sizes: np.ndarray) -> np.ndarray:
+    change, sparse = np.zeros_like(sizes), np.flatnonzero((sizes > 0) & (sizes < 1200))
+    change[sparse[:2]] = [[-6], [6]]
+    return change
+
+
+@pytest.mark.parametrize("trained", ["bits"], indirect=True)
+@pytest.mark.parametrize("kind", RECORDS)
+def test_policies_of_many_actions(trained, kind):
+    model, state, folder = trained
+    name, change = RECORDS[kind]
+    policies = state["rings"]["policies"]
+    assert len(policies["entries"]) > 100 and len(policies["vectors"]) > 100, "some of each"
+    save_npz(folder / "bad.npz", with_leaf(state, ("rings", "policies", name), change))
+    assert is_refused(model, folder / "bad.npz", [(kind,)])
+
+
 @pytest.mark.parametrize(
     ("space", "allowed", "others"),
     [
@@ -194,6 +249,98 @@ def test_checkpoints(change, tmp_path, monkeypatch):
             except ValueError as error:
                 assert leaf[0] in ("policy", "optimizer") and "must be" in str(error), f"{leaf}: {error}"
     assert refused > 10
+
+
+def test_small_files_do_not_take_much_memory(trained):
+    """Zeros can be compressed to a thousandth."""
+    model, state, folder = trained
+    save_npz(folder / "buffer.npz", state)
+    name = json.loads(np.load(folder / "buffer.npz")["structure"].tobytes())["rings"]["rewards"]["array of the file"]
+    with ZipFile(folder / "buffer.npz") as file, ZipFile(folder / "bomb.npz", "w", ZIP_DEFLATED, compresslevel=9) as bomb:
+        for member in file.namelist():
+            if member != f"{name}.npy":
+                bomb.writestr(member, file.read(member))
+        with bomb.open(f"{name}.npy", "w", force_zip64=True) as content:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (2**26, 1)}
+            np.lib.format.write_array_header_1_0(content, header)  # type: ignore[arg-type]
+            for _ in range(2**8):
+                content.write(bytes(2**20))
+    assert (folder / "bomb.npz").stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"its \d+ bytes claim to hold arrays of 270\d+ bytes"):
+            model.load_replay_buffer(folder / "bomb.npz")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**24
+
+
+def test_a_size_beyond_the_machines_memory_is_refused_with_the_figures(trained):
+    model, state, folder = trained
+    save_npz(folder / "bad.npz", {**state, "buffer_size": 10**12})
+    with pytest.raises(ValueError, match=r"`buffer_size` 1000000000000 takes 4000.00 GB .* GB of memory available"):
+        model.load_replay_buffer(folder / "bad.npz")
+
+
+LARGER: dict[str, Any] = {
+    "net_arch": {"net_arch": [10**6]},
+    "layers": {"net_arch": [64] * 1000},
+    "latent_dim": {"latent_dim": 8 * 10**5},
+    "num_bins": {"num_bins": 10**7},
+}
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_networks_that_are_larger_than_their_weights_are_not_built(name, tmp_path):
+    path = save_checkpoint(tiny_model(TinyEnv()), tmp_path)
+    state = load_checkpoint(tmp_path)
+    state["settings"]["policy_kwargs"] = encode(LARGER[name])
+    save_npz(path, state)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for load in (resume, load_model):
+        with pytest.raises(ValueError, match=r"`policy_kwargs`, are of larger networks than the file's, .* 0\.\d MB"):
+            load(tmp_path, TinyEnv())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2e5, "kilobytes"
+
+
+def test_a_file_does_not_decide_where_to_write(tmp_path):
+    save_checkpoint(tiny_model(TinyEnv(), tensorboard_log=str(tmp_path / "logs")), tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"`tensorboard_log`: pass it to log there again, '.*logs'"):
+        resumed = resume(tmp_path / "run", TinyEnv())
+    resumed.learn(4, reset_num_timesteps=False)
+    assert not (tmp_path / "logs").exists()
+    resume(tmp_path / "run", TinyEnv(), tensorboard_log=str(tmp_path / "logs")).learn(4, reset_num_timesteps=False)
+    assert (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maximize": True}, "`optimizer.maximize` must be False as in `optimizer_kwargs`, got True"),
+        ({"amsgrad": True}, "`optimizer.amsgrad` must be False"),
+        ({"fused": 1}, "`optimizer.fused` must be True"),
+        ({"momentum": 0.9}, "`optimizer.momentum` is unknown to AdamW"),
+        ({"betas": [2.0, 0.9]}, "Invalid beta"),
+        ({"weight_decay": -5.0}, "Invalid weight_decay"),
+    ],
+    ids=str,
+)
+def test_groups_of_an_optimizer_are_those_that_it_can_have(change, message, tmp_path):
+    path = save_checkpoint(tiny_model(TinyEnv()).learn(40), tmp_path)
+    state = load_checkpoint(tmp_path)
+    state["optimizer"]["param_groups"][0].update(change)
+    save_npz(path, state)
+    with pytest.raises(ValueError, match=message):
+        resume(tmp_path, TinyEnv())
+
+
+def test_what_others_keep_in_an_optimizers_groups_is_not_saved(tmp_path):
+    """Schedulers of PyTorch add ``initial_lr``."""
+    model = tiny_model(TinyEnv()).learn(40)
+    th.optim.lr_scheduler.StepLR(model.policy.optimizer, 1)
+    save_checkpoint(model, tmp_path)
+    assert "initial_lr" not in resume(tmp_path, TinyEnv()).policy.optimizer.param_groups[0]
 
 
 @given(st.data())

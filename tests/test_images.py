@@ -1,10 +1,12 @@
 """Images: convolutional policies see and learn them, and frames of a stack are stored once."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, scramble, tiny_envs, tiny_model
+from conftest import TinyEnv, differences, scramble, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -159,12 +161,34 @@ def test_features_are_scaled_by_what_training_has_seen(norm_obs):
         assert th.equal(scaled, features)
 
 
+BOARDS = {
+    "bool": spaces.Box(0, 1, (6, 7, 3), np.bool_),
+    "int8": spaces.Box(-1, 1, (6, 7, 3), np.int8),
+    "large": spaces.Box(0, 1, (40, 36, 3), np.float32),
+    "uint8 planes": spaces.Box(0, 1, (6, 6, 2), np.uint8),
+    "MultiBinary": spaces.MultiBinary([6, 7, 3]),
+    "chess": spaces.Box(0, 1, (8, 8, 111), np.bool_),
+}
+
+
 @pytest.mark.parametrize("policy", POLICIES)
-def test_float_images_with_their_channels_last_are_refused(policy):
-    kwargs = dict(normalize_images=False)
-    with pytest.raises(ValueError, match="channels first"):
-        tiny_model(TinyEnv(spaces.Box(0, 1, (40, 40, 3), np.float32)), policy=policy, policy_kwargs=kwargs)
-    tiny_model(TinyEnv(spaces.Box(0, 1, (3, 40, 40), np.float32)), policy=policy, policy_kwargs=kwargs)
+@pytest.mark.parametrize("name", BOARDS)
+def test_boards_are_learned_from_whichever_axis_has_the_channels(name, policy, tmp_path):
+    space = BOARDS[name]
+    rows, columns, channels = space.shape
+    first: Any = spaces.Box(0, 1, (channels, rows, columns), space.dtype)
+    kwargs = dict(random_shift=0) | (dict(channels_last=True) if name == "chess" else {})
+    board = TinyEnv(space)
+    last = tiny_model(board, policy, policy_kwargs=kwargs).learn(40)
+    transposed = gym.wrappers.TransformObservation(TinyEnv(space), lambda obs: np.moveaxis(obs, -1, 0), first)
+    expected = tiny_model(transposed, policy, policy_kwargs=dict(random_shift=0)).learn(40)
+    assert last.policy.image_shape == expected.policy.image_shape == (channels, rows, columns)
+    assert last._n_updates > 0 and differences(snapshot(last), snapshot(expected)) == []
+    scramble(last).save(tmp_path / "model")
+    observations = np.stack(board.shown[0])
+    actions = last.predict(observations, deterministic=True)[0]
+    loaded = MuZero.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(observations, deterministic=True)[0], actions)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +206,13 @@ def test_settings_are_saved_with_the_policy(tmp_path, policy, kwargs):
     images = th.randint(255, (4, *SMALL.shape), dtype=th.uint8)
     assert th.equal(original.predict_values(images), loaded.predict_values(images))
     assert loaded.latent_model.augmentation.shift == kwargs["random_shift"]
+
+
+def test_images_that_sb3_transposes_are_not_transposed_twice():
+    env = TinyEnv(spaces.Box(0, 255, (40, 36, 3), np.uint8))
+    with pytest.raises(ValueError, match="`channels_last` must not be True for images of uint8"):
+        tiny_model(env, "CnnPolicy", policy_kwargs=dict(channels_last=True))
+    assert tiny_model(env, "CnnPolicy", policy_kwargs=dict(channels_last=False)).policy.image_shape == (3, 40, 36)
 
 
 def test_the_target_follows_the_statistics_of_features():

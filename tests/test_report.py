@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from sb3_muzero.__main__ import main
 from sb3_muzero.analysis import report
 from sb3_muzero.analysis.recording import play, record_frames
+from sb3_muzero.checkpointing import save_checkpoint
 from sb3_muzero.games import TicTacToeEnv
 
 
@@ -135,6 +136,16 @@ def test_every_kind_of_environment(kind, tmp_path):
     assert (complete == "0") == (kind == "endless")
     decoded = not any("Observations are not reconstructed" in text for text in page.text)
     assert decoded == (kind not in ("dict", "discrete"))
+
+
+def test_a_checkpoint_is_reported_on(tmp_path):
+    save_checkpoint(tiny_model(tiny_envs(2)).learn(40), tmp_path)
+    gym.register("Tiny-v0", TinyEnv)
+    run(tmp_path, "--env", "Tiny-v0", "--output", tmp_path / "report.html", "--episodes", 8)
+    assert "40" in Page((tmp_path / "report.html").read_text()).text
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="There is no checkpoint in"):
+        run(tmp_path / "empty", "--env", "Tiny-v0")
 
 
 def test_a_games_results_are_of_different_games(tmp_path, monkeypatch):

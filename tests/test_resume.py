@@ -31,6 +31,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing import resume, save_checkpoint
 from sb3_muzero.checkpointing.files import can_learn, checkpoints_in, load_checkpoint, steps_of
+from sb3_muzero.checkpointing.folder_lock import LOCK
 from sb3_muzero.checkpointing.settings import decode, encode, is_missing
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.games import TicTacToeEnv
@@ -146,7 +147,7 @@ def test_environments_that_begin_anew_do_not_begin_as_the_run_did(tmp_path):
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
 def test_a_folder_is_of_one_run(tmp_path):
@@ -195,7 +196,7 @@ class Nested(ResumableCheckpointCallback):
         self.make = make
 
     def _on_step(self) -> bool:
-        with pytest.raises(ValueError, match=r"another run, .*checkpoint_0_steps.npz the newest"):
+        with pytest.raises(ValueError, match=r"Another run is saving its checkpoints in .*: a second model of process \d+ on"):
             self.make().learn(60, callback=ResumableCheckpointCallback(20, self.save_path))
         return super()._on_step()
 

@@ -10,11 +10,12 @@ import pytest
 import torch as th
 from conftest import UNIT_BOX, TinyEnv, differences, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -227,6 +228,64 @@ def test_log_interval_counts_episodes(monkeypatch, log_interval, dumps):
     monkeypatch.setattr(model, "dump_logs", lambda: dumped.append(model.num_timesteps))
     model.learn(60, log_interval=log_interval)
     assert len(dumped) == dumps
+
+
+class Endless(TinyEnv):
+    """No episode ends."""
+
+    def __init__(self) -> None:
+        super().__init__(length=10**9)
+
+
+@pytest.mark.parametrize(
+    "log_interval, train_freq, n_envs, logs",
+    [
+        ((16, "step"), 4, 1, [16, 32, 48, 64]),
+        ((16, "step"), (1, "episode"), 1, [16, 32, 48, 64]),  # one rollout
+        ((7, "step"), 1, 1, [7, 14, 21, 28, 35, 42, 49, 56, 63]),
+        ((20, "step"), 4, 3, [21, 42, 63]),
+        ((1, "episode"), 4, 1, []),
+        (4, 4, 1, []),
+        (None, 4, 1, []),
+    ],
+    ids=str,
+)
+def test_log_interval_in_steps_needs_no_end_of_an_episode(monkeypatch, log_interval, train_freq, n_envs, logs):
+    model = tiny_model(DummyVecEnv([Endless] * n_envs), train_freq=train_freq)
+    found = []
+    monkeypatch.setattr(Logger, "dump", lambda self, step: found.append(step))
+    model.learn(64, log_interval=log_interval, callback=lambda *_: model.num_timesteps < 64)
+    assert found == logs
+
+
+def test_log_interval_in_steps_counts_no_episodes(monkeypatch):
+    model, _ = tiny_env_model()
+    found = []
+    monkeypatch.setattr(Logger, "dump", lambda self, step: found.append(step))
+    model.learn(60, log_interval=(24, "step"))
+    model.learn(12, log_interval=(24, "step"), reset_num_timesteps=False)
+    model.learn(40, log_interval=(2, "episode"))
+    assert found == [24, 48, 72, 20, 40]
+
+
+@pytest.mark.parametrize("log_interval, logs", [(4, [2000, 4000]), ((100, "episode"), [2000, 4000]), (None, [])], ids=str)
+def test_an_endless_episode_is_logged_every_2000_steps(tmp_path, log_interval, logs):
+    model = tiny_model(Endless(), num_simulations=1, gradient_steps=0, learning_starts=10_000)
+    model.set_logger(logger := configure(str(tmp_path), ["csv"]))
+    for _ in range(3):
+        model.learn(1_400, log_interval=log_interval, reset_num_timesteps=False)
+    logger.close()
+    rows = list(csv.DictReader(open(tmp_path / "progress.csv"))) if logs else []
+    assert [int(row["time/total_timesteps"]) for row in rows] == logs
+
+
+def test_episodes_of_2000_steps_are_logged_once(monkeypatch):
+    """Where the end of an episode is logged anyway, there is no second row."""
+    model = tiny_model(TinyEnv(length=1_000), num_simulations=1, gradient_steps=0, learning_starts=10_000, train_freq=50)
+    found = []
+    monkeypatch.setattr(Logger, "dump", lambda self, step: found.append(step))
+    model.learn(4_000, log_interval=2)
+    assert found == [2_000, 4_000]
 
 
 def test_tensorboard(tmp_path):

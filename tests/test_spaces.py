@@ -8,8 +8,10 @@ from conftest import TinyEnv, differences, scramble, snapshot, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvMultiBinary, IdentityEnvMultiDiscrete
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
+from sb3_muzero.checkpointing import resume, save_checkpoint
 from sb3_muzero.policies import MlpPolicy
 
 INF = np.inf
@@ -67,7 +69,7 @@ def test_observation_spaces(name, terminates):
     assert sequences.terminated.tolist() == [terminates] * 4
     stored = sequences.observations.numpy().swapaxes(0, 1)
     np.testing.assert_array_equal(stored, np.stack(shown))
-    assert model.replay_buffer.observations.frames.dtype == space.dtype
+    assert sequences.observations.numpy().dtype == space.dtype
 
     # Single and batched predictions
     observations = np.stack(env.shown[0])
@@ -167,6 +169,80 @@ def test_observations_and_rewards_of_any_scale(scale):
     model = tiny_model(Scaled(space)).learn(60)
     assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())
     model.predict(np.full(3, scale, np.float32), deterministic=True)
+
+
+class Clock(gym.Env):
+    """Two times a minute apart; the action that names which of the two it is is rewarded."""
+
+    def __init__(self, dtype: type = np.float64, now: int = 1_700_000_000, in_dict: bool = False) -> None:
+        high = np.inf if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+        time = spaces.Box(0, high, (1,), dtype)
+        self.observation_space = spaces.Dict(time=time, other=spaces.Box(-1, 1, (2,), np.float32)) if in_dict else time
+        self.action_space = spaces.Discrete(2)
+        self.dtype, self.now, self.in_dict = dtype, now, in_dict
+
+    def _show(self):
+        self.minute = int(self.np_random.integers(2))
+        time = np.array([self.now + 60 * self.minute], self.dtype)
+        return {"time": time, "other": np.zeros(2, np.float32)} if self.in_dict else time
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = float(action == self.minute)
+        return self._show(), reward, self.steps == 9, False, {}
+
+
+LEARNS = dict(learning_starts=64, batch_size=32, train_freq=1, gamma=0.5, learning_rate=1e-2, ent_coef=0.01)
+CLOCKS = {
+    "float64": lambda **kwargs: Clock(**kwargs),
+    "int64": lambda **kwargs: Clock(np.int64, **kwargs),
+    "uint32": lambda **kwargs: Clock(np.uint32, **kwargs),
+    "Dict": lambda **kwargs: Clock(in_dict=True, **kwargs),
+    "Dict, int64": lambda **kwargs: Clock(np.int64, in_dict=True, **kwargs),
+    "VecFrameStack": lambda **kwargs: VecFrameStack(DummyVecEnv([lambda: Clock(**kwargs)]), 1),
+    "VecNormalize of rewards": lambda **kwargs: VecNormalize(DummyVecEnv([lambda: Clock(**kwargs)]), norm_obs=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("planner", ["compiled", "PyTorch"])
+@pytest.mark.parametrize("name", CLOCKS)
+def test_time_stamps_are_learned_as_their_differences(name, planner, tmp_path):
+    """Not a bit depends on when the clock starts."""
+    policy = "MultiInputPolicy" if "Dict" in name else "MlpPolicy"
+    kwargs = dict(policy_kwargs={} if planner == "compiled" else dict(activation_fn=th.nn.Softplus), novelty_coef=0.1)
+    early, late = (
+        tiny_model(CLOCKS[name](now=now), policy, reanalyze_ratio=0.5, **kwargs, **LEARNS).learn(90)
+        for now in (1_000_000, 1_700_000_000)
+    )
+    assert early._n_updates > 0 and (early.policy.uncompiled_reason is None) == (planner == "compiled")
+    where = [difference.split(".")[-2] for difference in differences(snapshot(early), snapshot(late))]
+    assert set(where) == {"origin"}, "the constant that is subtracted"
+    np.testing.assert_array_equal(early.replay_buffer.policies[:90], late.replay_buffer.policies[:90])
+    late.save(tmp_path / "model")
+    for model in (late, MuZero.load(tmp_path / "model")):
+        space = late.observation_space
+        times = np.array([[1_700_000_000], [1_700_000_060]], (space["time"] if "Dict" in name else space).dtype)
+        obs = {"time": times, "other": np.zeros((2, 2), np.float32)} if "Dict" in name else times
+        values = model.policy.predict_values(model.policy.obs_to_tensor(obs)[0])
+        assert values[0] != values[1]
+        model.predict(obs)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_what_depends_on_a_minute_is_learned(dtype, tmp_path):
+    model = tiny_model(Clock(dtype), **LEARNS).learn(350)
+    assert model.replay_buffer.rewards[300:350].mean() > 0.9
+    actions, _ = model.predict(np.array([[1_700_000_000], [1_700_000_060]], dtype), deterministic=True)
+    assert actions.tolist() == [0, 1]
+    save_checkpoint(model, tmp_path)
+    resumed = resume(tmp_path, Clock(dtype))
+    assert differences(snapshot(model), snapshot(resumed)) == []
+    resumed.learn(20, reset_num_timesteps=False)
 
 
 def test_the_tiny_environment_is_a_good_one():

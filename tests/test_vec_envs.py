@@ -48,6 +48,53 @@ def test_subprocesses_give_the_same_training():
     assert differences(*results) == []
 
 
+class Fails(TinyEnv):
+    """Raises an exception in its 15th step, or in ``reset``."""
+
+    def __init__(self, in_reset: bool = False) -> None:
+        super().__init__()
+        self.in_reset = in_reset
+
+    def reset(self, **kwargs):
+        if self.in_reset:
+            raise RuntimeError("the simulator has crashed")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        if self.steps == 14:
+            raise RuntimeError("the simulator has crashed")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("in_reset", [False, True])
+def test_an_exception_in_a_subprocess_names_the_environment_and_where_its_traceback_is(in_reset, capfd):
+    env = SubprocVecEnv([lambda: Fails(in_reset), TinyEnv, TinyEnv], start_method="fork")
+    model = tiny_model(env)
+    words = r"worker process of environment 0 has ended \(exit code 1\).*traceback is printed above"
+    with pytest.raises((EOFError, ConnectionError), match=words) as caught:
+        model.learn(100)
+    assert isinstance(caught.value.__cause__, EOFError | ConnectionError)
+    assert "the simulator has crashed" in capfd.readouterr().err
+    assert model.replay_buffer.size() == (0 if in_reset else 14)
+    with pytest.raises((EOFError, ConnectionError), match="worker process of environment 0 has ended"):
+        model.learn(100, reset_num_timesteps=False)  # it stays so
+    for process in env.processes:
+        process.kill()
+    model.set_env(subprocesses(3))  # as the message advises
+    model.learn(60, reset_num_timesteps=False)
+    model.env.close()
+
+
+def test_errors_of_other_connections_are_not_taken_for_a_dead_process():
+    def callback(locals_, globals_):
+        raise ConnectionResetError("of a tracking server")
+
+    env = subprocesses(2)
+    with pytest.raises(ConnectionResetError, match=r"^of a tracking server$"):
+        tiny_model(env).learn(20, callback=callback)
+    env.close()
+
+
 def history(env: TinyEnv, steps: int, what: str, later: bool = False) -> np.ndarray:
     """:return: What an environment showed before (or after) each of its first steps, final observations included"""
     episodes = getattr(env, what)

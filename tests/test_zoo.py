@@ -59,6 +59,14 @@ def test_what_only_muzero_has_may_be_a_schedule(monkeypatch, tmp_path):
     assert model.search_kwargs == {"max_depth": 2}
 
 
+def test_a_two_player_game_is_not_evaluated_by_the_zoo(monkeypatch, tmp_path):
+    arguments = ["--algo", "muzero", "--env", "sb3_muzero/TicTacToe-v0", "--gym-packages", "sb3_muzero.games"]
+    arguments += ["-n", "200", "--eval-freq", "50", "-params", "learning_starts:60", "n_envs:1"]
+    with pytest.warns(UserWarning, match=r"without evaluation \(`--eval-freq -1`\)\. EvalCallback .*play_match"):
+        path = train(monkeypatch, tmp_path, *arguments)
+    assert MuZero.load(next(path.glob("*.zip"))).num_timesteps >= 200 and not (path / "evaluations.npz").exists()
+
+
 def test_other_algorithms_stay_as_they_are(monkeypatch, tmp_path):
     path = train(monkeypatch, tmp_path, "--algo", "ppo", "--env", "CartPole-v1", "-n", "64", "-params", "n_steps:8")
     assert PPO.load(next(path.glob("*.zip"))).num_timesteps >= 64
@@ -99,6 +107,19 @@ def test_registration_is_an_import(tmp_path):
     code = "import rl_zoo3; assert 'muzero' not in rl_zoo3.ALGOS; import sb3_muzero.zoo; print(rl_zoo3.ALGOS['muzero'])"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "<class 'sb3_muzero.muzero.MuZero'>" and ALGOS["muzero"] is MuZero
+
+
+def test_evaluations_end_where_the_task_has_no_time_limit(monkeypatch, tmp_path, capsys):
+    """In CliffWalking-v1, an untrained policy often stays where it is."""
+    monkeypatch.setattr("sb3_muzero.common.time_limits.MAX_EPISODE_STEPS", 30)
+    folder = train(
+        monkeypatch, tmp_path, "--algo", "muzero", "--env", "CliffWalking-v1", "-n", "60", "--eval-freq", "50",
+        "--eval-episodes", "2", "-params", "learning_starts:20", "num_simulations:2",
+    )  # fmt: skip
+    assert "CliffWalking-v1 has no time limit: episodes of evaluations are truncated after 30 steps" in capsys.readouterr().out
+    assert np.load(folder / "evaluations.npz")["ep_lengths"].max() <= 30
+    env = zoo._create_test_env("CliffWalking-v1", hyperparams={}, should_render=False)
+    assert env.get_attr("_max_episode_steps") == [30]
 
 
 def run(cwd: Path, *arguments: str) -> str:

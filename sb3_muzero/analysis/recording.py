@@ -183,7 +183,8 @@ def record_frames(model: MuZero, env: VecEnv, num_steps: int) -> list[np.ndarray
     collector = Collector(model.policy, env, use_masking=plays_with_masks(model, env))
     observations: Any = env.reset()
     frames = [env.render()]
-    for _ in range(num_steps):
+    for step in range(num_steps):
+        collector.num_timesteps = step
         masks = collector.action_masks()
         actions, _ = model.predict(observations, deterministic=True, action_masks=masks)
         observations, _, dones, _ = env.step(actions)

@@ -2,6 +2,9 @@
 Describe a saved model in one HTML file.
 
     python -m sb3_muzero report model.zip --env CartPole-v1
+
+A zip file of ``MuZero.save`` and the file of ``--vec-normalize`` are unpickled, which can run any code: open files of your own
+only. A checkpoint runs none.
 """
 
 import argparse
@@ -14,7 +17,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero.analysis.report import write_report
-from sb3_muzero.common.cli import key_value, wrapper_class
+from sb3_muzero.checkpointing.files import is_checkpoint, load_model
+from sb3_muzero.common.cli import MODEL_HELP, key_value, wrapper_class
 from sb3_muzero.muzero import MuZero
 
 NUM_ENVS = 8
@@ -29,13 +33,13 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m sb3_muzero report", description="Describe a saved model in one HTML file."
     )
-    parser.add_argument("model", type=Path, help="file that MuZero.save wrote")
+    parser.add_argument("model", type=Path, help=MODEL_HELP)
     parser.add_argument("--env", required=True, help="id of its environment")
     parser.add_argument("--env-kwargs", nargs="+", default=[], type=key_value, metavar="KEY=VALUE", help="for the environment")
     parser.add_argument("--env-wrapper", nargs="+", default=[], help="dotted names, innermost first, as in RL Zoo's YAML")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
     parser.add_argument("--frame-stack", type=int, default=1, help="frames of VecFrameStack")
-    parser.add_argument("--vec-normalize", type=Path, help="file that VecNormalize.save wrote")
+    parser.add_argument("--vec-normalize", type=Path, help="file that VecNormalize.save wrote; unpickled, too")
     parser.add_argument("--episodes", type=int, default=24, help="episodes to play, and as many with exploration noise (24)")
     parser.add_argument("--max-steps", type=int, default=20_000, help="steps at most, of each of the two (20000)")
     parser.add_argument("--seed", type=int, default=0)
@@ -96,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     env = make_env(args)
     try:
-        model = MuZero.load(args.model, env=env, device=args.device)
-    except ValueError as error:
+        model = (load_model if is_checkpoint(args.model) else MuZero.load)(args.model, env=env, device=args.device)
+    except (ValueError, OSError) as error:
         raise SystemExit(
             f"error: {args.model} can't be loaded for `--env {args.env}`: {error}\n"
             "The model must be MuZero's; `--env-wrapper`, `--frame-stack` and `--vec-normalize` make the environment what it "

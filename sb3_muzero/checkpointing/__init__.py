@@ -1,5 +1,5 @@
 """Checkpoints of complete training runs, and resuming from them."""
 
-from sb3_muzero.checkpointing.files import resume, save_checkpoint
+from sb3_muzero.checkpointing.files import load_model, resume, save_checkpoint
 
-__all__ = ["resume", "save_checkpoint"]
+__all__ = ["load_model", "resume", "save_checkpoint"]

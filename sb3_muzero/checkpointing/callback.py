@@ -12,6 +12,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_muzero.checkpointing.files import check_checkpoint_folder, checkpoints_in, save_checkpoint
+from sb3_muzero.checkpointing.folder_lock import folder_lock
 from sb3_muzero.common.callback_checks import check_callback
 from sb3_muzero.common.validation import check_integer
 from sb3_muzero.muzero import MuZero
@@ -29,7 +30,7 @@ class ResumableCheckpointCallback(BaseCallback):
     :param keep: Number of checkpoints to keep
     :param verbose: Verbosity level: 0 for no output, 2 for indicating when saving a checkpoint
     :raises ValueError: for a ``save_freq`` or ``keep`` below 1; when training starts, if the folder has checkpoints of
-        another run
+        another run, or another run is saving there
     :raises OSError: when training starts, if no checkpoint can be written
     """
 
@@ -52,6 +53,7 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._saved_at, self._seconds, self._started = self.n_calls, 0.0, time.perf_counter()
+        self.model.after_learning.enter_context(folder_lock(self.save_path, self.model))
         if checkpoints_in(self.save_path):
             check_checkpoint_folder(self.model, self.save_path)
         else:
@@ -112,7 +114,7 @@ class ResumableCheckpointCallback(BaseCallback):
         self._saved_at, start = self.n_calls, time.perf_counter()
         try:
             path = save_checkpoint(self.model, self.save_path, self.keep)
-        except (OSError, FloatingPointError) as error:
+        except (OSError, FloatingPointError, ValueError) as error:
             warnings.warn(f"No checkpoint was saved at step {self.num_timesteps}, keeping the previous ones: {error}")
         else:
             if self.verbose >= 2:

@@ -74,12 +74,13 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
     return state
 
 
-def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
+def load_statistics(env: VecEnv, state: dict[str, Any], with_returns: bool = True) -> None:
     """
     Load the statistics of VecNormalize.
 
     :param env: Training environments
     :param state: Result of ``environment_state``
+    :param with_returns: Whether to load the returns of the running episodes
     :raises ValueError: if the environments are not wrapped in the same way, or for invalid statistics
     """
     statistics, normalize = state["statistics"], unwrap_vec_normalize(env)
@@ -97,7 +98,8 @@ def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
         for name in ("mean", "var"):
             loaded = np.asarray(values[name], np.float64)  # scalars are stored as numbers
             setattr(rms, name, validate_array(f"VecNormalize.{name}", loaded, np.asarray(getattr(rms, name), np.float64)))
-    normalize.returns = validate_array("VecNormalize.returns", statistics["returns"], normalize.returns)
+    if with_returns:
+        normalize.returns = validate_array("VecNormalize.returns", statistics["returns"], normalize.returns)
 
 
 def unpickle_environments(env: VecEnv, state: dict[str, Any]) -> None:

@@ -2,15 +2,21 @@
 
 import re
 import warnings
+from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_muzero.checkpointing.run_state import FORMAT, load_run_state, run_state
+from sb3_muzero.checkpointing.folder_lock import folder_lock
+from sb3_muzero.checkpointing.memory_limit import MemoryLimit
+from sb3_muzero.checkpointing.run_state import FORMAT, load_policy, load_run_state, run_state
 from sb3_muzero.checkpointing.settings import decode, is_missing
 from sb3_muzero.common.random_state import random_state_kept
 from sb3_muzero.common.serialization import load_npz, save_npz
+from sb3_muzero.common.validation import check_integer
 from sb3_muzero.muzero import MuZero
 
 SelfMuZero = TypeVar("SelfMuZero", bound=MuZero)
@@ -19,9 +25,17 @@ SelfMuZero = TypeVar("SelfMuZero", bound=MuZero)
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """
     :param folder: Folder with checkpoints
-    :return: Checkpoint files, in the order of their numbers of steps
+    :return: Checkpoint files, in the order of their numbers of steps; nothing but regular files counts
+    :raises OSError: if the folder can't be read
     """
-    return sorted((path for path in Path(folder).glob("checkpoint_*_steps.npz") if steps_of(path) >= 0), key=steps_of)
+    return sorted((path for path in _files_in(folder) if steps_of(path) >= 0), key=steps_of)
+
+
+def _files_in(folder: str | Path) -> list[Path]:
+    try:
+        return [path for path in Path(folder).iterdir() if path.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def steps_of(path: Path) -> int:
@@ -54,9 +68,10 @@ def check_checkpoint_folder(model: MuZero, folder: str | Path) -> None:
     :param folder: Folder for its checkpoints
     :raises ValueError: if the folder has checkpoints of another run, or of this run before its number of steps was reset
     """
+    folder = Path(folder).resolve()
     existing = checkpoints_in(folder)
-    saved_at = model.checkpoint_folders.get(Path(folder).resolve())
-    if existing and (saved_at is None or model.num_timesteps < saved_at):
+    saved_at, known = model.checkpoint_folders.get(folder, (0, []))
+    if not set(known).issuperset(existing) or (existing and model.num_timesteps < saved_at):
         raise ValueError(
             f"The folder contains checkpoints of another run, {existing[-1]} the newest, and this run is at step "
             f"{model.num_timesteps}: continue that run (`resume`, then `learn` with `reset_num_timesteps=False`), or use "
@@ -75,8 +90,15 @@ def save_checkpoint(model: MuZero, folder: str | Path, keep: int = 2) -> Path:
     :return: Path to the checkpoint
     :raises OSError: if the checkpoint cannot be written
     :raises FloatingPointError: if the loss or its gradients are not finite
-    :raises ValueError: if the folder has checkpoints of another run
+    :raises ValueError: if the folder has checkpoints of another run, or another run is saving there
     """
+    check_integer("keep", keep)
+    folder = Path(folder).resolve()
+    with folder_lock(folder, model):
+        return _save_locked(model, folder, keep)
+
+
+def _save_locked(model: MuZero, folder: Path, keep: int) -> Path:
     check_checkpoint_folder(model, folder)
     if not can_learn(model):
         raise FloatingPointError("the loss or its gradients are not finite")
@@ -85,16 +107,15 @@ def save_checkpoint(model: MuZero, folder: str | Path, keep: int = 2) -> Path:
         warnings.warn(f"{', '.join(missing)} cannot be serialized and must be passed to `resume`")
     if (reason := state["environments"]["why_not"]) is not None:
         warnings.warn(f"Resuming from this checkpoint will start new episodes: {reason}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint_{model.num_timesteps}_steps.npz"
-    for unfinished in folder.glob("checkpoint_*_steps.npz.*.unfinished"):  # by a run that was killed
-        unfinished.unlink()
+    for unfinished in _files_in(folder):  # by a run that was killed
+        if fnmatch(unfinished.name, "checkpoint_*_steps.npz.*.unfinished"):
+            unfinished.unlink()
     save_npz(path, state)
     for old in checkpoints_in(folder)[:-keep]:
         if old != path:  # damaged checkpoints can have more steps
             old.unlink()
-    model.checkpoint_folders[folder.resolve()] = model.num_timesteps
+    model.checkpoint_folders[folder] = model.num_timesteps, checkpoints_in(folder)
     return path
 
 
@@ -143,15 +164,65 @@ def resume(
     """
     if "buffer_size" in changes:
         raise ValueError("`buffer_size` can't be changed by `resume`")
-    state = load_checkpoint(folder)
+    folder = Path(folder).resolve()
+    known, state = checkpoints_in(folder), load_checkpoint(folder)
+    model = _build(folder, state, env, model_class, changes, lambda model: load_run_state(model, state, restore_environments))
+    model.checkpoint_folders[folder] = model.num_timesteps, known
+    return model
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """
+    :param path: What a command was given
+    :return: Whether it is for ``load_model``, which runs no code, rather than for ``MuZero.load``
+    """
+    return Path(path).is_dir() or Path(path).suffix == ".npz"
+
+
+def load_model(
+    path: str | Path,
+    env: GymEnv | str,
+    model_class: type[SelfMuZero] = MuZero,  # type: ignore[assignment]
+    **changes: Any,
+) -> SelfMuZero:
+    """
+    Load a model from a checkpoint, to act with it: its networks and settings, without the rest of the run. In contrast to
+    ``MuZero.load`` no code from the file is executed, and the environments may be of another number than in training.
+
+    :param path: Checkpoint, or a folder with checkpoints, of which the newest that is not damaged is loaded
+    :param env: Environments with the same spaces, wrapped in ``VecNormalize`` if they were in training, which then gets the
+        statistics of the checkpoint
+    :param model_class: Class of the model
+    :param changes: Constructor arguments to change, or that cannot be serialized, such as functions
+    :return: The model, with an empty replay buffer
+    :raises OSError: if there is no checkpoint, or it can't be read
+    :raises ValueError: if the checkpoint is damaged, if the environments do not fit, or if an argument is missing
+    """
+    state = load_npz(path) if Path(path).is_file() else load_checkpoint(path)
+    return _build(path, state, env, model_class, changes, lambda model: load_policy(model, state))
+
+
+def _build(
+    path: str | Path,
+    state: dict[str, Any],
+    env: GymEnv | str,
+    model_class: type[SelfMuZero],
+    changes: dict[str, Any],
+    load: Callable[[SelfMuZero], None],
+) -> SelfMuZero:
+    """:return: A model with the settings of a checkpoint and the state that ``load`` gives it"""
     if state.get("format") != FORMAT:
-        raise ValueError(f"The checkpoint in {folder} was written by another version of sb3_muzero")
+        raise ValueError(f"The checkpoint in {path} was written by another version of sb3_muzero")
     try:
         settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}
-        model = model_class(env=env, **settings, **changes)
-        load_run_state(model, state, restore_environments)
+        log_folder = settings.pop("tensorboard_log", None)
+        if log_folder is not None:  # a file must not say where to write
+            warnings.warn(f"Not logging to the checkpoint's `tensorboard_log`: pass it to log there again, {log_folder!r}")
+        env = maybe_make_env(env, verbose=0)
+        with MemoryLimit(state["policy"]):
+            model = model_class(env=env, **settings, **changes)
+        load(model)
     except Exception as error:
         why = str(error) if isinstance(error, ValueError) else repr(error)
-        raise ValueError(f"The checkpoint in {folder} does not fit `env`, the arguments or this version: {why}") from error
-    model.checkpoint_folders[Path(folder).resolve()] = model.num_timesteps
+        raise ValueError(f"The checkpoint in {path} does not fit `env`, the arguments or this version: {why}") from error
     return model

@@ -1,6 +1,7 @@
 """Save and load the state of an optimizer."""
 
 import copy
+import inspect
 from typing import Any
 
 import torch as th
@@ -13,9 +14,9 @@ def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
     :param optimizer: Optimizer
     :return: State of each parameter, and the numbers in the parameter groups
     """
-    state = optimizer.state_dict()
+    state, own = optimizer.state_dict(), optimizer.defaults
     groups = [
-        {name: value for name, value in group.items() if isinstance(value, int | float | tuple | list) and name != "params"}
+        {name: value for name, value in group.items() if isinstance(value, int | float | tuple | list) and name in own}
         for group in state["param_groups"]
     ]
     return {"state": {str(index): values for index, values in state["state"].items()}, "param_groups": groups}
@@ -27,7 +28,7 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
 
     :param optimizer: A new optimizer
     :param state: Result of ``optimizer_state``
-    :raises ValueError: if the names, dtypes or shapes differ, or if values are not finite
+    :raises ValueError: if the names, dtypes, shapes or flags differ, or if values are not finite
     """
     trial = copy.deepcopy(optimizer)
     for group in trial.param_groups:
@@ -51,7 +52,11 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
     groups = new["param_groups"]
     for group, numbers in zip(groups, state["param_groups"], strict=True):
         for name, value in numbers.items():
-            group[name] = _like(f"optimizer.{name}", value, group.get(name, value))
+            if name not in group:
+                raise ValueError(f"`optimizer.{name}` is unknown to {type(optimizer).__name__}, which has {sorted(group)}")
+            group[name] = _like(f"optimizer.{name}", value, group[name])
+        arguments = inspect.signature(type(optimizer)).parameters.keys() & group.keys() - {"params"}
+        type(optimizer)([th.zeros(1)], **{name: group[name] for name in arguments})  # checks ranges
     optimizer.load_state_dict({"state": loaded, "param_groups": groups})
 
 
@@ -61,4 +66,6 @@ def _like(name: str, value: Any, own: Any) -> Any:
         return tuple(_like(name, part, own_part) for part, own_part in zip(value, own, strict=True))
     if isinstance(own, tuple | list):
         raise ValueError(f"`{name}` must be like {own}, got {value!r:.200}")
-    return validate_number(name, value, bool if isinstance(own, bool) else float)
+    if isinstance(own, bool) and value is not own:  # as `maximize`, which is set when the optimizer is created
+        raise ValueError(f"`{name}` must be {own} as in `optimizer_kwargs`, got {value!r:.200}")
+    return own if isinstance(own, bool) else validate_number(name, value, float)

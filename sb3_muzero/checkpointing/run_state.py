@@ -14,7 +14,7 @@ from sb3_muzero.checkpointing.settings import constructor_arguments, encode
 from sb3_muzero.common.random_state import random_state, set_random_state
 from sb3_muzero.muzero import MuZero
 
-FORMAT = 3
+FORMAT = 4
 
 
 def run_state(model: MuZero) -> dict[str, Any]:
@@ -47,6 +47,31 @@ def run_state(model: MuZero) -> dict[str, Any]:
     }
 
 
+def load_policy(model: MuZero, state: dict[str, Any]) -> None:
+    """
+    Load what acting needs.
+
+    :param model: New model with the settings in ``state``, and with its environments, of any number
+    :param state: Result of ``run_state``
+    :raises ValueError: if the state does not fit the model or its environments
+    """
+    assert model.env is not None
+    for name in ("observation_space", "action_space"):
+        own, saved = str(getattr(model, name)), state["replay_buffer"]["shape"][name]
+        if own != saved:
+            raise ValueError(f"`env` must be of `{name}` {saved}, got {own}")
+    load_statistics(model.env, state["environments"], with_returns=False)
+    _load_networks(model, state)
+    model.load_state(state["algorithm"])
+
+
+def _load_networks(model: MuZero, state: dict[str, Any]) -> None:
+    model.policy.load_state_dict(state["policy"])
+    for name, parameter in model.policy.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"the policy's `{name}` must have finite numbers")
+
+
 def load_run_state(model: MuZero, state: dict[str, Any], restore_environments: bool) -> None:
     """
     :param model: New model with the settings in ``state``, and with its environments
@@ -59,10 +84,7 @@ def load_run_state(model: MuZero, state: dict[str, Any], restore_environments: b
     load_statistics(model.env, state["environments"])
     if restore_environments:
         unpickle_environments(model.env, state["environments"])
-    model.policy.load_state_dict(state["policy"])
-    for name, parameter in model.policy.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(f"the policy's `{name}` must have finite numbers")
+    _load_networks(model, state)
     load_optimizer_state(model.policy.optimizer, state["optimizer"])
     model.learner.load_state(state["learner"])
     model.warmup.load_state(state["warmup"])

@@ -9,6 +9,12 @@ from typing import Any
 
 import gymnasium as gym
 
+MODEL_HELP = (
+    "checkpoint or folder of checkpoints (ResumableCheckpointCallback), which run no code, or zip file of MuZero.save, which "
+    "is unpickled and can run any code: open zip files of your own only"
+)
+"""What commands say of the model that they take."""
+
 
 def key_value(text: str) -> tuple[str, Any]:
     """

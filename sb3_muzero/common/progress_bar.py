@@ -11,7 +11,8 @@ from tqdm.rich import tqdm
 
 class MuZeroProgressBar(ProgressBarCallback):
     """
-    Progress bar that shows the steps, the mean return of the latest episodes and the model's time split.
+    Progress bar that shows the steps, the mean return of the latest episodes and the model's time split. In a two-player game
+    it leaves out the return, to which both players have added.
 
     :param compiles: Whether the first search compiles the planner
     """
@@ -42,7 +43,7 @@ class MuZeroProgressBar(ProgressBarCallback):
         return self.num_timesteps >= model.learning_starts and model.time_split["search"] == 0
 
     def _describe(self) -> str:
-        episodes = self.model.ep_info_buffer
+        episodes = None if self.model.two_player else self.model.ep_info_buffer  # type: ignore[attr-defined]
         mean_return = f"return {safe_mean([episode['r'] for episode in episodes]):.4g}, " if episodes else ""
         shares: dict[str, float] = self.model.time_split.shares()  # type: ignore[attr-defined]
         if self._compiles and self._searches_next():

@@ -9,6 +9,8 @@ import contextlib
 import io
 import json
 import os
+import secrets
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +51,8 @@ def save_npz(path: str | Path | io.BufferedIOBase, tree: dict[str, Any]) -> None
 def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     """
     :param path: File written by ``save_npz``, or a file object
-    :return: The saved data
-    :raises FileNotFoundError: if the file does not exist
+    :return: The saved data, which takes no more memory than the file has bytes
+    :raises OSError: if the file does not exist or is not a regular file
     :raises ValueError: if the file is damaged or has another format
     """
 
@@ -59,9 +61,14 @@ def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
             return arrays.pop(branch[ARRAY])  # each array belongs to one leaf
         return th.from_numpy(arrays.pop(branch[TENSOR])) if set(branch) == {TENSOR} else branch
 
-    opened: Any = open(path, "rb") if isinstance(path, str | Path) else contextlib.nullcontext(path)
+    opened: Any = _open_regular(path) if isinstance(path, str | Path) else contextlib.nullcontext(path)
     try:
         with opened as content, zipfile.ZipFile(content) as file:
+            claimed, length = sum(member.file_size for member in file.infolist()), content.seek(0, os.SEEK_END)
+            if claimed > length:  # what is compressed may be any number of zeros
+                raise ValueError(
+                    f"its {length} bytes claim to hold arrays of {claimed} bytes; files of sb3_muzero don't compress"
+                )
             arrays = {member.filename.removesuffix(".npy"): _read_array(file, member) for member in file.infolist()}
         tree = json.loads(arrays.pop(STRUCTURE).tobytes(), object_hook=restore)
         if not isinstance(tree, dict):
@@ -69,6 +76,15 @@ def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
         return tree
     except Exception as error:  # a damaged file can raise any error
         raise ValueError(f"{path} is damaged, or not a file of sb3_muzero: {error!r}") from error
+
+
+def _open_regular(path: str | Path) -> io.BufferedReader:
+    """:return: The open file; opening a FIFO or a device could wait for ever"""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path} is not a regular file")
+    return file
 
 
 def _read_array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -86,12 +102,14 @@ def atomic_write(path: Path) -> Iterator[io.BufferedIOBase]:
 
     :param path: File to write
     :return: Context manager with the open file
-    :raises OSError: if the file cannot be written
+    :raises OSError: if the file cannot be written, or if anything but a regular file has its name
     """
-    path = path.resolve()  # the target of a link
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    path = Path(os.path.realpath(path))  # the target of a link
+    if os.path.lexists(path) and not path.is_file():
+        raise OSError(f"{path} is not a regular file and can't be replaced by one")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.unfinished")
     try:
-        with open(unfinished, "wb") as file:
+        with open(unfinished, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

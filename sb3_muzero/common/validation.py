@@ -1,4 +1,4 @@
-"""Validation of arguments, observation spaces, observations and rewards."""
+"""Validation of arguments, observations and rewards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.common.numeric import is_integer, is_number
+from sb3_muzero.common.space_checks import check_observation_space
 
 MAX_MAGNITUDE = 1e18
 """Largest absolute value of observations and rewards. Their squares must fit in float32."""
@@ -15,7 +16,8 @@ MAX_MAGNITUDE = 1e18
 DISCRETE_SPACES = (spaces.Discrete, spaces.MultiDiscrete)
 """Spaces whose elements are class indices."""
 
-OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
+COUNTABLE_SPACES = (*DISCRETE_SPACES, spaces.MultiBinary)
+"""Spaces that are checked for membership."""
 
 # Requirement in words, as a function, and the arguments it applies to
 ARGUMENT_RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
@@ -44,12 +46,15 @@ def is_in_space(numbers: np.ndarray, space: spaces.Space | None = None) -> np.nd
     """
     :param numbers: Observations or rewards, shape ``[..., *obs_shape]``
     :param space: Observation space
-    :return: Which numbers are valid, same shape: class indices of a discrete space, or finite numbers up to ``MAX_MAGNITUDE``
+    :return: Which numbers are valid, same shape: class indices of a discrete space, zeros and ones of a MultiBinary one, else
+        finite numbers up to ``MAX_MAGNITUDE``
     """
     if isinstance(space, DISCRETE_SPACES):
         num_classes = space.n if isinstance(space, spaces.Discrete) else space.nvec
         start = np.asarray(space.start, np.int64)  # start + num_classes can overflow the space's dtype
         return (start <= numbers) & (numbers < start + num_classes) & (numbers == np.floor(numbers))
+    if isinstance(space, spaces.MultiBinary):
+        return (numbers == 0) | (numbers == 1)
     return np.abs(numbers, dtype=np.float64) <= MAX_MAGNITUDE if numbers.dtype.kind == "f" else np.True_
 
 
@@ -72,7 +77,7 @@ def check_finite(what: str, numbers: Any, step: int, env: int | None = None, spa
         if env is None:
             env = int(np.flatnonzero(~is_valid.reshape(len(numbers), -1).all(axis=1))[0])
             numbers = numbers[env]
-        if isinstance(space, DISCRETE_SPACES):
+        if isinstance(space, COUNTABLE_SPACES):
             raise ValueError(f"Environment {env} returned {numbers} as {what} at step {step}, which is not in {space}")
         raise ValueError(f"Environment {env} returned a non-finite {what} (or beyond 1e18) at step {step}: {numbers}")
 
@@ -93,11 +98,19 @@ def check_muzero_arguments(model: Any) -> None:
     :param model: ``MuZero`` model
     :raises ValueError: for an invalid argument; the message names it, its value and the allowed values
     """
+    if not hasattr(model, "observation_space"):
+        raise ValueError(
+            "`env` must be an environment or the id of one, got None: its spaces decide the networks. A model without "
+            "environment is loaded from a file, with `MuZero.load(path)`"
+        )
     for _, _, names in ARGUMENT_RANGES:
         for name in names:
             check_number(name, getattr(model, name))
     for name in SCHEDULES:
         check_schedule(name, getattr(model, name))
+    if model.seed is not None:
+        check_integer("seed", model.seed, 0)
+    check_integer("stats_window_size", model._stats_window_size)
     given = model.train_freq
     frequency = given[0] if isinstance(given, tuple) and len(given) == 2 else given
     if not is_integer(frequency) or frequency < 1:  # SB3 checks the unit
@@ -145,19 +158,3 @@ def schedule_values(value: Any) -> list[tuple[float, float]]:
     """
     schedule = FloatSchedule(value)
     return [(progress, schedule(progress)) for progress in np.linspace(1.0, 0.0, 101).tolist()]
-
-
-def check_observation_space(space: spaces.Space) -> None:
-    """
-    :param space: Observation space
-    :raises ValueError: if it is not supported
-    """
-    if not isinstance(space, OBSERVATION_SPACES):
-        supported = ", ".join(supported.__name__ for supported in OBSERVATION_SPACES)
-        raise ValueError(f"MuZero supports the observation spaces {supported}, got {space}: try FlattenObservation")
-    if (isinstance(space, spaces.Dict) and len(space) == 0) or 0 in (space.shape or ()):
-        raise ValueError(f"The observation space has no numbers: {space}")
-    for key, part in space.items() if isinstance(space, spaces.Dict) else ():
-        if isinstance(part, spaces.Dict):
-            raise ValueError(f"Nested observation spaces are not supported: {key!r} is a Dict; flatten it")
-        check_observation_space(part)

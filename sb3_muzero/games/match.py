@@ -1,5 +1,6 @@
 """Matches between two players, with scores by seat, and Elo ratings."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from sb3_muzero.games.players import Player, RandomPlayer
 
 EMPTY_BOARD: dict[str, Any] = {"moves": ()}
 """Option for ``reset`` of our games, so that they do not begin with random moves."""
+
+MAX_PLIES = 10_000
+"""Plies of a match's game after its opening, so that a match always ends."""
 
 
 class Score(NamedTuple):
@@ -108,7 +112,8 @@ def check_player(name: str, player: Any) -> None:
 
 def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Sequence[Opening]) -> np.ndarray:
     """
-    Play all games in parallel, so that a model plans the moves of all games in which it is to move as one batch.
+    Play all games in parallel, so that a model plans the moves of all games in which it is to move as one batch. A game
+    that goes on for ``MAX_PLIES`` is a draw.
 
     :param players: The first and the second player
     :param envs: A game for each opening. Who begins has the first seat; players move in turn, unless the game's ``to_play``
@@ -136,12 +141,17 @@ def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Seq
                 "The same moves from the same seed led elsewhere: `reset(seed=...)` must decide all chance in a game"
             )
     running = list(range(len(envs)))
-    while running:
-        seat = seats[running[0]]
-        moving = [i for i in running if seats[i] == seat]
-        moves = players[seat].act([envs[i] for i in moving])
-        over = {i for i, move in zip(moving, moves, strict=True) if step(i, int(move))}
+    for _ in range(MAX_PLIES):
+        over: set[int] = set()
+        for player, moving in [(players[seat], [i for i in running if seats[i] == seat]) for seat in (0, 1)]:
+            moves = player.act([envs[i] for i in moving]) if moving else ()
+            over |= {i for i, move in zip(moving, moves, strict=True) if step(i, int(move))}
         running = [i for i in running if i not in over]
+        if not running:
+            break
+    if running:
+        warnings.warn(f"{len(running)} of {len(envs)} games were still running after {MAX_PLIES} plies and count as draws")
+        gains[running] = 0
     return np.sign(gains.round(9)).astype(np.int64)
 
 

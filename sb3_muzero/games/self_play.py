@@ -32,8 +32,8 @@ class MatchResult(NamedTuple):
 
 class SelfPlayEvalCallback(BaseCallback):
     """
-    Callback for evaluating an agent of a two-player game, in place of SB3's ``EvalCallback``, which adds up the rewards of
-    both players.
+    Callback for evaluating an agent of a two-player game, in place of SB3's ``EvalCallback`` and sb3-contrib's
+    ``MaskableEvalCallback``, which add up the rewards of both players.
 
     Logs the fraction of points against each opponent, by seat, and an Elo rating among the agent's own checkpoints, of which
     the first one has 0. The agent plays without noise. In a run that ``resume`` continues, ratings and the best model start
@@ -68,7 +68,8 @@ class SelfPlayEvalCallback(BaseCallback):
         for name, opponent in opponents.items():
             check_player(f"opponents[{name!r}]", opponent)
         check_num_games("n_eval_games", n_eval_games)
-        check_integer("max_checkpoints", max_checkpoints, 0)
+        for name, number in (("eval_freq", eval_freq), ("opening_plies", opening_plies), ("max_checkpoints", max_checkpoints)):
+            check_integer(name, number, 0)
         self.make_env = make_env
         self.opponents = dict(opponents)
         self.n_eval_games = n_eval_games

@@ -2,6 +2,8 @@
 Play a board game against a model in the terminal. Beside the board stand the values and visits of its search.
 
     python -m sb3_muzero play connect_four --model connect_four.zip
+
+A zip file of ``MuZero.save`` is unpickled, which can run any code: open files of your own only. A checkpoint runs none.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import numpy as np
 import torch as th
 
 from sb3_muzero.analysis.search_tree import principal_variation
-from sb3_muzero.common.cli import key_value
+from sb3_muzero.checkpointing.files import is_checkpoint, load_model
+from sb3_muzero.common.cli import MODEL_HELP, key_value
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.muzero import MuZero
@@ -142,14 +145,47 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m sb3_muzero play", description="Play a board game against a model in the terminal."
     )
     parser.add_argument("game", choices=sorted(NAMES))
-    parser.add_argument("--model", type=Path, required=True, help="file that MuZero.save wrote")
+    parser.add_argument("--model", type=Path, required=True, help=MODEL_HELP)
     parser.add_argument("--you", choices=("first", "second", "both", "none"), default="first", help="whose moves are yours")
     parser.add_argument("--hints", action="store_true", help="show the search before your moves, too")
     parser.add_argument("--num-simulations", type=int, help="of the search, by default as in training")
     parser.add_argument(
-        "--env-kwargs", nargs="+", default=[], type=key_value, metavar="KEY=VALUE", help="for the game, as in_a_row=4"
+        "--env-kwargs",
+        nargs="+",
+        default=[],
+        type=key_value,
+        metavar="KEY=VALUE",
+        help="for the game, as in_a_row=4; its size if the model is a checkpoint",
     )
     return parser.parse_args(arguments)
+
+
+def load(args: argparse.Namespace) -> tuple[MuZero, BoardGameEnv]:
+    """
+    :param args: Of the command line
+    :return: The model and its game
+    :raises SystemExit: for a model that can't be loaded, or that is one of another game
+    """
+    if not args.model.exists() and not Path(f"{args.model}.zip").exists():
+        raise SystemExit(f"error: `--model`: there is no {args.model}")
+    simulations = "" if args.num_simulations is None else f" with {args.num_simulations} simulations"
+    changes = {} if args.num_simulations is None else {"num_simulations": args.num_simulations}
+
+    def make_game(**kwargs: Any) -> BoardGameEnv:
+        try:
+            return NAMES[args.game](**kwargs | dict(args.env_kwargs))
+        except (TypeError, ValueError) as error:
+            raise SystemExit(f"error: there is no {args.game} for {args.model} and `--env-kwargs`: {error}") from error
+
+    game = make_game() if is_checkpoint(args.model) else None
+    try:
+        model = MuZero.load(args.model, **changes) if game is None else load_model(args.model, game, **changes)
+    except (ValueError, AssertionError, OSError) as error:  # SB3 asserts that there is something in the file
+        raise SystemExit(f"error: {args.model} can't be loaded{simulations}: {error}") from error
+    game = game or make_game(**sizes(args.game, model.observation_space.shape or ()))
+    if model.observation_space != game.observation_space or model.action_space != game.action_space:
+        raise SystemExit(f"error: {args.model} plays on observations {model.observation_space}, not those of {args.game}")
+    return model, game
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -158,20 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     :raises SystemExit: for a model that can't be loaded, or that is one of another game
     """
     args = parse_args(arguments)
-    if not args.model.exists() and not Path(f"{args.model}.zip").exists():
-        raise SystemExit(f"error: `--model`: there is no {args.model}")
-    simulations = "" if args.num_simulations is None else f" with {args.num_simulations} simulations"
-    changes = {} if args.num_simulations is None else {"num_simulations": args.num_simulations}
-    try:
-        model = MuZero.load(args.model, **changes)
-    except (ValueError, AssertionError, OSError) as error:  # SB3 asserts that there is something in the file
-        raise SystemExit(f"error: {args.model} can't be loaded{simulations}: {error}") from error
-    try:
-        game = NAMES[args.game](**sizes(args.game, model.observation_space.shape or ()) | dict(args.env_kwargs))
-    except (TypeError, ValueError) as error:
-        raise SystemExit(f"error: there is no {args.game} for {args.model} and `--env-kwargs`: {error}") from error
-    if model.observation_space != game.observation_space or model.action_space != game.action_space:
-        raise SystemExit(f"error: {args.model} plays on observations {model.observation_space}, not those of {args.game}")
+    model, game = load(args)
     seats = {"first": (True, False), "second": (False, True), "both": (True, True), "none": (False, False)}[args.you]
     goal = f"{game.rules.in_a_row} in a row" if game.rules.in_a_row > 0 else "from side to side"
     print(f"{args.game}, {game.rules.num_rows} x {game.rules.num_columns}, {goal} (`--env-kwargs` for another one)\n")

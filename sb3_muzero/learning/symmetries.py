@@ -44,8 +44,8 @@ def symmetries_of(env: VecEnv) -> Symmetries | None:
     (own_space,) = env.get_attr("observation_space", indices=0)
     if own_space != env.observation_space or not isinstance(own_space, spaces.Box):
         raise ValueError(
-            f"`symmetries` require the Box observations of the environment itself, {own_space}, not stacked or transposed "
-            f"ones (images need their channels first), got {env.observation_space}"
+            f"`symmetries` require the Box observations of the environment itself, {own_space}, got {env.observation_space}: "
+            f"they must not be stacked, transposed (images need their channels first) or normalized (set `norm_obs=False`)"
         )
     sizes = int(np.prod(own_space.shape)), make_actions(env.action_space).num_candidates
     for name, size in zip(Symmetries._fields, sizes, strict=True):

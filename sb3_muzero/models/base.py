@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.models.categorical import CategoricalSupport
-from sb3_muzero.models.encoders import Preprocessor
+from sb3_muzero.models.encoders import CenteredFeatures, Preprocessor
 from sb3_muzero.models.normalization import RunningNorm
 from sb3_muzero.search.types import RecurrentOutput, RootOutput
 
@@ -105,9 +105,12 @@ class LatentModel(nn.Module):
         """
         Update the running statistics of the input normalization.
 
-        :param obs: Raw observations of a training batch, shape ``[..., *obs_shape]``
+        :param obs: Raw observations of a training batch, shape ``[B, *obs_shape]``
         """
+        self.preprocess.check_precision(obs)
         if isinstance(self.input_norm, RunningNorm):
+            if isinstance(self.features_extractor, CenteredFeatures):
+                self.features_extractor.center(self.preprocess(obs), is_first=self.input_norm.count == 0)
             self.input_norm.update_statistics(self.features(obs))
 
     def represent(self, obs: PyTorchObs, augment: bool = False) -> Any:

@@ -6,6 +6,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_muzero.common.numeric import is_number
+from sb3_muzero.common.validation import check_integer
 from sb3_muzero.search.backends.numba.translate import register
 
 
@@ -43,12 +45,11 @@ class CategoricalSupport(nn.Module):
 
     def __init__(self, num_bins: int, bounds: tuple[float, float] | None = None) -> None:
         super().__init__()
-        if num_bins < 2:
-            raise ValueError(f"`num_bins` must be at least 2, got {num_bins}")
+        check_integer("num_bins", num_bins, 2)
         self.num_bins = num_bins
         self.auto_range = bounds is None
         low, high = (0.0, 0.0) if bounds is None else bounds
-        if bounds is not None and not (-float("inf") < low < high < float("inf")):
+        if not (is_number(low) and is_number(high) and (self.auto_range or -float("inf") < low < high < float("inf"))):
             raise ValueError(f"The bounds of a support must be finite and increasing, got {bounds}")
         self.register_buffer("bounds", th.tensor([low, high], dtype=th.float32))
         self.register_buffer("grid", th.linspace(0.0, 1.0, num_bins), persistent=False)

@@ -45,8 +45,8 @@ class DecoderProbe(nn.Module):
             nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(),
             nn.Linear(hidden_dim, size),
         )  # fmt: skip
-        self.register_buffer("mean", th.zeros(self.shape))
-        self.register_buffer("scale", th.ones(self.shape))
+        self.register_buffer("mean", th.zeros(self.shape, dtype=th.float64))
+        self.register_buffer("scale", th.ones(self.shape, dtype=th.float64))
         self.to(device)
 
     mean: th.Tensor
@@ -57,8 +57,8 @@ class DecoderProbe(nn.Module):
         :param observations: Raw observations, shape ``[B, *obs_shape]``
         :return: Newest frames, the targets of the decoder, shape ``[B, *shape]``
         """
-        newest = observations[:, -self.num_newest :].float()
-        return newest / 255 if self.is_image else newest
+        newest = observations[:, -self.num_newest :]
+        return newest.float() / 255 if self.is_image else newest.double()
 
     def forward(self, latents: th.Tensor) -> th.Tensor:
         """
@@ -89,7 +89,7 @@ class DecoderProbe(nn.Module):
             if self.is_image:
                 loss = F.binary_cross_entropy_with_logits(decoded, targets[batch])
             else:
-                loss = F.mse_loss(decoded, (targets[batch] - self.mean) / self.scale)
+                loss = F.mse_loss(decoded, ((targets[batch] - self.mean) / self.scale).float())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

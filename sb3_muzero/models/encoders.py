@@ -1,5 +1,6 @@
 """Preprocessing of observations, and features extractors for small images and Dict observations."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import nn
 
 from sb3_muzero.common.validation import DISCRETE_SPACES
 
+MAX_EXACT_INTEGER = 2**24
+"""Largest integer up to which float32 holds all."""
+
 
 class Preprocessor:
     """
@@ -19,11 +23,22 @@ class Preprocessor:
 
     :param observation_space: Observation space
     :param normalize_images: Whether to divide images by 255
+    :param channels_last: Whether to move the last of an observation's three axes to the front
+    :param keeps_float64: Whether to convert the parts of which ``needs_float64`` is true to float64 instead of float32
     """
 
-    def __init__(self, observation_space: spaces.Space, normalize_images: bool = True) -> None:
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        normalize_images: bool = True,
+        channels_last: bool = False,
+        keeps_float64: bool = False,
+    ) -> None:
         self.observation_space = observation_space
         self.normalize_images = normalize_images
+        self.channels_last = channels_last
+        self.keeps_float64 = keeps_float64
+        self._checked_precision = False
 
     def batch_shape(self, obs: PyTorchObs) -> th.Size:
         """
@@ -52,8 +67,66 @@ class Preprocessor:
             starts = [th.full((), int(start), device=obs.device) for start in np.ravel(space.start)]
             obs = obs - th.stack(starts).view(np.shape(space.start))
         flat = obs.reshape(-1, *space.shape)  # type: ignore[misc]
-        preprocessed = preprocess_obs(flat, space, normalize_images=self.normalize_images)
-        return preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))  # type: ignore[union-attr]
+        if self.keeps_float64 and needs_float64(space):
+            return flat.double().reshape(len(flat), *(space.shape or (1,)))
+        preprocessed: Any = preprocess_obs(flat, space, normalize_images=self.normalize_images)
+        preprocessed = preprocessed.reshape(len(flat), *(preprocessed.shape[1:] or (1,)))
+        return preprocessed.movedim(-1, 1).contiguous() if self.channels_last else preprocessed
+
+    def check_precision(self, obs: PyTorchObs) -> None:
+        """
+        Warn, once, of observations whose differences float32 does not hold. They are not checked again.
+
+        :param obs: Raw observations of a training batch, shape ``[B, *obs_shape]``, or a dictionary of them
+        """
+        if self._checked_precision:
+            return
+        self._checked_precision = True
+        whole, parts = self.observation_space, obs if isinstance(obs, dict) else {"": obs}
+        for key, space in whole.items() if isinstance(whole, spaces.Dict) else [("", whole)]:
+            if isinstance(space, spaces.Box) and not (self.keeps_float64 and needs_float64(space)):
+                deviation, mean = th.std_mean(parts[key].double().reshape(len(parts[key]), -1), dim=0)
+                is_lost = (mean.abs() > MAX_EXACT_INTEGER) & (deviation > 0) & (deviation < 1e-5 * mean.abs())
+                for i in is_lost.nonzero()[:1].flatten().tolist():
+                    what = f"Observations{f' {key!r}' * bool(key)} around {mean[i]:.6g} differ by {deviation[i]:.2g} only"
+                    remedy = f"subtract {mean[i]:.6g} from them in the environment, in float64"
+                    warnings.warn(f"{what}, which is lost in float32: {remedy}")
+
+
+def needs_float64(space: spaces.Space) -> bool:
+    """
+    :param space: Observation space, or part of one
+    :return: Whether it holds float64 or integers, and allows numbers beyond 2 ** 24, whose differences float32 does not hold
+    """
+    if not isinstance(space, spaces.Box) or space.dtype in (np.float16, np.float32):
+        return False
+    return bool(np.abs([space.low, space.high], dtype=np.float64).max() > MAX_EXACT_INTEGER)
+
+
+class CenteredFeatures(nn.Module):
+    """
+    Features relative to a constant, the mean of the first training batch. Numbers that are large compared to their
+    differences, such as time stamps, keep these differences in float32.
+
+    :param features_extractor: Features extractor, which returns float64
+    """
+
+    origin: th.Tensor
+
+    def __init__(self, features_extractor: BaseFeaturesExtractor) -> None:
+        super().__init__()
+        self.features_extractor = features_extractor
+        self.register_buffer("origin", th.zeros(features_extractor.features_dim, dtype=th.float64))
+
+    def center(self, observations: PyTorchObs, is_first: th.Tensor) -> None:
+        """
+        :param observations: Preprocessed observations of a training batch
+        :param is_first: Whether it is the first one, which sets the constant; a scalar
+        """
+        self.origin.lerp_(self.features_extractor(observations).mean(0), is_first.double())
+
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
+        return (self.features_extractor(observations) - self.origin).float()
 
 
 class GridCNN(BaseFeaturesExtractor):

@@ -3,6 +3,7 @@
 import torch as th
 from torch import nn
 
+from sb3_muzero.common.validation import check_integer
 from sb3_muzero.models.base import PredictionOutput
 from sb3_muzero.models.normalization import LATENT_NORMS
 from sb3_muzero.search.backends.numba.translate import register
@@ -16,9 +17,11 @@ def hidden_layers(input_dim: int, net_arch: list[int], activation_fn: type[nn.Mo
     :param net_arch: Width of each layer
     :param activation_fn: Activation function
     :return: Modules, for ``nn.Sequential``
+    :raises ValueError: for a width that is not an integer of at least 1
     """
     layers: list[nn.Module] = []
     for width in net_arch:
+        check_integer("net_arch", width)
         layers += [nn.Linear(input_dim, width), nn.LayerNorm(width), activation_fn()]
         input_dim = width
     return layers
@@ -38,6 +41,7 @@ class Representation(nn.Sequential):
     def __init__(
         self, features_dim: int, latent_dim: int, net_arch: list[int], activation_fn: type[nn.Module], latent_norm: str
     ) -> None:
+        check_integer("latent_dim", latent_dim)
         widths = [features_dim, *net_arch]
         super().__init__(
             *hidden_layers(features_dim, net_arch, activation_fn),
@@ -86,6 +90,7 @@ class Prediction(nn.Module):
         self, latent_dim: int, num_actions: int, num_bins: int, net_arch: list[int], activation_fn: type[nn.Module]
     ) -> None:
         super().__init__()
+        check_integer("num_bins", num_bins, 2)
         width = [latent_dim, *net_arch][-1]
         self.trunk = nn.Sequential(*hidden_layers(latent_dim, net_arch, activation_fn))
         self.policy_head = nn.Linear(width, num_actions)

@@ -6,6 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_muzero.common.validation import check_integer
 from sb3_muzero.models.base import PredictionOutput
 from sb3_muzero.models.mlp import Prediction
 from sb3_muzero.models.normalization import LATENT_NORMS, ImageNorm
@@ -91,6 +92,8 @@ class ConvRepresentation(nn.Sequential):
         latent_norm: str,
         bf16: bool = False,
     ) -> None:
+        check_integer("num_channels", num_channels)
+        check_integer("num_blocks", num_blocks, 0)
         channels, height, width = image_shape
         layers: list[nn.Module] = [nn.Unflatten(-1, image_shape)]
         while True:

@@ -1,7 +1,9 @@
 """Policy classes for image and Dict observations."""
 
+import warnings
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -16,22 +18,52 @@ from sb3_muzero.models.resnet import ConvDynamics, ConvPrediction, ConvRepresent
 from sb3_muzero.policies.muzero_policy import MuZeroPolicy
 
 
-def image_shape(observation_space: spaces.Space, normalize_images: bool) -> tuple[int, int, int]:
+def check_image_space(space: spaces.Space, normalize_images: bool) -> None:
     """
-    :param observation_space: Observation space
+    :param space: Observation space
     :param normalize_images: Whether images are normalized by the policy. If not, any Box with three axes is an image space
-    :return: Shape of the images, ``(C, H, W)``
-    :raises ValueError: if it is not an image space, or if float images are channels-last
+    :raises ValueError: unless observations are images, or boards of numbers from -1 to 1
     """
-    if not is_image_space(observation_space, normalized_image=not normalize_images) or len(observation_space.shape or ()) != 3:
+    what = "`observation_space` must be images or boards for a convolutional policy"
+    if isinstance(space, spaces.Dict):
+        raise ValueError(f"{what}, got {space}: use MultiInputPolicy")
+    shape = space.shape or ()
+    if not isinstance(space, spaces.Box | spaces.MultiBinary) or len(shape) != 3:
+        remedy = "use MlpPolicy"
+        if len(shape) == 2:
+            remedy = f"wrap each environment in `gymnasium.wrappers.ReshapeObservation(env, {(1, *shape)})`, or {remedy}"
+        raise ValueError(f"{what}, with three axes, got {space}: {remedy}")
+    if normalize_images and not (is_image_space(space) or is_board_space(space)):
         raise ValueError(
-            f"`observation_space` must be images for a convolutional policy, uint8 from 0 to 255 with three axes (or a Box of "
-            f"three axes with `normalize_images=False`), got {observation_space}; MlpPolicy takes any Box"
+            f"{what}, uint8 from 0 to 255 or numbers from -1 to 1, got {space}: "
+            f"`policy_kwargs=dict(normalize_images=False)` takes the numbers as they are"
         )
-    channels, height, width = observation_space.shape  # type: ignore[misc]
-    if not normalize_images and width < min(channels, height):  # SB3 transposes images of uint8 only
-        raise ValueError(f"`observation_space` must have images with channels first, got {observation_space.shape}")
-    return channels, height, width
+
+
+def is_board_space(space: spaces.Space) -> bool:
+    """
+    :param space: Observation space with three axes
+    :return: Whether its numbers need no normalization, since all are between -1 and 1
+    """
+    if isinstance(space, spaces.MultiBinary):
+        return True
+    return isinstance(space, spaces.Box) and bool((np.abs([space.low, space.high], dtype=np.float64) <= 1).all())
+
+
+def has_channels_last(space: spaces.Space) -> bool:
+    """
+    :param space: Space of images or boards
+    :return: Whether the last axis is the shortest, except for images, whose channels are first since SB3 transposes them
+    """
+    if is_image_space(space):
+        return False
+    rows, columns, channels = space.shape or ()
+    if rows == columns < channels:
+        warnings.warn(
+            f"Observations of shape {space.shape} are taken for {rows} channels of {columns} x {channels} cells: if the "
+            f"channels come last, use `policy_kwargs=dict(channels_last=True)`, else `channels_last=False`"
+        )
+    return channels < min(rows, columns)
 
 
 def check_grid(grid: Any, num_actions: int) -> None:
@@ -56,9 +88,17 @@ class ImagePolicy(MuZeroPolicy):
         *,
         random_shift: int | None = None,
         random_intensity: float = 0.05,
+        channels_last: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        self.image_shape = image_shape(observation_space, kwargs.get("normalize_images", True))
+        check_image_space(observation_space, kwargs.get("normalize_images", True))
+        if not is_image_space(observation_space):
+            kwargs["normalize_images"] = False
+        elif channels_last:
+            raise ValueError("`channels_last` must not be True for images of uint8 from 0 to 255, which SB3 transposes")
+        self.channels_last = has_channels_last(observation_space) if channels_last is None else channels_last
+        first, second, third = observation_space.shape or ()
+        self.image_shape = (third, first, second) if self.channels_last else (first, second, third)
         self.random_shift = min(self.image_shape[1:]) // 20 if random_shift is None else random_shift
         self.random_intensity = random_intensity
         if self.random_shift >= min(self.image_shape[1:]):
@@ -66,6 +106,12 @@ class ImagePolicy(MuZeroPolicy):
                 f"`random_shift` must be below the images' shorter side, got {random_shift} for {self.image_shape}"
             )
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        space = self.observation_space
+        if self.channels_last or not isinstance(space, spaces.Box):
+            space = spaces.Box(-np.inf, np.inf, self.image_shape)
+        return self.features_extractor_class(space, **self.features_extractor_kwargs)
 
     def make_augmentation(self) -> nn.Module:
         return ImageAugmentation(self.random_shift, self.random_intensity)
@@ -82,13 +128,14 @@ class CnnPolicy(ImagePolicy):
     :param lr_schedule: Learning rate schedule (could be constant)
     :param random_shift: Maximum random shift of images in the loss, in pixels, 1/20 of the shorter side by default
     :param random_intensity: Standard deviation of the random brightness factor in the loss
+    :param channels_last: Whether the last axis of an observation holds the channels; by default if it is the shortest one.
+        Images of uint8 from 0 to 255 have their channels first, since SB3 transposes them
     :param kwargs: See ``MuZeroPolicy``
     :raises ValueError: for an invalid argument, or if the observation space is not an image space
     """
 
-    @staticmethod
-    def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
-        return cnn_for(observation_space.shape or ())
+    def default_features_extractor(self, observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
+        return cnn_for(self.image_shape)
 
 
 class ResNetPolicy(ImagePolicy):
@@ -170,8 +217,9 @@ class ResNetPolicy(ImagePolicy):
 class MultiInputPolicy(MuZeroPolicy):
     """Policy class of MuZero for Dict observations. See ``MuZeroPolicy`` for the arguments."""
 
-    @staticmethod
-    def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
+    def default_features_extractor(self, observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
         if not isinstance(observation_space, spaces.Dict):
-            raise ValueError(f"`observation_space` must be a Dict for MultiInputPolicy, got {observation_space}")
+            raise ValueError(
+                f"`observation_space` must be a Dict for MultiInputPolicy, got {observation_space}: use MlpPolicy"
+            )
         return MultiInputExtractor

@@ -15,10 +15,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_muzero.actions import make_actions
-from sb3_muzero.common.validation import DISCRETE_SPACES, MAX_MAGNITUDE, is_in_space
+from sb3_muzero.common.validation import COUNTABLE_SPACES, MAX_MAGNITUDE, is_in_space
 from sb3_muzero.models.base import LatentModel
 from sb3_muzero.models.categorical import CategoricalSupport
-from sb3_muzero.models.encoders import Preprocessor
+from sb3_muzero.models.encoders import CenteredFeatures, MultiInputExtractor, Preprocessor, needs_float64
 from sb3_muzero.models.mlp import Dynamics, Prediction, Representation, hidden_layers
 from sb3_muzero.models.normalization import LATENT_NORMS, RunningNorm
 from sb3_muzero.search import SearchOutput, UnsupportedModelError, is_cached
@@ -67,6 +67,8 @@ class MuZeroPolicy(BasePolicy):
     latent_model: LatentModel
     latent_model_target: LatentModel
     value_error: th.Tensor
+    channels_last = False
+    """Whether observations are images or boards whose channels come last."""
 
     def __init__(
         self,
@@ -129,8 +131,7 @@ class MuZeroPolicy(BasePolicy):
         self.register_buffer("value_error", th.zeros(()))
         self._build(lr_schedule)
 
-    @staticmethod
-    def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
+    def default_features_extractor(self, observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
         """
         :param observation_space: Observation space
         :return: Features extractor that is used by default
@@ -176,10 +177,13 @@ class MuZeroPolicy(BasePolicy):
         min_var = 1e-4 * th.as_tensor(getattr(features_extractor, "learned_features", is_learned), dtype=th.float32)
         statistics: dict[str, Any] = {"clip": 10.0, "min_momentum": 0.05, "min_var": min_var} if is_learned else {}
         normalized = self.norm_obs and (is_learned or has_vectors)
+        # Extractors that pass numbers on. All others expect float32
+        centered = normalized and type(features_extractor) in (FlattenExtractor, MultiInputExtractor)
+        centered = centered and any(map(needs_float64, parts))
         networks = self.make_networks(features_dim)
         return LatentModel(
-            Preprocessor(space, self.normalize_images),
-            features_extractor,
+            Preprocessor(space, self.normalize_images, self.channels_last, keeps_float64=centered),
+            CenteredFeatures(features_extractor) if centered else features_extractor,
             RunningNorm(features_dim, **statistics) if normalized else nn.Identity(),
             *networks,
             CategoricalSupport(self.num_bins, self.value_support),
@@ -312,8 +316,8 @@ class MuZeroPolicy(BasePolicy):
         :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``. By default all actions
             are legal
         :return: the model's action and ``state``
-        :raises ValueError: for observations outside of the observation space, and for masks with a wrong shape or without a
-            legal action
+        :raises ValueError: for an empty batch, for observations outside of the observation space, and for masks with a wrong
+            shape or without a legal action
         """
         if action_masks is None or isinstance(observation, tuple):  # super() explains the tuple of Gym's reset
             return super().predict(observation, state, episode_start, deterministic)
@@ -332,9 +336,11 @@ class MuZeroPolicy(BasePolicy):
         whole = self.observation_space
         for key, space in whole.items() if isinstance(whole, spaces.Dict) else [("", whole)]:
             array = np.asarray(parts[key])
+            if array.size == 0:
+                raise ValueError(f"`observation` must hold at least one observation, got an array of shape {array.shape}")
             fits = is_in_space(array, space)
             if not fits.all():
-                allowed = f"in {space}" if isinstance(space, DISCRETE_SPACES) else f"finite and at most {MAX_MAGNITUDE:g}"
+                allowed = f"in {space}" if isinstance(space, COUNTABLE_SPACES) else f"finite and at most {MAX_MAGNITUDE:g}"
                 raise ValueError(f"Observations must be {allowed}, got {array[~fits][0]} in {array.shape}")
         return result
 

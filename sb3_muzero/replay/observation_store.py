@@ -6,24 +6,15 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_muzero.common.numeric import is_integer
 from sb3_muzero.common.serialization import copy_into, validate_array
 from sb3_muzero.common.validation import MAX_MAGNITUDE, is_in_space
+from sb3_muzero.replay.packing import FramePacking, is_binary
 from sb3_muzero.replay.ring import NewSteps, StepIndex, flat, take
 
 UNSEEN_FRAMES = "The environments were stepped outside of training: frames that the replay buffer has not seen count as zeros"
 
 ArrayOrDict = np.ndarray | dict[str, np.ndarray]
-
-
-def stored_dtype(space: spaces.Space) -> np.dtype:
-    """
-    :param space: Observation space
-    :return: Dtype of stored observations; a record of all parts for a Dict space
-    """
-    if isinstance(space, spaces.Dict):
-        return np.dtype([(key, stored_dtype(part), part.shape or ()) for key, part in space.items()])
-    assert space.dtype is not None
-    return space.dtype
 
 
 def check_frame_stack(frame_stack: int, space: spaces.Space, num_rows: int) -> None:
@@ -33,7 +24,7 @@ def check_frame_stack(frame_stack: int, space: spaces.Space, num_rows: int) -> N
     :param num_rows: Steps of each environment that the ring can hold
     :raises ValueError: for a number of frames that observations cannot consist of
     """
-    if not isinstance(frame_stack, int):
+    if not is_integer(frame_stack):
         raise ValueError(f"`frame_stack` must be an integer, got {frame_stack!r}")
     length = (space.shape or (0,))[0] if isinstance(space, spaces.Box) else 0
     if frame_stack != 1 and (frame_stack < 1 or length < 1 or length % frame_stack != 0):
@@ -76,15 +67,15 @@ class ObservationRing:
         self.index = index
         self.frame_stack = frame_stack
         self.shape = () if isinstance(observation_space, spaces.Dict) else tuple(observation_space.shape or ())
-        dtype = stored_dtype(observation_space)
         frame = (self.shape[0] // frame_stack, *self.shape[1:]) if frame_stack > 1 else self.shape
-        self.frames = np.zeros((index.num_rows, index.n_envs, *frame), dtype=dtype)
+        self.packing = FramePacking(observation_space, frame)
+        self.frames = np.zeros((index.num_rows, index.n_envs), self.packing.stored)
         # Where the observation after an episode's last step lies in `finals`, -1 for other steps
         self.slots = np.full((index.num_rows, index.n_envs), -1, dtype=np.int32)
-        self.finals = np.zeros((16, *frame), dtype=dtype)
+        self.finals = np.zeros(16, self.packing.stored)
         self._free_slots = list(range(16))
         # The observation after the newest step of each environment
-        self.newest = np.zeros((index.n_envs, *frame), dtype=dtype)
+        self.newest = np.zeros(index.n_envs, self.packing.stored)
 
     @property
     def ends(self) -> np.ndarray:
@@ -108,18 +99,18 @@ class ObservationRing:
         """
         num_steps, at = len(steps.ids), steps.at
         observed, followed = self._records(observations, num_steps), self._records(next_observations, num_steps)
-        newest_frames = (slice(None), slice(-self.frames.shape[2], None)) if self.frame_stack > 1 else ()
+        newest_frames = (slice(None), slice(-self.packing.given.shape[0], None)) if self.frame_stack > 1 else ()
         if self.frame_stack > 1:
             self._split_episodes(steps, observed, followed)
         overwritten = self.slots[at]
         self._free_slots += overwritten[overwritten >= 0].tolist()
         self.slots[at] = -1
-        self.frames[at] = observed[newest_frames]
-        self.newest[steps.envs] = followed[newest_frames]
+        self.frames[at] = self.packing.pack(observed[newest_frames])
+        self.newest[steps.envs] = self.packing.pack(followed[newest_frames])
         return followed
 
     def _records(self, observations: ArrayOrDict, num: int) -> np.ndarray:
-        dtype = self.frames.dtype
+        dtype = self.packing.given.base
         if not isinstance(observations, dict):
             return with_shape(np.asarray(observations, dtype), (num, *self.shape))
         records: Any = np.zeros(num, dtype)
@@ -134,12 +125,13 @@ class ObservationRing:
 
         :raises ValueError: if the first observations of an environment, or those of an episode, are not stacks of frames
         """
-        ids, before, length = steps.ids, steps.ids - self.index.n_envs, self.frames.shape[2]
+        ids, before, length = steps.ids, steps.ids - self.index.n_envs, self.packing.given.shape[0]
         is_next, is_empty = ids == self.index.ends[steps.envs], self.index.num_written[steps.envs] == 0
         was_end = self._is_end(before)
         if is_empty.any() or not is_next.all():
             self._check_stacks(observed, followed)
-        expected = np.concatenate([take(self.frames, self.index.places(before)), self.newest[steps.envs]], axis=1)
+        stored = take(self.frames, self.index.places(before)), self.newest[steps.envs]
+        expected = np.concatenate([self.packing.unpack(frames) for frames in stored], axis=1)
         differs = (observed[:, -2 * length :] != expected).reshape(len(ids), -1).any(axis=1)
         self.end_episodes(before[is_next & ~is_empty & differs & ~was_end])
         if observed[is_next & (is_empty | was_end | differs), :-length].any():
@@ -147,7 +139,7 @@ class ObservationRing:
 
     def _check_stacks(self, observed: np.ndarray, followed: np.ndarray) -> None:
         """:raises ValueError: if a step brings other than one new frame, or all frames are the same"""
-        length = self.frames.shape[2]
+        length = self.packing.given.shape[0]
         before, shifted = observed[:, :-length], observed[:, length:]
         if not np.array_equal(shifted, followed[:, :-length]) or (before.any() and np.array_equal(before, shifted)):
             raise ValueError(
@@ -219,6 +211,8 @@ class ObservationRing:
     def _check_numbers(self, frames: np.ndarray) -> None:
         parts = self.space.items() if isinstance(self.space, spaces.Dict) else [((), self.space)]
         for key, space in parts:
+            if is_binary(space):  # any bits will do
+                continue
             if frames[key].dtype.kind == "f":  # of which there may be much: no copies
                 validate_array("observations", frames[key], frames[key], -MAX_MAGNITUDE, MAX_MAGNITUDE)
             elif not is_in_space(frames[key], space).all():
@@ -275,7 +269,7 @@ class ObservationRing:
             inside = (beside >= 0) & (beside < len(source))
             frames[inside] = source[beside[inside]]
             beside = beside - len(source)
-        return frames
+        return self.packing.unpack(frames)
 
 
 def parts_of(records: np.ndarray) -> Any:

@@ -48,13 +48,12 @@ def read_sequences(
     ends[-1] = True
     lengths = ends.argmax(axis=0) + 1
     inside = offsets < lengths
-    before_end = inside[: unroll_steps + 1, :, None]
+    beyond = ~inside[: unroll_steps + 1]
 
     seen = np.concatenate([np.broadcast_to(positions, (len(positions), batch_size)), positions + horizons])
     observations = _observations(buffer, np.minimum(seen, lengths), ids, env)
     actions = take(buffer.actions, places[:unroll_steps])
-    beyond = ~inside[:unroll_steps]
-    actions[beyond] = buffer.action_type.sample(beyond.shape)[beyond]
+    actions[beyond[:-1]] = buffer.action_type.sample(actions.shape[:2])[beyond[:-1]]
     rewards = buffer._normalize_reward(take(buffer.rewards, places), env)
     if bonus_coef > 0:
         rewards = rewards + buffer.bonus.of(steps, bonus_coef, env)
@@ -62,16 +61,20 @@ def read_sequences(
     if buffer.candidates is not None:
         candidates = buffer.to_torch(take(buffer.candidates, places[: unroll_steps + 1]), copy=False)
     if buffer.action_masks is not None:
-        action_masks = buffer.to_torch(take(buffer.action_masks, places[: unroll_steps + 1]) | ~before_end, copy=False)
+        masks = take(buffer.action_masks, places[: unroll_steps + 1])
+        masks[beyond] = True
+        action_masks = buffer.to_torch(masks, copy=False)
     if buffer.turn_signs is not None:
         turn_signs = buffer.to_torch(take(buffer.turn_signs, places) * inside, copy=False)
+    policies = take(buffer.policies, places[: unroll_steps + 1])
+    policies[beyond] = 0.0
     # None of these arrays shares memory with the ring
     return SequenceSamples(
         observations=tree_map(lambda part: part[: unroll_steps + 1], observations),
         bootstrap_observations=tree_map(lambda part: part[unroll_steps + 1 :], observations),
         actions=buffer.to_torch(actions, copy=False),
         rewards=buffer.to_torch((rewards * inside).astype(np.float32), copy=False),
-        policies=buffer.to_torch(take(buffer.policies, places[: unroll_steps + 1]) * before_end, copy=False),
+        policies=buffer.to_torch(policies, copy=False),
         candidates=candidates,
         action_masks=action_masks,
         lengths=buffer.to_torch(lengths, copy=False),

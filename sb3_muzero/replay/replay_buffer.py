@@ -1,11 +1,9 @@
 """SB3's ring of transitions with search statistics, read as sequences to unroll over."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
@@ -14,25 +12,15 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_muzero.actions import make_actions
 from sb3_muzero.common.pytree import tree_leaves, tree_map
+from sb3_muzero.replay.compact_rings import BitRing, CompactRing, make_rings
+from sb3_muzero.replay.memory import MemoryCheck
 from sb3_muzero.replay.observation_store import ArrayOrDict, ObservationRing, check_frame_stack
 from sb3_muzero.replay.reading import read_sequences
 from sb3_muzero.replay.reward_bonus import RewardBonus, StoredBonus
-from sb3_muzero.replay.ring import NewSteps, StepIndex, flat
+from sb3_muzero.replay.ring import NewSteps, StepIndex
 from sb3_muzero.replay.samplers import PrioritizedSampler, RecentSampler, Sampler
 from sb3_muzero.replay.sequences import SearchStatistics, SequenceSamples
 from sb3_muzero.replay.serialization import OPTIONAL_RINGS, buffer_state, load_buffer_state
-
-
-def warn_of_size(*rings: np.ndarray) -> None:
-    """
-    :param rings: All that a replay buffer allocates
-    """
-    needed, available = sum(ring.nbytes for ring in rings), psutil.virtual_memory().available
-    if needed > available:
-        warnings.warn(
-            f"A full replay buffer takes {needed / 1e9:.2f}GB, and this system has {available / 1e9:.2f}GB of memory "
-            f"available: `buffer_size` may have to be smaller"
-        )
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -62,6 +50,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     """
 
     observations: ObservationRing  # type: ignore[assignment]
+    terminals: np.ndarray
+    policies: np.ndarray | CompactRing
+    model_versions: np.ndarray
 
     def __init__(
         self,
@@ -97,9 +88,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.update_position()
         self._allocated = False
         # Allocated when the first ones come
-        self.action_masks: np.ndarray | None = None
-        self.candidates: np.ndarray | None = None
-        self.turn_signs: np.ndarray | None = None
+        self.action_masks: np.ndarray | CompactRing | None = None
+        self.candidates: np.ndarray | CompactRing | None = None
+        self.turn_signs: np.ndarray | CompactRing | None = None
+        self.memory_check = MemoryCheck()
         recent = RecentSampler(self.recent_fraction)
         prioritized = PrioritizedSampler(self.priority_exponent, self.importance_exponent)
         self.sampler: Sampler = prioritized if self.priority_exponent > 0 else recent
@@ -109,16 +101,11 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def allocate(self) -> None:
         """Allocate the arrays, which take no memory before they are filled."""
-        shape = (self.buffer_size, self.n_envs)
         self.observations = ObservationRing(self.observation_space, self.index, self.frame_stack)
-        self.actions = np.zeros((*shape, *self.action_type.shape), dtype=self.action_type.dtype)
-        self.rewards = np.zeros(shape, dtype=np.float32)
-        self.terminals = np.zeros(shape, dtype=np.bool_)
-        self.policies = np.zeros((*shape, self.action_type.num_candidates), dtype=np.float32)
-        self.model_versions = np.zeros(shape, dtype=np.int64)
+        for name, ring in make_rings(self.buffer_size, self.n_envs, self.action_type).items():
+            setattr(self, name, ring)
         self.bonus = StoredBonus(self.reward_bonus and self.reward_bonus(self.observation_space), self.observations)
         self._allocated = True
-        warn_of_size(self.observations.frames, self.actions, self.rewards, self.terminals, self.policies, self.model_versions)
 
     def optional_fill(self, name: str) -> np.ndarray:
         """
@@ -130,13 +117,15 @@ class SequenceReplayBuffer(ReplayBuffer):
             return np.array(-1, np.int8)
         return np.ones(self.action_type.num_candidates, np.bool_) if name == "action_masks" else self.action_type.candidates
 
-    def make_optional_ring(self, name: str) -> np.ndarray:
+    def make_optional_ring(self, name: str) -> np.ndarray | CompactRing:
         """
         :param name: ``action_masks``, ``candidates`` or ``turn_signs``
         :return: The ring without any of them
         """
-        fill = self.optional_fill(name)
-        return np.broadcast_to(fill, (self.buffer_size, self.n_envs, *fill.shape)).copy()
+        fill, shape = self.optional_fill(name), (self.buffer_size, self.n_envs)
+        ring = BitRing(*shape, fill.shape) if fill.dtype == np.bool_ else np.zeros((*shape, *fill.shape), fill.dtype)
+        ring[: self.size()] = fill  # what is beyond takes no memory before it is written
+        return ring
 
     def update_position(self) -> None:
         """Make SB3's ``pos`` and ``full`` follow the index."""
@@ -227,6 +216,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         terminals: np.ndarray,
         search: SearchStatistics,
     ) -> None:
+        self.memory_check.before(self, search)
         if not self._allocated:
             self.allocate()
         records = self.observations.write(steps, observations, next_observations)
@@ -234,7 +224,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.actions[at] = actions
         self.rewards[at] = rewards
         self.terminals[at] = terminals
-        self.policies[at] = 0.0 if search.weights is None else search.weights
+        self.policies[at] = np.zeros(self.action_type.num_candidates) if search.weights is None else search.weights
         self.model_versions[at] = search.model_version
         for name in OPTIONAL_RINGS:
             given = getattr(search, name)
@@ -263,13 +253,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         is_stored = self.index.is_stored(ids)
         if not is_stored.any():
             return
-        places = self.index.places(ids[is_stored])
-        flat(self.policies)[places] = weights[is_stored]
-        flat(self.model_versions)[places] = model_version
+        at = np.divmod(self.index.places(ids[is_stored]), self.n_envs)
+        self.policies[at] = weights[is_stored]
+        self.model_versions[at] = model_version
         if candidates is not None and self.candidates is None:
             self.candidates = self.make_optional_ring("candidates")
         if self.candidates is not None:
-            flat(self.candidates)[places] = self.optional_fill("candidates") if candidates is None else candidates[is_stored]
+            self.candidates[at] = self.optional_fill("candidates") if candidates is None else candidates[is_stored]
 
     def update_priorities(self, ids: np.ndarray, errors: np.ndarray) -> None:
         """

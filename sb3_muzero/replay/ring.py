@@ -1,8 +1,11 @@
 """Which steps a ring of transitions holds, and where."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from sb3_muzero.replay.compact_rings import CompactRing
 
 
 class NewSteps(NamedTuple):
@@ -27,14 +30,16 @@ def flat(ring: np.ndarray) -> np.ndarray:
     return ring.reshape(-1, *ring.shape[2:])
 
 
-def take(ring: np.ndarray, places: np.ndarray) -> np.ndarray:
+def take(ring: Union[np.ndarray, "CompactRing"], places: np.ndarray) -> np.ndarray:
     """
-    What ``flat(ring)[places]`` is, in a fraction of the time.
+    What ``flat(ring)[places]`` is, in a fraction of the time, and of compact rings, too.
 
     :param ring: Shape ``[num_rows, n_envs, ...]``
     :param places: See ``StepIndex.places``, any shape
     :return: A copy, shape ``[*places.shape, ...]``
     """
+    if not isinstance(ring, np.ndarray):
+        return ring.decode(take(ring.stored, places))
     return flat(ring).take(places, axis=0, mode="clip")
 
 

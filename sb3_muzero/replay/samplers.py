@@ -7,7 +7,9 @@ import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_muzero.common.numeric import is_number
 from sb3_muzero.common.serialization import validate_array, validate_number
+from sb3_muzero.common.validation import check_schedule
 from sb3_muzero.replay.ring import StepIndex
 from sb3_muzero.replay.sum_tree import SumTree
 
@@ -64,8 +66,8 @@ class RecentSampler(Sampler):
     """
 
     def __init__(self, recent_fraction: float) -> None:
-        if not 0 < recent_fraction <= 1:
-            raise ValueError(f"`recent_fraction` must be above 0 and at most 1, got {recent_fraction}")
+        if not (is_number(recent_fraction) and 0 < recent_fraction <= 1):
+            raise ValueError(f"`recent_fraction` must be above 0 and at most 1, got {recent_fraction!r}")
         self.recent_fraction = recent_fraction
 
     def sample(self, index: StepIndex, batch_size: int, progress_remaining: float) -> tuple[np.ndarray, np.ndarray]:
@@ -98,8 +100,9 @@ class PrioritizedSampler(Sampler):
     """Smaller errors count as this fraction of the largest one so far."""
 
     def __init__(self, priority_exponent: float, importance_exponent: float | Schedule) -> None:
-        if not 0 <= priority_exponent < float("inf"):
-            raise ValueError(f"`priority_exponent` must be at least 0 and finite, got {priority_exponent}")
+        if not (is_number(priority_exponent) and 0 <= priority_exponent < float("inf")):
+            raise ValueError(f"`priority_exponent` must be at least 0 and finite, got {priority_exponent!r}")
+        check_schedule("importance_exponent", importance_exponent)
         if not 0 <= FloatSchedule(importance_exponent)(1.0) <= 1:
             raise ValueError(f"`importance_exponent` must be between 0 and 1, got {importance_exponent}")
         self.priority_exponent = priority_exponent

@@ -2,7 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import psutil
+
 from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
+from sb3_muzero.replay.compact_rings import CompactRing
 
 if TYPE_CHECKING:
     from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
@@ -20,11 +24,15 @@ def buffer_state(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
     if buffer.size() > 0:
         rings = {name: getattr(buffer, name) for name in RINGS + OPTIONAL_RINGS}
         state["num_written"] = buffer.index.num_written
-        state["rings"] = {name: None if ring is None else ring[: buffer.size()] for name, ring in rings.items()}
+        state["rings"] = {name: _ring_state(ring, buffer.size()) for name, ring in rings.items()}
         state["observations"] = buffer.observations.state()
         state["sampler"] = buffer.sampler.state(buffer.index)
         state["bonus"] = buffer.bonus.state()
     return state
+
+
+def _ring_state(ring: np.ndarray | CompactRing | None, size: int) -> Any:
+    return ring.state(size) if isinstance(ring, CompactRing) else None if ring is None else ring[:size]
 
 
 def saved_frame_stack(state: dict[str, Any]) -> int:
@@ -53,11 +61,22 @@ def load_buffer_state(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
             raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]!r:.200}")
     try:
         buffer.buffer_size = validate_number("buffer_size", state["buffer_size"], int, low=1, high=2**40)
+        _check_memory(buffer)
         buffer.reset()
         if "num_written" in state:
             _load_transitions(buffer, state)
     except (LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"This is not a replay buffer: {error!r}") from error
+
+
+def _check_memory(buffer: "SequenceReplayBuffer") -> None:
+    """:raises ValueError: if not even the indices of all steps, which are allocated at once, would fit"""
+    needed, available = 4 * buffer.buffer_size * buffer.n_envs, psutil.virtual_memory().available
+    if needed > available:
+        raise ValueError(
+            f"The replay buffer's `buffer_size` {buffer.buffer_size} takes {needed / 1e9:.2f} GB without any transition, "
+            f"and this system has {available / 1e9:.2f} GB of memory available"
+        )
 
 
 def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> None:
@@ -71,8 +90,12 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
             continue
         given = state["rings"][name]
         ring = getattr(buffer, name) if name in RINGS else buffer.make_optional_ring(name)
-        bounds = (0, buffer.action_type.num_candidates - 1) if name == "actions" else ()
-        setattr(buffer, name, copy_into(ring, validate_array(name, given, ring[:size], *bounds)))
+        if isinstance(ring, CompactRing):
+            ring.load_state(name, given, size)
+        else:
+            bounds = (0, buffer.action_type.num_candidates - 1) if name == "actions" else ()
+            ring = copy_into(ring, validate_array(name, given, ring[:size], *bounds))
+        setattr(buffer, name, ring)
     buffer.observations.load_state(state["observations"])
     buffer.sampler.load_state(buffer.index, state["sampler"])
     buffer.bonus.load_state(state["bonus"])

@@ -9,6 +9,7 @@ import torch
 
 from sb3_muzero.common.numeric import is_integer, is_number
 from sb3_muzero.search.state import MAX_VALUE, NODE_SCOPE, TREE_SCOPE, Leaves, Roots, SearchSettings
+from sb3_muzero.search.types import RecurrentOutput
 
 ARRAYS = (np.ndarray, torch.Tensor)
 
@@ -40,6 +41,27 @@ def to_numpy(array: Any) -> np.ndarray:
         array = array.detach().cpu()
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
     return np.asarray(array)
+
+
+def check_dense(name: str, array: Any) -> None:
+    """
+    :param name: name of the field.
+    :param array: an array or tensor.
+    :raises ValueError: for a tensor whose numbers are not in plain memory; the message names the kind and the remedy.
+    """
+    if not isinstance(array, torch.Tensor):
+        return
+    if array.is_nested:
+        kind, remedy = "nested", "pad it with `torch.nested.to_padded_tensor`"
+    elif array.is_meta:
+        kind, remedy = "meta", "compute it on a device that holds its numbers"
+    elif array.is_quantized:
+        kind, remedy = "quantized", "convert it with `dequantize()`"
+    elif array.layout is not torch.strided:
+        kind, remedy = str(array.layout), "convert it with `to_dense()`"
+    else:
+        return
+    raise ValueError(f"{name} must be a dense tensor, got a {kind} one: {remedy}")
 
 
 def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
@@ -74,8 +96,9 @@ def to_float32(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     :param array: real numbers.
     :param shape: the shape it has to have.
     :return: a float32 array on the host.
-    :raises ValueError: if the shape differs or these are not real numbers.
+    :raises ValueError: if the shape differs or these are not real numbers in a dense array.
     """
+    check_dense(name, array)
     check_numbers(name, array, shape)
     numbers = to_numpy(array)
     if numbers.dtype == np.float32:
@@ -135,14 +158,17 @@ def check_action_masks(action_masks: Any, batch_size: int, num_actions: int) -> 
     :return: the masks. Shape ``[B, A]``, bool.
     :raises ValueError: for masks of another shape, with other entries, or without a legal action.
     """
+    check_dense("`action_masks`", action_masks)
     masks = to_numpy(action_masks)
-    if masks.shape not in {(batch_size, num_actions)} | ({(num_actions,)} if batch_size == 1 else set()):
-        raise ValueError(f"`action_masks` must have the shape {[batch_size, num_actions]}, got {list(masks.shape)}")
+    is_single = batch_size == 1 and masks.ndim == 1
+    if masks.shape != (shape := (num_actions,) if is_single else (batch_size, num_actions)):
+        raise ValueError(f"`action_masks` must have the shape {list(shape)}, got {list(masks.shape)}")
     if masks.dtype != np.bool_ and (masks.dtype.kind not in "iuf" or not np.isin(masks, (0, 1)).all()):
         raise ValueError(f"`action_masks` must be True where an action is legal and False elsewhere, got {action_masks}")
     masks = masks.reshape(batch_size, num_actions).astype(np.bool_)
     if not (some_legal := masks.any(axis=1)).all():
-        raise ValueError(f"`action_masks` must leave an action to choose from, got none in row {int(some_legal.argmin())}")
+        where = "" if is_single else f" in row {int(some_legal.argmin())}"
+        raise ValueError(f"`action_masks` must leave an action to choose from, got none{where}")
     return masks
 
 
@@ -169,6 +195,7 @@ def check_root_latent(latent: Any, batch_size: int) -> None:
     """
     leaves = named_leaves("root's latent", latent)
     for name, leaf in leaves.items():
+        check_dense(name, leaf)
         if not isinstance(leaf, ARRAYS) or tuple(leaf.shape[:1]) != (batch_size,):
             given = getattr(leaf, "shape", type(leaf).__name__)
             raise ValueError(f"{name} must be an array or tensor of shape [{batch_size}, ...], got {given}")
@@ -176,6 +203,16 @@ def check_root_latent(latent: Any, batch_size: int) -> None:
         places = {str(leaf.device) if isinstance(leaf, torch.Tensor) else "NumPy" for leaf in leaves.values()}
         if len(places) != 1:
             raise ValueError(f"root's latent must be of NumPy arrays or of tensors on one device, got {sorted(places)}")
+
+
+def check_output_is_dense(output: RecurrentOutput) -> None:
+    """
+    :param output: the model's output for the first simulation.
+    :raises ValueError: naming the field that is not a dense array or tensor.
+    """
+    for field, part in output._asdict().items():
+        for name, leaf in named_leaves(f"recurrent_fn's {field}", part).items():
+            check_dense(name, leaf)
 
 
 def check_roots(roots: Roots, settings: SearchSettings) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sb3_muzero.search.backends.torch import TorchBackend
-from sb3_muzero.search.checks import check_action_masks, check_root_latent, check_setting, to_float32
+from sb3_muzero.search.checks import check_action_masks, check_dense, check_root_latent, check_setting, to_float32
 from sb3_muzero.search.state import Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree, flatten, instantiate_tree
 from sb3_muzero.search.types import RecurrentFn, RootOutput, SearchOutput
@@ -55,6 +55,7 @@ def read_root(root: RootOutput, action_masks: Any) -> tuple[np.ndarray, np.ndarr
     """
     if not isinstance(root, RootOutput):
         raise ValueError(f"root must be a RootOutput, got a {type(root).__name__}")
+    check_dense("root's prior_logits", root.prior_logits)
     shape = tuple(getattr(root.prior_logits, "shape", ()))
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"root's prior_logits must be of shape [B, A] with at least one root and action, got {list(shape)}")

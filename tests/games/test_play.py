@@ -4,8 +4,10 @@ import re
 
 import pytest
 from conftest import tiny_model
+from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_muzero.__main__ import main
+from sb3_muzero.checkpointing import save_checkpoint
 from sb3_muzero.games import ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games.simulator import SimulatorPolicy
 from sb3_muzero.games.terminal import NAMES, line_of_play, search, view
@@ -38,6 +40,29 @@ def test_the_board_has_the_models_size_and_models_play_each_other(name, make, tm
     assert "X plays" in shown and "O plays" in shown
     total = sum(int(line.split()[-3]) for line in shown.split("expects")[0].splitlines() if line.rstrip().endswith("%"))
     assert total == 9  # visits of the first decision
+
+
+def test_a_checkpoint_is_played_without_running_code(tmp_path, monkeypatch, capsys):
+    save_checkpoint(tiny_model(make_vec_env(lambda: ConnectFourEnv(4, 5), 3)), tmp_path)
+
+    def explode(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a file was unpickled")
+
+    for library in ("pickle", "cloudpickle"):
+        monkeypatch.setattr(f"{library}.loads", explode)
+    size = ["--env-kwargs", "num_rows=4", "num_columns=5"]
+    for path in (tmp_path, tmp_path / "checkpoint_0_steps.npz"):
+        shown = run(monkeypatch, capsys, [], "connect_four", "--model", str(path), "--you", "none", *size)
+        assert "connect_four, 4 x 5" in shown and "X plays" in shown
+    with pytest.raises(SystemExit, match=r"`env` must be of `observation_space` Box.*4, 5.*, got Box.*6, 7"):
+        run(monkeypatch, capsys, [], "connect_four", "--model", str(tmp_path))
+
+
+def test_help_says_which_files_can_run_code(capsys):
+    for command in ("play", "report"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert "can run any code" in " ".join(capsys.readouterr().out.split())
 
 
 def test_errors_name_the_remedy(tmp_path, monkeypatch, capsys):

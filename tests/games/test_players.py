@@ -10,7 +10,7 @@ import pytest
 from conftest import TinyEnv, tiny_model
 from gymnasium import spaces
 
-from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
+from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv, match
 from sb3_muzero.games.adapters import from_open_spiel
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, legal_moves, max_num_positions, share_of_errors, solve
@@ -248,6 +248,13 @@ class Paid(Heap):
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
         self.ply += 1
         return self.observation(), self.rewards[self.ply - 1][action], self.ply == len(self.rewards), False, {}
+
+
+def test_games_without_end_are_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match, "MAX_PLIES", 20)
+    make = partial(Paid, [[1.0, 1.0]] * 10**4)
+    with pytest.warns(UserWarning, match="2 of 2 games were still running after 20 plies and count as draws"):
+        assert play_match(Always(1), Always(0), make, 4, opening_plies=1) == (Score(0, 2, 0), Score(0, 2, 0))
 
 
 def test_who_has_the_larger_sum_of_rewards_wins() -> None:

@@ -9,12 +9,17 @@ import torch as th
 import yaml
 from conftest import TinyEnv, differences, scramble, snapshot, tiny_model
 from gymnasium import spaces
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from sb3_contrib.common.maskable.evaluation import evaluate_policy
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy as sb3_evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import DiagnosticsCallback
+from sb3_muzero.common.progress_bar import MuZeroProgressBar
 from sb3_muzero.games import BoardGameEnv, ConnectFourEnv, HexEnv, TicTacToeEnv
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, legal_moves, share_of_errors, solve
@@ -455,6 +460,84 @@ def test_evaluation_says_who_plays_better_by_seat_and_keeps_the_best(tmp_path: A
     first, second, third = (row["eval/elo"] for row in evaluations)
     assert first == 0.0 < second and third < second
     assert MuZero.load(tmp_path / "best_model", device="cpu").num_timesteps == 50
+
+
+class AgainstRandom(gym.Wrapper):
+    """The game for one player: a random player answers each move."""
+
+    two_player = False
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.opponent = RandomPlayer(0)
+
+    def step(self, action: Any) -> Any:
+        *result, reward, terminated, truncated, info = self.env.step(action)
+        if not terminated:
+            *result, lost, terminated, truncated, info = self.env.step(int(self.opponent.act([self.env])[0]))
+            reward = float(reward) - float(lost)
+        return *result, reward, terminated, truncated, info
+
+
+def evaluation(env: gym.Env, **kwargs: Any) -> EvalCallback:
+    return MaskableEvalCallback(env, n_eval_episodes=2, eval_freq=20, verbose=0, warn=False, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda callback: callback,
+    lambda callback: [RecordNothing(), callback],
+    lambda callback: CallbackList([RecordNothing(), CallbackList([callback])]),
+    lambda callback: EveryNTimesteps(20, callback),
+    lambda callback: evaluation(AgainstRandom(TicTacToeEnv()), callback_after_eval=CallbackList([callback])),
+], ids=["alone", "in a list", "in a list of lists", "every n steps", "after another"])  # fmt: skip
+def test_evaluation_callbacks_that_add_up_both_players_rewards_warn_once(wrap: Any, recwarn: Any) -> None:
+    callback = evaluation(TicTacToeEnv())
+    model = tiny_model(TicTacToeEnv())
+    for _ in range(2):
+        model.learn(60, callback=wrap(callback), progress_bar=True)
+    told = [str(warning.message) for warning in recwarn if "two-player" in str(warning.message)]
+    assert len(told) == 1 and told[0].startswith("MaskableEvalCallback does not fit two-player games")
+    assert "`sb3_muzero.callbacks.SelfPlayEvalCallback`" in told[0] and "`sb3_muzero.games.match.play_match`" in told[0]
+
+
+@pytest.mark.filterwarnings("error:.*does not fit")
+def test_evaluations_that_tell_who_wins_do_not_warn() -> None:
+    model = tiny_model(TicTacToeEnv())
+    matches = SelfPlayEvalCallback(TicTacToeEnv, {"random": RandomPlayer(0)}, 2, 20, verbose=0)
+    against = evaluation(AgainstRandom(TicTacToeEnv()))
+    model.learn(60, callback=[matches, against, DiagnosticsCallback()])
+    assert -1.0 <= against.last_mean_reward <= 1.0 and matches.results
+    tiny_model(Single()).learn(60, callback=evaluation(Single()))
+
+
+def test_evaluate_policy_in_a_two_player_game_warns_once(recwarn: Any) -> None:
+    model = tiny_model(TicTacToeEnv()).learn(40)
+    assert evaluate_policy(model, TicTacToeEnv(), 4, warn=False)[0] == 1.0  # whoever wins
+    evaluate_policy(model, TicTacToeEnv(), 4, warn=False)
+    (told,) = [str(warning.message) for warning in recwarn if "`evaluate_policy`" in str(warning.message)]
+    assert "SelfPlayEvalCallback" in told and "play_match" in told and "MaskableEvalCallback" not in told
+
+
+def test_predicting_without_masks_names_the_evaluation_of_two_players() -> None:
+    model = tiny_model(TicTacToeEnv()).learn(40)
+    with pytest.warns(UserWarning, match="given none") as told, pytest.raises(ValueError, match="must be a legal move"):
+        sb3_evaluate_policy(model, TicTacToeEnv(), 20, warn=False)
+    message = str(told[0].message)
+    assert "SelfPlayEvalCallback" in message and "play_match" in message and "sb3_contrib" not in message
+
+
+def test_the_progress_bar_leaves_out_what_both_players_have_won() -> None:
+    bars = []
+    for env in (TicTacToeEnv(), Single()):
+        bar = MuZeroProgressBar(compiles=False)
+        bar.init_callback(tiny_model(env).learn(60))
+        bars.append(bar._describe())
+    assert bars[0].startswith("env") and bars[1].startswith("return")
+
+
+class RecordNothing(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
 
 
 def test_evaluations_that_cannot_be_are_errors_before_training() -> None:

@@ -115,6 +115,41 @@ def test_mask_and_prior_may_not_exclude_everything_together(search):
         search(root, MODEL.step, 4, action_masks=np.array([[True] * 3, [True, True, False]]))
 
 
+NOT_DENSE = {
+    "sparse_coo": lambda array: torch.as_tensor(array).to_sparse(),
+    "sparse_csr": lambda array: torch.as_tensor(array).reshape(2, -1).to_sparse_csr(),
+    "meta": lambda array: torch.as_tensor(array).to("meta"),
+    "nested": lambda array: torch.nested.as_nested_tensor([torch.as_tensor(row) for row in array]),
+    "quantized": lambda array: torch.quantize_per_tensor(torch.as_tensor(array).float(), 0.1, 0, torch.qint8),
+}
+
+
+@both_searches
+@pytest.mark.filterwarnings("ignore")  # of prototypes
+@pytest.mark.parametrize("kind", NOT_DENSE)
+def test_tensors_that_are_not_dense(search, kind):
+    root = RootOutput(*map(torch.as_tensor, ROOT))
+
+    def refused(name, root, step, **options):
+        with pytest.raises(ValueError, match=f"{name} must be a dense tensor, got a .*{kind} one: .*"):
+            search(root, step, 4, **options)
+
+    def step_with(field):
+        def step(state, action):
+            output = MODEL.step(np.asarray(state), np.asarray(action))
+            return RecurrentOutput(*map(torch.as_tensor, output))._replace(**{field: NOT_DENSE[kind](getattr(output, field))})
+
+        return step
+
+    for field in RootOutput._fields:
+        refused(f"root's {field}", root._replace(**{field: NOT_DENSE[kind](getattr(ROOT, field))}), step_with("value"))
+    for field in RecurrentOutput._fields:
+        refused(f"recurrent_fn's {field}", root, step_with(field))
+    refused("`action_masks`", root, step_with("value"), action_masks=NOT_DENSE[kind](np.ones((2, 3))))
+    nested = {"state": root.latent, "seen": (NOT_DENSE[kind](np.zeros((2, 3))),)}
+    refused(r"root's latent\['seen'\]\[0\]", root._replace(latent=nested), step_with("value"))
+
+
 @both_searches
 def test_wrong_types(search):
     with pytest.raises(ValueError, match="root must be a RootOutput, got a tuple"):

@@ -6,7 +6,15 @@ import numpy as np
 import torch
 
 from sb3_muzero.common.pytree import tree_leaves, tree_map
-from sb3_muzero.search.checks import check_leaves, check_numbers, check_roots, check_shape, named_leaves, to_numpy
+from sb3_muzero.search.checks import (
+    check_leaves,
+    check_numbers,
+    check_output_is_dense,
+    check_roots,
+    check_shape,
+    named_leaves,
+    to_numpy,
+)
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
 from sb3_muzero.search.tree import Tree
@@ -54,6 +62,8 @@ class TorchBackend:
         output = self.recurrent_fn(*latents.read(leaves.parent, leaves.action))
         if not isinstance(output, RecurrentOutput):
             raise ValueError(f"recurrent_fn must return a RecurrentOutput, got a {type(output).__name__}")
+        if simulation == 0:
+            check_output_is_dense(output)
         for name in ("reward", "discount", "prior_logits", "value"):
             check_numbers(f"recurrent_fn's {name}", getattr(output, name), getattr(leaves, name).shape)
         latents.write(simulation + 1, output.latent)

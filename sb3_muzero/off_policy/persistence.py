@@ -1,57 +1,41 @@
-"""SB3's OffPolicyAlgorithm with a replay buffer of sequences: how it is made, kept in files and filled."""
+"""What an off-policy algorithm keeps in files: its attributes, its replay buffer of sequences and its counters."""
 
-import contextlib
 import copy
 import io
 import pathlib
-import time
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
+from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_muzero.collector import Collector, validate_step
-from sb3_muzero.common.progress_bar import MuZeroProgressBar
+from sb3_muzero.collector import Collector
 from sb3_muzero.common.serialization import atomic_write, load_npz, save_npz, validate_number, with_suffix
-from sb3_muzero.common.time_split import TimeSplit
-from sb3_muzero.common.validation import check_finite
 from sb3_muzero.common.vec_env_checks import frames_in_observation, normalized_frames
 from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.exploration.warmup import WarmUp
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.replay.ring import flat
 from sb3_muzero.replay.serialization import saved_frame_stack
-from sb3_muzero.search import is_cached
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PersistentAlgorithm")
 
 
-class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
+class PersistentAlgorithm(OffPolicyAlgorithm):
     """
-    Off-policy algorithm that learns from sequences of a ``SequenceReplayBuffer``. Files are written atomically, and replay
-    buffers are loaded without running code. See ``MuZero`` for the arguments.
+    Off-policy algorithm with a ``SequenceReplayBuffer``. Files are written atomically, and replay buffers are loaded without
+    running code.
     """
 
     replay_buffer: SequenceReplayBuffer
     collector: Collector
+    warmup: WarmUp
+    uses_action_masks: bool
     two_player: bool | None
-
-    def _init_run(self) -> None:
-        self.warmup = WarmUp()
-        self.uses_action_masks = False
-        self.time_split = TimeSplit()
-        self._acted_at = 0.0
-        # Whether a callback was asked to end the run
-        self.interrupted = False
-        self._warned_of_missing_masks = False
-        self._checked_settings: list[Any] = []
-        # Called when ``learn`` ends, however it does
-        self.after_learning = contextlib.ExitStack()
-        # Folders with checkpoints of this run, and its steps when it was last saved there or resumed
-        self.checkpoint_folders: dict[pathlib.Path, int] = {}
+    _unfinished_rollout: tuple[int, int]
+    _logged_at: int
 
     def _make_replay_buffer(self, num_frames: int | None = None) -> SequenceReplayBuffer:
         """
@@ -104,92 +88,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 f"call `model.replay_buffer.reset()` to discard its transitions"
             )
 
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        if progress_bar:
-            callbacks = callback if isinstance(callback, list) else [callback]
-            converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
-            callback = CallbackList([*converted, MuZeroProgressBar(compiles=not is_cached())])
-        return super()._init_callback(callback)
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[int, BaseCallback]:
-        self.interrupted = False
-        self.time_split = TimeSplit()
-        if getattr(self, "replay_buffer", None) is None:
-            self.replay_buffer = self._make_replay_buffer()
-        begins = reset_num_timesteps or self._last_obs is None  # the environments are about to be reset
-        if begins:
-            self.replay_buffer.cut()
-            self.collector.reset()
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
-        if begins:
-            self._last_original_obs = self.collector.begin(self._last_obs)
-        if self.collector.normalize is None or not self.collector.normalize.norm_obs:
-            self._last_original_obs = self._last_obs
-        self.collector.raw_obs = self._last_original_obs
-        check_finite("observation", self._last_original_obs, self.num_timesteps, space=self.observation_space)
-        return result
-
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        """
-        Collect experiences and store them. A rollout that stops midway has taken a step that was not stored, so the next one
-        starts from a reset.
-
-        :return: How much was collected, and whether to go on
-        """
-        continues = False
-        try:
-            rollout = super().collect_rollouts(*args, **kwargs)
-            continues = rollout.continue_training
-        except (EOFError, ConnectionError):
-            if not self.interrupted:
-                raise
-            rollout = RolloutReturn(0, 0, continue_training=False)  # Ctrl-C has ended a SubprocVecEnv's processes, too
-        finally:
-            if not continues:
-                self._last_obs = None
-        return rollout
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: Any,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """
-        :param replay_buffer: Where the step is stored
-        :param buffer_action: The ``Decision`` of ``_sample_action``
-        :param new_obs: Observations after the step; where an episode ended, the first of the next episode
-        :param reward: Rewards of the step
-        :param dones: Whether an episode ended
-        :param infos: Hold the ``terminal_observation`` of episodes that ended
-        :raises ValueError: for observations and rewards that cannot be learned from, with nothing stored
-        """
-        self.time_split["environment"] += time.perf_counter() - self._acted_at
-        step = self.collector.make_step(buffer_action, new_obs, reward, dones, infos)
-        validate_step(step, self.observation_space, self.num_timesteps)
-        self.warmup.update(step.raw_rewards, dones, infos)
-        obs = self._last_original_obs
-        statistics = step.statistics(model_version=self._n_updates)
-        assert isinstance(replay_buffer, SequenceReplayBuffer)
-        replay_buffer.add(obs, step.raw_final_obs, buffer_action.actions, step.raw_rewards, dones, infos, statistics)  # type: ignore
-        self._last_obs, self._last_original_obs = new_obs, step.raw_new_obs
-
-    def dump_logs(self) -> None:
-        """Write log data."""
-        for part, share in self.time_split.shares().items():
-            self.logger.record(f"time/{part}_share", share)
-        super().dump_logs()
-
     def save(
         self,
         path: str | pathlib.Path | io.BufferedIOBase,
@@ -212,6 +110,32 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             path = path.with_name(f"{path.name}_2")
         with atomic_write(path) as file:
             super().save(file, exclude, include)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """
+        SB3's ``load``. Like that, it unpickles the file, which can run any code: load files of your own only. Checkpoints of
+        ``ResumableCheckpointCallback`` run none, see ``sb3_muzero.checkpointing.load_model``.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on, ``None`` to predict only
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: extra arguments to change the model when loading
+        :return: new model instance with loaded parameters
+        """
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
@@ -255,6 +179,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "progress_remaining": self._current_progress_remaining,
             "n_updates": self._n_updates,
             "episode_num": self._episode_num,
+            "unfinished_rollout": list(self._unfinished_rollout),
+            "logged_at": self._logged_at,
             "uses_action_masks": self.uses_action_masks,
             "two_player": self.two_player,
         }
@@ -270,13 +196,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._current_progress_remaining = validate_number("progress_remaining", state["progress_remaining"], float)
         self._n_updates = validate_number("n_updates", state["n_updates"], int, 0)
         self._episode_num = validate_number("episode_num", state["episode_num"], int, 0)
+        steps, episodes = state["unfinished_rollout"]
+        self._unfinished_rollout = validate_number("steps", steps, int, 0), validate_number("episodes", episodes, int, 0)
+        self._logged_at = validate_number("logged_at", state["logged_at"], int, 0)
         self.uses_action_masks = validate_number("uses_action_masks", state["uses_action_masks"], bool)
         self.two_player = validate_number("two_player", state["two_player"], bool)
 
     def _excluded_save_params(self) -> list[str]:
         parts = ["collector", "learner", "reanalyzer"]
         of_this_run = ["symmetries", "time_split", "_acted_at", "interrupted", "after_learning", "checkpoint_folders"]
-        of_this_run += ["_checked_settings", "_warned_of_missing_masks"]
+        of_this_run += ["_checked_settings", "_use_masking", "run_warnings", "_log_every"]
         return [*super()._excluded_save_params(), *parts, *of_this_run]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
