@@ -142,13 +142,13 @@ def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Seq
             )
     running = list(range(len(envs)))
     for _ in range(MAX_PLIES):
+        over: set[int] = set()
+        for player, moving in [(players[seat], [i for i in running if seats[i] == seat]) for seat in (0, 1)]:
+            moves = player.act([envs[i] for i in moving]) if moving else ()
+            over |= {i for i, move in zip(moving, moves, strict=True) if step(i, int(move))}
+        running = [i for i in running if i not in over]
         if not running:
             break
-        seat = seats[running[0]]
-        moving = [i for i in running if seats[i] == seat]
-        moves = players[seat].act([envs[i] for i in moving])
-        over = {i for i, move in zip(moving, moves, strict=True) if step(i, int(move))}
-        running = [i for i in running if i not in over]
     if running:
         warnings.warn(f"{len(running)} of {len(envs)} games were still running after {MAX_PLIES} plies and count as draws")
         gains[running] = 0

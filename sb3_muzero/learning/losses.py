@@ -77,9 +77,10 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
         "reward": (reward_loss * (weights[1:] * targets.reward_weights)).sum(),
         "consistency": (consistency_loss * (weights[1:] * targets.latent_weights)).sum(),
     }
-    if predicted.turn_logits is not None and samples.turn_signs is not None:
+    if model.turn_head is not None and samples.turn_signs is not None:
         signs = samples.turn_signs[: len(samples.actions)]
         same_player, known = (signs > 0).float(), (signs != 0).float()
-        turn_loss = F.binary_cross_entropy_with_logits(predicted.turn_logits[1:], same_player, reduction="none")
+        logits = model.turn_head(latents[1:]).squeeze(-1)
+        turn_loss = F.binary_cross_entropy_with_logits(logits, same_player, reduction="none")
         losses["turn"] = (turn_loss * (weights[1:] * known)).sum()
     return LossOutput(losses, value_errors)

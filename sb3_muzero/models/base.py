@@ -22,14 +22,11 @@ class PredictionOutput(NamedTuple):
     :param value_logits: Logits over the bins of the value support, shape ``[..., num_bins]``
     :param reward_logits: Logits over the bins of the reward support, for the reward of the transition into the latent state,
         shape ``[..., num_bins]``
-    :param turn_logits: Logits of the probability that the player who made that transition moves again, shape ``[...]``;
-        ``None`` for a single player, or two that move in turn
     """
 
     policy_logits: th.Tensor
     value_logits: th.Tensor
     reward_logits: th.Tensor
-    turn_logits: th.Tensor | None = None
 
 
 def scale_gradient(tensor: th.Tensor, scale: float) -> th.Tensor:
@@ -59,6 +56,8 @@ class LatentModel(nn.Module):
     :param value_support: Support of the value, in the environment's reward units
     :param reward_support: Support of the reward
     :param augmentation: Data augmentation of preprocessed observations in the loss, ``None`` for none
+    :param turn_head: Maps latent states to logits, shape ``[..., 1]``, that the player who made the last move moves again;
+        ``None`` for a single player, or two that move in turn
     :raises ValueError: if a support has an automatic range and the prediction function lacks its linear layer
     """
 
@@ -74,6 +73,7 @@ class LatentModel(nn.Module):
         value_support: CategoricalSupport,
         reward_support: CategoricalSupport,
         augmentation: nn.Module | None = None,
+        turn_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.preprocess = preprocessor
@@ -86,6 +86,7 @@ class LatentModel(nn.Module):
         self.value_support = value_support
         self.reward_support = reward_support
         self.augmentation = augmentation
+        self.turn_head = turn_head
         for support, head in ((value_support, "value_head"), (reward_support, "reward_head")):
             if support.auto_range and not isinstance(getattr(prediction, head, None), nn.Linear):
                 raise ValueError(
@@ -152,16 +153,16 @@ class LatentModel(nn.Module):
 
         :param latent: Latent states, shape ``[B, latent_dim]``
         :param action: Action indices, shape ``[B]``
-        :param discount: Discount factor of the next state's value; negative if the opponent moves next. Where that is
-            predicted, its sign is, too
+        :param discount: Discount factor of the next state's value; negative if the opponent moves next. With a ``turn_head``
+            its sign is predicted
         :return: Rewards, discounts, policy logits, values and next latent states
         """
         next_latent = self.dynamics(latent, self.action_encoder(action))
         predicted = self.prediction(next_latent)
         reward = self.reward_support.expectation(predicted.reward_logits)
         discounts = th.full_like(reward, discount)
-        if predicted.turn_logits is not None:
-            discounts = th.where(predicted.turn_logits > 0, discounts.abs(), -discounts.abs())
+        if self.turn_head is not None:
+            discounts = th.where(self.turn_head(next_latent).squeeze(-1) > 0, discounts.abs(), -discounts.abs())
         return RecurrentOutput(
             reward,
             discounts,

@@ -84,17 +84,10 @@ class Prediction(nn.Module):
     :param num_bins: Number of bins of the value and reward supports
     :param net_arch: Widths of the hidden layers, which the heads share
     :param activation_fn: Activation function
-    :param predict_turns: Whether to predict if the same player moves again
     """
 
     def __init__(
-        self,
-        latent_dim: int,
-        num_actions: int,
-        num_bins: int,
-        net_arch: list[int],
-        activation_fn: type[nn.Module],
-        predict_turns: bool = False,
+        self, latent_dim: int, num_actions: int, num_bins: int, net_arch: list[int], activation_fn: type[nn.Module]
     ) -> None:
         super().__init__()
         check_integer("num_bins", num_bins, 2)
@@ -103,16 +96,13 @@ class Prediction(nn.Module):
         self.policy_head = nn.Linear(width, num_actions)
         self.value_head = nn.Linear(width, num_bins)
         self.reward_head = nn.Linear(width, num_bins)
-        self.turn_head = nn.Linear(width, 1) if predict_turns else None
-        for head in (self.policy_head, self.value_head, self.reward_head, self.turn_head):
-            if head is not None:
-                nn.init.zeros_(head.weight)
-                nn.init.zeros_(head.bias)
+        for head in (self.policy_head, self.value_head, self.reward_head):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
 
     def forward(self, latent: th.Tensor) -> PredictionOutput:
         hidden = self.trunk(latent)
-        turns = None if self.turn_head is None else self.turn_head(hidden).squeeze(-1)
-        return PredictionOutput(self.policy_head(hidden), self.value_head(hidden), self.reward_head(hidden), turns)
+        return PredictionOutput(self.policy_head(hidden), self.value_head(hidden), self.reward_head(hidden))
 
 
 register(Dynamics, "sequential")

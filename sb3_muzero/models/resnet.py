@@ -179,7 +179,6 @@ class ConvPrediction(Prediction):
     :param activation_fn: Activation function
     :param num_channels: Number of channels after the 1x1 convolution
     :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
-    :param predict_turns: Whether to predict if the same player moves again
     """
 
     def __init__(
@@ -191,14 +190,12 @@ class ConvPrediction(Prediction):
         activation_fn: type[nn.Module],
         num_channels: int = 16,
         bf16: bool = False,
-        predict_turns: bool = False,
     ) -> None:
         channels, height, width = latent_shape
-        super().__init__(num_channels * height * width, num_actions, num_bins, net_arch, activation_fn, predict_turns)
+        super().__init__(num_channels * height * width, num_actions, num_bins, net_arch, activation_fn)
         reduce = [nn.Conv2d(channels, num_channels, 1), ImageNorm(num_channels), activation_fn(), nn.Flatten()]
         self.trunk = ConvLayers(nn.Unflatten(-1, latent_shape), *reduce, *self.trunk, bf16=bf16)
 
     def forward(self, latent: th.Tensor) -> PredictionOutput:
         predicted = super().forward(latent.flatten(0, -2))
-        shape = latent.shape[:-1]
-        return PredictionOutput(*(None if logits is None else logits.unflatten(0, shape) for logits in predicted))  # type: ignore
+        return PredictionOutput(*(logits.unflatten(0, latent.shape[:-1]) for logits in predicted))

@@ -205,13 +205,7 @@ class ResNetPolicy(ImagePolicy):
             ActionTable(planes),
             ConvDynamics(shape, planes.shape[1], **body),
             ConvPrediction(
-                shape,
-                self.actions.num_candidates,
-                self.num_bins,
-                self.net_arch,
-                self.activation_fn,
-                bf16=self.bf16,
-                predict_turns=self.predict_turns,
+                shape, self.actions.num_candidates, self.num_bins, self.net_arch, self.activation_fn, bf16=self.bf16
             ),
         )
 

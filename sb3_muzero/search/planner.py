@@ -148,6 +148,7 @@ class Planner:
             used = [model]
             if type(model).recurrent_inference.__module__.startswith("sb3_muzero."):  # which uses no features extractor
                 used = [model.action_encoder, model.dynamics, model.prediction, model.value_support, model.reward_support]
+                used += [] if model.turn_head is None else [model.turn_head]
             return root, self.cuda_graphed("step", step, (root.latent, actions), model, discount, used=used)
         return compiled.initial_inference(model.features(obs)), compiled
 

@@ -22,7 +22,7 @@ class MLPModel(Protocol):
     sequences of these, and modules whose class is known to ``translate.register``.
 
     ``dynamics`` takes the latent followed by the one-hot action. ``prediction`` is registered as ``"prediction"``. The
-    supports turn the logits of value and reward into scalars. The model is an ``nn.Module`` itself.
+    supports turn the logits of value and reward into scalars. ``turn_head`` may be None. The model is an ``nn.Module`` itself.
     """
 
     input_norm: Any
@@ -31,6 +31,7 @@ class MLPModel(Protocol):
     prediction: Any
     value_support: Any
     reward_support: Any
+    turn_head: Any
 
 
 class Workspace(NamedTuple):
@@ -75,8 +76,7 @@ def translate_model(model: MLPModel, visited: list[Any]) -> tuple[list[Layer], .
         raise UnsupportedModelError("a head without layers is not supported by the compiled planner")
     value += translate(model.value_support, value[-1].width, visited)
     reward += translate(model.reward_support, reward[-1].width, visited)
-    head = getattr(prediction, "turn_head", None)
-    turn = [] if head is None else [translate(head, hidden, visited)]
+    turn = [] if model.turn_head is None else [translate(model.turn_head, latent_dim, visited)]
     return representation, dynamics, trunk, policy, value, reward, *turn
 
 

@@ -37,6 +37,8 @@ def forward(program: Program, section: int, num_rows: int, num_inputs: int, late
     width = num_inputs
     for step in range(program.sections.size - 2):  # a loop, because each call site of `apply` would be compiled separately
         number = section if step == 0 else TRUNK + step - 1
+        if number == TURN:
+            hidden, width = latent, latent_dim
         buffer = apply(program, number, num_rows, width, hidden, min(1 + 2 * step, 5))
         if step == 0:
             latent = hidden = buffer

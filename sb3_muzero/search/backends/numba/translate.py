@@ -68,8 +68,7 @@ def register(module_class: type[nn.Module], kind: str) -> None:
         - ``"standardize"``: ``(x - mean) / sqrt(var + 1e-8)``, clamped to [``-clip``, ``clip``];
         - ``"expectation"``: expected value of a softmax over bins at ``bounds[0] + (bounds[1] - bounds[0]) * grid``;
         - ``"sequential"``: its children one after the other, whatever the signature of ``forward`` is;
-        - ``"prediction"``: ``policy_head``, ``value_head``, ``reward_head`` and, if there is one, ``turn_head`` of the output
-          of ``trunk``;
+        - ``"prediction"``: ``policy_head``, ``value_head`` and ``reward_head`` of the output of ``trunk``;
         - or a layer of PyTorch, a key of ``TRANSLATORS``.
     :raises ValueError: for an unknown kind.
     """
