@@ -93,7 +93,7 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
         if isinstance(ring, CompactRing):
             ring.load_state(name, given, size)
         else:
-            bounds = (0, buffer.action_type.num_candidates - 1) if name == "actions" else ()
+            bounds = {"actions": (0, buffer.action_type.num_candidates - 1), "turn_signs": (-1, 1)}.get(name, ())
             ring = copy_into(ring, validate_array(name, given, ring[:size], *bounds))
         setattr(buffer, name, ring)
     buffer.observations.load_state(state["observations"])

@@ -264,6 +264,10 @@ def test_steps_without_a_turn_are_those_of_players_in_turn() -> None:
     buffer.add_episode(*episode, True, SearchStatistics(turn_signs=np.array([1, -1, 0], np.int8)))
     signs = buffer.sequences(np.array([0, 3, 4]), np.zeros(3, int), 2, 2).turn_signs
     assert signs is not None and signs.T.tolist() == [[-1, -1, -1, 0], [1, -1, 0, 0], [-1, 0, 0, 0]]
+    state = buffer.state()
+    state["rings"]["turn_signs"] = np.full_like(state["rings"]["turn_signs"], 100)
+    with pytest.raises(ValueError, match="turn_signs"):
+        buffer.load_state(state)
 
 
 def test_symmetries_and_single_steps_keep_the_turns() -> None:
