@@ -12,8 +12,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_muzero.actions import make_actions
 from sb3_muzero.common.pytree import tree_leaves, tree_map
-from sb3_muzero.replay.compact_rings import BitRing, CompactRing, make_rings
-from sb3_muzero.replay.memory import MemoryCheck
+from sb3_muzero.replay.compact_rings import BitRing, SparseRing
+from sb3_muzero.replay.memory import check_memory
 from sb3_muzero.replay.observation_store import ArrayOrDict, ObservationRing, check_frame_stack
 from sb3_muzero.replay.reading import read_sequences
 from sb3_muzero.replay.reward_bonus import RewardBonus, StoredBonus
@@ -51,8 +51,13 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     observations: ObservationRing  # type: ignore[assignment]
     terminals: np.ndarray
-    policies: np.ndarray | CompactRing
+    policies: np.ndarray | SparseRing
     model_versions: np.ndarray
+
+    MAX_DENSE_LENGTH = 256
+    """Policies over more actions are stored without their zeros."""
+    MEMORY_CHECK_STEPS = 1000
+    """Steps that tell how much memory a full buffer takes, besides the first one."""
 
     def __init__(
         self,
@@ -88,10 +93,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.update_position()
         self._allocated = False
         # Allocated when the first ones come
-        self.action_masks: np.ndarray | CompactRing | None = None
-        self.candidates: np.ndarray | CompactRing | None = None
-        self.turn_signs: np.ndarray | CompactRing | None = None
-        self.memory_check = MemoryCheck()
+        self.action_masks: BitRing | None = None
+        self.candidates: np.ndarray | None = None
+        self.turn_signs: np.ndarray | None = None
+        self._has_warned_of_memory = False
         recent = RecentSampler(self.recent_fraction)
         prioritized = PrioritizedSampler(self.priority_exponent, self.importance_exponent)
         self.sampler: Sampler = prioritized if self.priority_exponent > 0 else recent
@@ -102,8 +107,13 @@ class SequenceReplayBuffer(ReplayBuffer):
     def allocate(self) -> None:
         """Allocate the arrays, which take no memory before they are filled."""
         self.observations = ObservationRing(self.observation_space, self.index, self.frame_stack)
-        for name, ring in make_rings(self.buffer_size, self.n_envs, self.action_type).items():
-            setattr(self, name, ring)
+        shape, actions = (self.buffer_size, self.n_envs), self.action_type
+        self.actions = np.zeros((*shape, *actions.shape), dtype=actions.dtype)
+        self.rewards = np.zeros(shape, dtype=np.float32)
+        self.terminals = np.zeros(shape, dtype=np.bool_)
+        is_sparse, length = actions.num_candidates > self.MAX_DENSE_LENGTH, actions.num_candidates
+        self.policies = SparseRing(*shape, length) if is_sparse else np.zeros((*shape, length), dtype=np.float32)
+        self.model_versions = np.zeros(shape, dtype=np.int64)
         self.bonus = StoredBonus(self.reward_bonus and self.reward_bonus(self.observation_space), self.observations)
         self._allocated = True
 
@@ -117,13 +127,13 @@ class SequenceReplayBuffer(ReplayBuffer):
             return np.array(-1, np.int8)
         return np.ones(self.action_type.num_candidates, np.bool_) if name == "action_masks" else self.action_type.candidates
 
-    def make_optional_ring(self, name: str) -> np.ndarray | CompactRing:
+    def make_optional_ring(self, name: str) -> Any:
         """
         :param name: ``action_masks``, ``candidates`` or ``turn_signs``
         :return: The ring without any of them
         """
         fill, shape = self.optional_fill(name), (self.buffer_size, self.n_envs)
-        ring = BitRing(*shape, fill.shape) if fill.dtype == np.bool_ else np.zeros((*shape, *fill.shape), fill.dtype)
+        ring = BitRing(*shape, fill.shape) if name == "action_masks" else np.zeros((*shape, *fill.shape), fill.dtype)
         ring[: self.size()] = fill  # what is beyond takes no memory before it is written
         return ring
 
@@ -216,7 +226,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         terminals: np.ndarray,
         search: SearchStatistics,
     ) -> None:
-        self.memory_check.before(self, search)
+        stored_before = self.size() * self.n_envs
         if not self._allocated:
             self.allocate()
         records = self.observations.write(steps, observations, next_observations)
@@ -236,6 +246,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.index.append(steps)
         self.sampler.add(self.index, steps.ids)
         self.update_position()
+        stored, limits = self.size() * self.n_envs, (1, min(self.MEMORY_CHECK_STEPS, self.index.capacity))
+        if not self._has_warned_of_memory and any(stored_before < limit <= stored for limit in limits):
+            self._has_warned_of_memory = check_memory(self)
 
     def update_search(
         self, ids: np.ndarray, weights: np.ndarray, model_version: int, candidates: np.ndarray | None = None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 import numpy as np
 
 if TYPE_CHECKING:
-    from sb3_muzero.replay.compact_rings import CompactRing
+    from sb3_muzero.replay.compact_rings import BitRing
 
 
 class NewSteps(NamedTuple):
@@ -30,16 +30,16 @@ def flat(ring: np.ndarray) -> np.ndarray:
     return ring.reshape(-1, *ring.shape[2:])
 
 
-def take(ring: Union[np.ndarray, "CompactRing"], places: np.ndarray) -> np.ndarray:
+def take(ring: Union[np.ndarray, "BitRing"], places: np.ndarray) -> np.ndarray:
     """
-    What ``flat(ring)[places]`` is, in a fraction of the time, and of compact rings, too.
+    What ``flat(ring)[places]`` is, in a fraction of the time, and of a ``BitRing``, too.
 
     :param ring: Shape ``[num_rows, n_envs, ...]``
     :param places: See ``StepIndex.places``, any shape
     :return: A copy, shape ``[*places.shape, ...]``
     """
     if not isinstance(ring, np.ndarray):
-        return ring.decode(take(ring.stored, places))
+        return ring[np.divmod(places, ring.bits.shape[1])]
     return flat(ring).take(places, axis=0, mode="clip")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 
 from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
-from sb3_muzero.replay.compact_rings import CompactRing
+from sb3_muzero.replay.compact_rings import BitRing
 
 if TYPE_CHECKING:
     from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
@@ -31,8 +31,8 @@ def buffer_state(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
     return state
 
 
-def _ring_state(ring: np.ndarray | CompactRing | None, size: int) -> Any:
-    return ring.state(size) if isinstance(ring, CompactRing) else None if ring is None else ring[:size]
+def _ring_state(ring: np.ndarray | BitRing | None, size: int) -> Any:
+    return ring.state(size) if isinstance(ring, BitRing) else None if ring is None else ring[:size]
 
 
 def saved_frame_stack(state: dict[str, Any]) -> int:
@@ -90,7 +90,7 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
             continue
         given = state["rings"][name]
         ring = getattr(buffer, name) if name in RINGS else buffer.make_optional_ring(name)
-        if isinstance(ring, CompactRing):
+        if isinstance(ring, BitRing):
             ring.load_state(name, given, size)
         else:
             bounds = {"actions": (0, buffer.action_type.num_candidates - 1), "turn_signs": (-1, 1)}.get(name, ())
