@@ -1,39 +1,23 @@
 """Collects transitions from vectorized environments, with the statistics of their searches."""
 
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_muzero.actions import DiscreteActions
 from sb3_muzero.common.action_masks import get_action_masks
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.turns import Turns
 from sb3_muzero.common.validation import check_finite
 from sb3_muzero.common.vec_env_checks import normalized_frames
 from sb3_muzero.exploration.warmup import repeated_random_actions
+from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.replay.sequences import SearchStatistics
 from sb3_muzero.search import SearchOutput
 
 TINY = np.finfo(np.float32).tiny
-
-
-class ActingPolicy(Protocol):
-    """
-    What the collector needs of a policy.
-
-    :param actions: The action space
-    :param predict_turns: Whether the model predicts who moves next
-    """
-
-    actions: DiscreteActions
-    predict_turns: bool
-
-    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]: ...
-
-    def plan(self, obs: Any, *args: Any, **kwargs: Any) -> SearchOutput: ...
 
 
 class Decision(NamedTuple):
@@ -62,14 +46,8 @@ class Decision(NamedTuple):
         """
         if self.search is None:
             return SearchStatistics(action_masks=self.action_masks)
-        search = self.search
-        return SearchStatistics(
-            model_version,
-            search.action_weights,
-            search.candidates,
-            self.root_values,
-            self.action_masks,
-        )
+        weights, candidates = self.search.action_weights, self.search.candidates
+        return SearchStatistics(model_version, weights, candidates, self.root_values, self.action_masks)
 
     def scalars(self) -> dict[str, float]:
         """:return: Figures of the search to log, means over the environments"""
@@ -164,7 +142,7 @@ class Collector:
 
     def __init__(
         self,
-        policy: ActingPolicy,
+        policy: MuZeroPolicy,
         env: VecEnv | None = None,
         use_masking: bool = False,
         exploration_steps_per_episode: float = float("inf"),

@@ -144,10 +144,10 @@ def test_policy_improvement_by_hand():
     gain = policy_improvement(search)
     categorical = th.distributions.Categorical
     both = th.distributions.kl_divergence(categorical(improved), categorical(prior))
-    assert gain.policy_kl == pytest.approx(both.mean().item(), abs=1e-4)
-    assert gain.prior_entropy == pytest.approx(categorical(prior).entropy().mean().item(), abs=1e-4)
-    assert gain.search_entropy == pytest.approx(categorical(improved).entropy().mean().item(), abs=1e-4)
-    assert gain.agreement == (prior.argmax(-1) == improved.argmax(-1)).float().mean().item()
+    assert gain["policy_kl"] == pytest.approx(both.mean().item(), abs=1e-4)
+    assert gain["prior_entropy"] == pytest.approx(categorical(prior).entropy().mean().item(), abs=1e-4)
+    assert gain["search_entropy"] == pytest.approx(categorical(improved).entropy().mean().item(), abs=1e-4)
+    assert gain["agreement"] == (prior.argmax(-1) == improved.argmax(-1)).float().mean().item()
 
 
 def test_effective_rank():

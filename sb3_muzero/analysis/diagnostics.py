@@ -99,35 +99,20 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
     return ModelErrors(*(((error * known).sum(1) / known.sum(1)).numpy(force=True) for error, known in known_errors))
 
 
-class PolicyImprovement(NamedTuple):
-    """
-    Search policy against prior policy, means over decisions.
-
-    :param policy_kl: KL divergence of the improved policy from the prior, in nats
-    :param agreement: Share of decisions whose likeliest action is the same in both
-    :param prior_entropy: In nats
-    :param search_entropy: Of the improved policy, in nats
-    """
-
-    policy_kl: float
-    agreement: float
-    prior_entropy: float
-    search_entropy: float
-
-
-def policy_improvement(search: SearchOutput) -> PolicyImprovement:
+def policy_improvement(search: SearchOutput) -> dict[str, float]:
     """
     :param search: Result of a search
-    :return: How it changed the policy
+    :return: How it changed the policy: ``policy_kl``, ``agreement``, ``prior_entropy`` and ``search_entropy``, means over
+        decisions, see ``METRICS``
     """
     prior, improved = search.tree.children_prior_probs[:, 0], search.action_weights
     log_prior, log_improved = (np.log(np.maximum(policy, np.finfo(np.float32).tiny)) for policy in (prior, improved))
-    return PolicyImprovement(
-        policy_kl=float((improved * (log_improved - log_prior)).sum(-1).mean()),
-        agreement=float((prior.argmax(-1) == improved.argmax(-1)).mean()),
-        prior_entropy=float(-(prior * log_prior).sum(-1).mean()),
-        search_entropy=float(-(improved * log_improved).sum(-1).mean()),
-    )
+    return {
+        "policy_kl": float((improved * (log_improved - log_prior)).sum(-1).mean()),
+        "agreement": float((prior.argmax(-1) == improved.argmax(-1)).mean()),
+        "prior_entropy": float(-(prior * log_prior).sum(-1).mean()),
+        "search_entropy": float(-(improved * log_improved).sum(-1).mean()),
+    }
 
 
 def effective_rank(latents: th.Tensor) -> float:
@@ -205,7 +190,7 @@ def measure(model: MuZero, batch_size: int, unroll_steps: int) -> tuple[ModelErr
     targets = model.learner.targets(samples)
     roots = tree_map(lambda part: part[0], samples.observations)
     masks = None if samples.action_masks is None else samples.action_masks[0].numpy(force=True)
-    figures = policy_improvement(policy.plan(roots, deterministic=True, action_masks=masks))._asdict()
+    figures = policy_improvement(policy.plan(roots, deterministic=True, action_masks=masks))
 
     with th.no_grad():
         figures["effective_rank"] = effective_rank(policy.represent(roots))

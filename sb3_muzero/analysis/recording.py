@@ -43,17 +43,13 @@ class _Running:
 
     def __init__(self, observation: Any) -> None:
         self.observations = [observation]
-        self.actions: list[int] = []
-        self.rewards: list[float] = []
-        self.root_values: list[float] = []
-        self.action_masks: list[np.ndarray] = []
-        self.turn_signs: list[int] = []
+        self.steps: list[tuple[Any, ...]] = []  # action, reward, root value, action mask and turn sign of each
 
     def ended(self, terminated: bool) -> Episode:
-        masks = np.array(self.action_masks) if self.action_masks else None
-        actions, rewards, root_values = np.array(self.actions), np.array(self.rewards), np.array(self.root_values)
-        turn_signs = np.array(self.turn_signs) if self.turn_signs else None
-        return Episode(self.observations, actions, rewards, root_values, masks, terminated, turn_signs)
+        actions, rewards, root_values, *optional = zip(*self.steps, strict=True)
+        masks, signs = (None if part[0] is None else np.array(part) for part in optional)
+        played = np.array(actions), np.array(rewards, np.float64), np.array(root_values, np.float64)
+        return Episode(self.observations, *played, masks, terminated, signs)
 
 
 def one_of(observations: Any, env: int) -> Any:
@@ -128,19 +124,13 @@ def play(
         step = collector.step(collector.act(observations, deterministic))
         observations, dones, infos = step.new_obs, step.dones, step.infos
         decision, statistics = step.decision, step.statistics(model_version=0)
-        assert statistics.root_values is not None
         if replay_buffer is not None:
             replay_buffer.add(stored, step.raw_final_obs, decision.actions, step.raw_rewards, dones, infos, statistics)
             stored = step.raw_new_obs
+        columns = decision.actions, step.rewards, statistics.root_values, statistics.action_masks, statistics.turn_signs
         earned, steps = earned + step.raw_rewards, steps + 1
         for i, episode in enumerate(running):
-            episode.actions.append(int(decision.actions[i]))
-            episode.rewards.append(float(step.rewards[i]))
-            episode.root_values.append(float(statistics.root_values[i]))
-            if decision.action_masks is not None:
-                episode.action_masks.append(decision.action_masks[i])
-            if step.turn_signs is not None:
-                episode.turn_signs.append(int(step.turn_signs[i]))
+            episode.steps.append(tuple(None if column is None else column[i] for column in columns))
             episode.observations.append(one_of(step.final_obs, i))
             if not dones[i]:
                 continue
@@ -154,10 +144,10 @@ def play(
             earned[i] = steps[i] = 0
         if all(len(done) >= share for done in results):
             break
-    cut = [episode.ended(False) for episode, done in zip(running, results, strict=True) if len(done) < share]
+    cut = [episode for episode, done in zip(running, results, strict=True) if len(done) < share]
     returns = [earned for done in results for earned, _ in done]
     lengths = [taken for done in results for _, taken in done]
-    return Recording(complete + [episode for episode in cut if len(episode.actions) > 0], returns, lengths, len(cut))
+    return Recording(complete + [episode.ended(False) for episode in cut if episode.steps], returns, lengths, len(cut))
 
 
 def stacked(observations: list[Any], device: th.device) -> Any:

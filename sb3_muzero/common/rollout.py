@@ -3,7 +3,7 @@
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 
 class CompletedRollout:
@@ -26,7 +26,7 @@ class CompletedRollout:
         self.steps = steps
         self.episodes = episodes
         self.continues = True
-        self._errors: list[BaseException] = []  # at most one
+        self.error: BaseException | None = None  # that the callback has raised
         self.unit = train_freq.unit
         self.frequency = self.remaining
 
@@ -35,10 +35,6 @@ class CompletedRollout:
         """What is left to collect, in the unit of ``train_freq``."""
         collected = self.steps // self.n_envs if self.unit == TrainFrequencyUnit.STEP else self.episodes
         return max(self.train_freq.frequency - collected, 0)
-
-    def result(self) -> RolloutReturn:
-        """:return: How much was collected, and whether to go on"""
-        return RolloutReturn(self.steps, self.episodes, self.continues)
 
     def on_rollout_start(self) -> None:
         """As the callback's."""
@@ -59,17 +55,12 @@ class CompletedRollout:
         try:
             self.continues = bool(self.callback.on_step())
         except BaseException as error:  # KeyboardInterrupt, too
-            self._errors.append(error)
-        if self._errors or not self.continues:
-            self.continues, self.frequency = False, 0
+            self.error, self.continues = error, False
+        if not self.continues:
+            self.frequency = 0
         return True
 
     def on_rollout_end(self) -> None:
         """As the callback's, unless that has ended training."""
         if self.continues:
             self.callback.on_rollout_end()
-
-    def raise_error(self) -> None:
-        """Raise what the callback has raised, if anything."""
-        if self._errors:
-            raise self._errors.pop()

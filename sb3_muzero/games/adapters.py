@@ -188,26 +188,17 @@ class OpenSpielGame(AdaptedGame):
             raise ValueError(f'`game` must be a game of OpenSpiel or its name, as "connect_four", got {game!r}')
         kind = game.get_type()
         traits = {
-            "players": game.num_players(),
-            "dynamics": kind.dynamics.name,
-            "chance": kind.chance_mode.name,
-            "information": kind.information.name,
-            "utility": kind.utility.name,
-            "observation tensor": kind.provides_observation_tensor,
+            "players": (2, game.num_players()),
+            "dynamics": ("SEQUENTIAL", kind.dynamics.name),
+            "chance": ("DETERMINISTIC", kind.chance_mode.name),
+            "information": ("PERFECT_INFORMATION", kind.information.name),
+            "utility": ("ZERO_SUM", kind.utility.name),
+            "observation tensor": (True, kind.provides_observation_tensor),
         }
-        needed = {
-            "players": 2,
-            "dynamics": "SEQUENTIAL",
-            "chance": "DETERMINISTIC",
-            "information": "PERFECT_INFORMATION",
-            "utility": "ZERO_SUM",
-            "observation tensor": True,
-        }
-        wrong = {name: trait for name, trait in traits.items() if trait != needed[name]}
-        if wrong:
-            raise ValueError(
-                f"`game` must have { ({name: needed[name] for name in wrong}) }, but {kind.short_name} has {wrong}"
-            )
+        needed = {name: trait for name, (trait, found) in traits.items() if trait != found}
+        if needed:
+            wrong = {name: traits[name][1] for name in needed}
+            raise ValueError(f"`game` must have {needed}, but {kind.short_name} has {wrong}")
         shape = tuple(game.observation_tensor_shape())
         self.game = game
         self.state = game.new_initial_state()

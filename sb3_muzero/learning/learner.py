@@ -2,42 +2,20 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_muzero.actions import DiscreteActions
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.serialization import validate_number
 from sb3_muzero.learning.losses import LossOutput, muzero_loss
 from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
-from sb3_muzero.models.base import LatentModel
 from sb3_muzero.replay.sequences import SequenceSamples
-from sb3_muzero.search.planner import Planner
 
-
-class TrainablePolicy(Protocol):
-    """
-    What the learner needs of a policy.
-
-    :param latent_model: The online model
-    :param latent_model_target: Its target copy
-    :param actions: The action space
-    :param optimizer: The online model's optimizer
-    :param value_error: Running mean of the value's absolute error, a scalar tensor
-    :param planner: Planner, whose CUDA graph cache is used
-    """
-
-    latent_model: LatentModel
-    latent_model_target: LatentModel
-    actions: DiscreteActions
-    optimizer: th.optim.Optimizer
-    value_error: th.Tensor
-    planner: Planner
-
-    def update_target(self, tau: float) -> None: ...
+if TYPE_CHECKING:
+    from sb3_muzero.policies import MuZeroPolicy
 
 
 class LearnerSettings(NamedTuple):
@@ -81,7 +59,7 @@ class Learner:
     MAX_SKIPPED_UPDATES = 10
     """Non-finite updates in a row after which training fails."""
 
-    def __init__(self, policy: TrainablePolicy, settings: LearnerSettings) -> None:
+    def __init__(self, policy: "MuZeroPolicy", settings: LearnerSettings) -> None:
         self.policy = policy
         self.settings = settings
         self.skipped_updates = self.skipped_in_a_row = 0

@@ -1,14 +1,15 @@
 """MuZero Reanalyze: stored steps are searched again with a newer model (https://arxiv.org/abs/2104.06294)."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch as th
 
 from sb3_muzero.common.pytree import tree_map
-from sb3_muzero.models.base import LatentModel
 from sb3_muzero.replay.sequences import SequenceSamples
-from sb3_muzero.search import SearchOutput
+
+if TYPE_CHECKING:
+    from sb3_muzero.policies import MuZeroPolicy
 
 
 class SearchUpdate(NamedTuple):
@@ -27,18 +28,6 @@ class SearchUpdate(NamedTuple):
     candidates: np.ndarray | None = None
 
 
-class PlanningPolicy(Protocol):
-    """
-    What the reanalyzer needs of a policy.
-
-    :param latent_model_target: The target model
-    """
-
-    latent_model_target: LatentModel
-
-    def plan(self, obs: Any, *args: Any, **kwargs: Any) -> SearchOutput: ...
-
-
 class Reanalyzer:
     """
     Searches the first step of sequences again. Where the horizon of the value target is a single step, the value of the new
@@ -47,7 +36,7 @@ class Reanalyzer:
     :param policy: Policy whose target model searches
     """
 
-    def __init__(self, policy: PlanningPolicy) -> None:
+    def __init__(self, policy: "MuZeroPolicy") -> None:
         self.policy = policy
 
     @th.no_grad()

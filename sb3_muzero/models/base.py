@@ -11,7 +11,7 @@ from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import CenteredFeatures, Preprocessor
 from sb3_muzero.models.normalization import RunningNorm
-from sb3_muzero.search.checks import check_dense, named_leaves
+from sb3_muzero.search.checks import check_dense
 from sb3_muzero.search.types import RecurrentOutput, RootOutput
 
 
@@ -48,8 +48,7 @@ def checked(network: str, output: Any) -> Any:
     :return: The output
     :raises ValueError: for a sparse, nested, meta or quantized tensor
     """
-    for name, leaf in named_leaves(f"The {network} function's output", output).items():
-        check_dense(name, leaf)
+    check_dense(f"The {network} function's output", output)
     return output
 
 

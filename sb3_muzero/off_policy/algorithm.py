@@ -131,11 +131,12 @@ class SequenceOffPolicyAlgorithm(PersistentAlgorithm):
             self._unfinished_rollout = (rollout.steps, rollout.episodes)
             if self._acted_at is not None:
                 self._last_obs = self._acted_at = None
-            rollout.raise_error()
+            if rollout.error is not None:
+                raise rollout.error
         if rollout.continues:
             self._unfinished_rollout = (0, 0)
         self._log_if_due()
-        return rollout.result()
+        return RolloutReturn(rollout.steps, rollout.episodes, rollout.continues)
 
     def _log_if_due(self) -> None:
         """Write log data where no end of an episode does so."""

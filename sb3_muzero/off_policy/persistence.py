@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
@@ -26,7 +25,8 @@ SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PersistentAlgorithm")
 class PersistentAlgorithm(OffPolicyAlgorithm):
     """
     Off-policy algorithm with a ``SequenceReplayBuffer``. Files are written atomically, and replay buffers are loaded without
-    running code.
+    running code. ``load`` unpickles, as SB3's does, which can run any code: load files of your own only. Checkpoints of
+    ``ResumableCheckpointCallback`` run none, see ``sb3_muzero.checkpointing.load_model``.
     """
 
     replay_buffer: SequenceReplayBuffer
@@ -110,32 +110,6 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
             path = path.with_name(f"{path.name}_2")
         with atomic_write(path) as file:
             super().save(file, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfAlgorithm],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfAlgorithm:
-        """
-        SB3's ``load``. Like that, it unpickles the file, which can run any code: load files of your own only. Checkpoints of
-        ``ResumableCheckpointCallback`` run none, see ``sb3_muzero.checkpointing.load_model``.
-
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on, ``None`` to predict only
-        :param device: Device on which the code should run.
-        :param custom_objects: Dictionary of objects to replace upon loading
-        :param print_system_info: Whether to print system info from the saved model and the current system info
-        :param force_reset: Force call to ``reset()`` before training
-        :param kwargs: extra arguments to change the model when loading
-        :return: new model instance with loaded parameters
-        """
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

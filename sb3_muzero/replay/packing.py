@@ -1,5 +1,6 @@
 """Booleans stored as bits: of any arrays, and in the frames of observations."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,26 +70,20 @@ class FramePacking:
         :param frames: As environments return them, shape ``[..., *given.shape]``
         :return: As they are stored, shape ``[..., *stored.shape]``
         """
-        if not self.binary:
-            return frames
-        if self.given.names is None:
-            return pack_bits(frames, self.given.shape)
-        records = np.empty(frames.shape, self.stored)
-        for key in self.given.names:
-            records[key] = pack_bits(frames[key], self.given[key].shape) if key in self.binary else frames[key]
-        return records
+        return self._converted(frames, self.stored, lambda part, given: pack_bits(part, given.shape))
 
     def unpack(self, frames: np.ndarray) -> np.ndarray:
         """
         :param frames: As they are stored, shape ``[..., *stored.shape]``
         :return: As environments return them, shape ``[..., *given.shape]``
         """
-        if not self.binary:
-            return frames
-        if self.given.names is None:
-            return unpack_bits(frames, self.given.shape, self.given.base)
-        records = np.empty(frames.shape, self.given)
+        return self._converted(frames, self.given, lambda part, given: unpack_bits(part, given.shape, given.base))
+
+    def _converted(self, frames: np.ndarray, dtype: np.dtype, convert: Callable[..., np.ndarray]) -> np.ndarray:
+        """:return: Frames whose binary parts were converted, with this dtype"""
+        if not self.binary or self.given.names is None:
+            return convert(frames, self.given) if self.binary else frames
+        records = np.empty(frames.shape, dtype)
         for key in self.given.names:
-            part = self.given[key]
-            records[key] = unpack_bits(frames[key], part.shape, part.base) if key in self.binary else frames[key]
+            records[key] = convert(frames[key], self.given[key]) if key in self.binary else frames[key]
         return records

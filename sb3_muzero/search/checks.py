@@ -9,7 +9,6 @@ import torch
 
 from sb3_muzero.common.numeric import is_integer, is_number
 from sb3_muzero.search.state import MAX_VALUE, NODE_SCOPE, TREE_SCOPE, Leaves, Roots, SearchSettings
-from sb3_muzero.search.types import RecurrentOutput
 
 ARRAYS = (np.ndarray, torch.Tensor)
 
@@ -43,25 +42,26 @@ def to_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def check_dense(name: str, array: Any) -> None:
+def check_dense(name: str, tree: Any) -> None:
     """
-    :param name: name of the field.
-    :param array: an array or tensor.
-    :raises ValueError: for a tensor whose numbers are not in plain memory; the message names the kind and the remedy.
+    :param name: name of the tree.
+    :param tree: an array or tensor, or a nest of such.
+    :raises ValueError: for a tensor whose numbers are not in plain memory; the message names it, the kind and the remedy.
     """
-    if not isinstance(array, torch.Tensor):
-        return
-    if array.is_nested:
-        kind, remedy = "nested", "pad it with `torch.nested.to_padded_tensor`"
-    elif array.is_meta:
-        kind, remedy = "meta", "compute it on a device that holds its numbers"
-    elif array.is_quantized:
-        kind, remedy = "quantized", "convert it with `dequantize()`"
-    elif array.layout is not torch.strided:
-        kind, remedy = str(array.layout), "convert it with `to_dense()`"
-    else:
-        return
-    raise ValueError(f"{name} must be a dense tensor, got a {kind} one: {remedy}")
+    for leaf_name, leaf in named_leaves(name, tree).items():
+        if not isinstance(leaf, torch.Tensor):
+            continue
+        if leaf.is_nested:
+            kind, remedy = "nested", "pad it with `torch.nested.to_padded_tensor`"
+        elif leaf.is_meta:
+            kind, remedy = "meta", "compute it on a device that holds its numbers"
+        elif leaf.is_quantized:
+            kind, remedy = "quantized", "convert it with `dequantize()`"
+        elif leaf.layout is not torch.strided:
+            kind, remedy = str(leaf.layout), "convert it with `to_dense()`"
+        else:
+            continue
+        raise ValueError(f"{leaf_name} must be a dense tensor, got a {kind} one: {remedy}")
 
 
 def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
@@ -193,9 +193,9 @@ def check_root_latent(latent: Any, batch_size: int) -> None:
     :param batch_size: number of roots ``B``.
     :raises ValueError: unless each leaf is an array or tensor with a row for each root, and all of one kind and device.
     """
+    check_dense("root's latent", latent)
     leaves = named_leaves("root's latent", latent)
     for name, leaf in leaves.items():
-        check_dense(name, leaf)
         if not isinstance(leaf, ARRAYS) or tuple(leaf.shape[:1]) != (batch_size,):
             given = getattr(leaf, "shape", type(leaf).__name__)
             raise ValueError(f"{name} must be an array or tensor of shape [{batch_size}, ...], got {given}")
@@ -203,16 +203,6 @@ def check_root_latent(latent: Any, batch_size: int) -> None:
         places = {str(leaf.device) if isinstance(leaf, torch.Tensor) else "NumPy" for leaf in leaves.values()}
         if len(places) != 1:
             raise ValueError(f"root's latent must be of NumPy arrays or of tensors on one device, got {sorted(places)}")
-
-
-def check_output_is_dense(output: RecurrentOutput) -> None:
-    """
-    :param output: the model's output for the first simulation.
-    :raises ValueError: naming the field that is not a dense array or tensor.
-    """
-    for field, part in output._asdict().items():
-        for name, leaf in named_leaves(f"recurrent_fn's {field}", part).items():
-            check_dense(name, leaf)
 
 
 def check_roots(roots: Roots, settings: SearchSettings) -> None:

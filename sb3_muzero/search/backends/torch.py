@@ -7,9 +7,9 @@ import torch
 
 from sb3_muzero.common.pytree import tree_leaves, tree_map
 from sb3_muzero.search.checks import (
+    check_dense,
     check_leaves,
     check_numbers,
-    check_output_is_dense,
     check_roots,
     check_shape,
     named_leaves,
@@ -63,7 +63,8 @@ class TorchBackend:
         if not isinstance(output, RecurrentOutput):
             raise ValueError(f"recurrent_fn must return a RecurrentOutput, got a {type(output).__name__}")
         if simulation == 0:
-            check_output_is_dense(output)
+            for field, part in output._asdict().items():
+                check_dense(f"recurrent_fn's {field}", part)
         for name in ("reward", "discount", "prior_logits", "value"):
             check_numbers(f"recurrent_fn's {name}", getattr(output, name), getattr(leaves, name).shape)
         latents.write(simulation + 1, output.latent)

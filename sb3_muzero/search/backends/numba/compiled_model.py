@@ -1,7 +1,7 @@
 """The compiled planner: a latent model of MLPs on the CPU, with which the whole search runs in compiled code."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,24 +14,6 @@ from sb3_muzero.search.checks import check_leaves, check_roots, to_float32, to_n
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves, rounded_up
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import Array, RecurrentOutput, RootOutput
-
-
-class MLPModel(Protocol):
-    """
-    The models that the compiled planner supports. Their parts are ``nn.Linear``, ``nn.LayerNorm``, common activations,
-    sequences of these, and modules whose class is known to ``translate.register``.
-
-    ``dynamics`` takes the latent followed by the one-hot action. ``prediction`` is registered as ``"prediction"``. The
-    supports turn the logits of value and reward into scalars. ``turn_head`` may be None. The model is an ``nn.Module`` itself.
-    """
-
-    input_norm: Any
-    representation: Any
-    dynamics: Any
-    prediction: Any
-    value_support: Any
-    reward_support: Any
-    turn_head: Any
 
 
 class Workspace(NamedTuple):
@@ -50,9 +32,13 @@ class Workspace(NamedTuple):
     leaves: Leaves
 
 
-def translate_model(model: MLPModel, visited: list[Any]) -> tuple[list[Layer], ...]:
+def translate_model(model: Any, visited: list[Any]) -> tuple[list[Layer], ...]:
     """
-    :param model: a model.
+    The parts of a model may be ``nn.Linear``, ``nn.LayerNorm``, common activations, sequences of these, and modules whose
+    class is known to ``translate.register``, which that of ``prediction`` must be, as ``"prediction"``. ``dynamics`` takes the
+    latent followed by the one-hot action.
+
+    :param model: a ``LatentModel``.
     :param visited: list to which the model and its submodules are appended.
     :return: the layers of representation, dynamics, trunk, policy, value, reward and, if it is predicted, turn.
     :raises UnsupportedModelError: if the compiled planner does not support the model.
@@ -85,12 +71,12 @@ class CompiledModel:
     A model whose searches run in compiled code, as a ``recurrent_fn``. It reads the parameters in place, so the model may be
     trained between searches; ``is_current`` says whether the model's structure is still the same.
 
-    :param model: the model.
+    :param model: a ``LatentModel``.
     :param discount: factor from the value of the next state to the value of this one; its sign may be predicted.
     :raises UnsupportedModelError: if the compiled planner does not support it.
     """
 
-    def __init__(self, model: MLPModel, discount: float) -> None:
+    def __init__(self, model: Any, discount: float) -> None:
         visited: list[Any] = []
         sections = translate_model(model, visited)
         representation, dynamics, _, policy, *_ = sections
