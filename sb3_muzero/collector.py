@@ -39,16 +39,6 @@ class Decision(NamedTuple):
     root_values: np.ndarray | None = None
     to_play: np.ndarray | None = None
 
-    def statistics(self, model_version: int) -> SearchStatistics:
-        """
-        :param model_version: Gradient updates of the model that searched
-        :return: What the replay buffer stores of the search
-        """
-        if self.search is None:
-            return SearchStatistics(action_masks=self.action_masks)
-        weights, candidates = self.search.action_weights, self.search.candidates
-        return SearchStatistics(model_version, weights, candidates, self.root_values, self.action_masks)
-
     def scalars(self) -> dict[str, float]:
         """:return: Figures of the search to log, means over the environments"""
         assert self.search is not None and self.root_values is not None
@@ -95,7 +85,11 @@ class Step(NamedTuple):
         :param model_version: Gradient updates of the model that searched
         :return: What the replay buffer stores of the decision and of its turns
         """
-        return self.decision.statistics(model_version)._replace(turn_signs=self.turn_signs)
+        _, search, masks, _, root_values, _ = self.decision
+        if search is None:
+            return SearchStatistics(action_masks=masks, turn_signs=self.turn_signs)
+        found = search.action_weights, search.candidates, root_values
+        return SearchStatistics(model_version, *found, masks, self.turn_signs)
 
 
 def final_observations(new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]], normalize: VecNormalize | None) -> Any:

@@ -26,7 +26,6 @@ from sb3_muzero.learning.reanalyze import Reanalyzer
 from sb3_muzero.learning.symmetries import Symmetries, apply_symmetries, symmetries_of
 from sb3_muzero.off_policy import SequenceOffPolicyAlgorithm
 from sb3_muzero.policies import CnnPolicy, ImagePolicy, MlpPolicy, MultiInputPolicy, MuZeroPolicy, ResNetPolicy
-from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.replay.sequences import SequenceSamples
 from sb3_muzero.search.planner import PlannerSettings
 
@@ -105,10 +104,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
     }
 
     policy: MuZeroPolicy
-    replay_buffer: SequenceReplayBuffer
     exploration: FloatSchedule
     novelty_coef: FloatSchedule
-    collector: Collector
     learner: Learner
     reanalyzer: Reanalyzer
 
@@ -228,10 +225,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
         """Let searches follow settings that were assigned since, or raise ``ValueError``."""
         if self.learner.policy is not self.policy:  # the user has assigned another one
             self.collector.policy = self.learner.policy = self.reanalyzer.policy = self.policy
-        discount = -self.gamma if self.two_player else self.gamma
-        wanted = (self.search, self.num_simulations, self.search_kwargs, discount)
-        if wanted != self.policy.planner.settings or self.num_simulations is True:  # which equals 1
-            settings = self.planner_settings
+        settings = self.planner_settings
+        if settings != self.policy.planner.settings or self.num_simulations is True:  # which equals 1
             settings.check()
             self.policy.planner.settings = settings
 

@@ -11,9 +11,12 @@ import torch as th
 from gymnasium import spaces
 from hypothesis import settings
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero import MuZero
+from sb3_muzero.replay.reading import read_sequences
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
+from sb3_muzero.replay.sequences import SequenceSamples
 
 th.set_num_threads(1)
 # The same examples each time; pytest --hypothesis-profile=fuzz, for an hour or so, looks for others
@@ -139,3 +142,17 @@ def differences(a: Any, b: Any) -> list[str]:
 def snapshot(model: MuZero) -> dict[str, Any]:
     """:return: A copy of all that ``save`` calls parameters: both networks, their supports' bounds, the optimizer's state"""
     return deepcopy(model.get_parameters())
+
+
+def sequences_of(
+    buffer: SequenceReplayBuffer,
+    ages: np.ndarray,
+    envs: np.ndarray,
+    unroll_steps: int,
+    n_steps: int,
+    env: VecNormalize | None = None,
+    bonus_coef: float = 0.0,
+) -> SequenceSamples:
+    """:return: Sequences that start so many steps after the oldest one of their environments"""
+    ids = buffer.index.begins[envs] + ages * buffer.n_envs
+    return read_sequences(buffer, ids, unroll_steps, n_steps, env, bonus_coef=bonus_coef)

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, cartpole_observations, differences, snapshot, tiny_envs, tiny_model
+from conftest import TinyEnv, cartpole_observations, differences, sequences_of, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -234,7 +234,7 @@ def test_what_is_not_finite_names_environment_and_step(what, at, step, word, val
     assert differences(snapshots[-1], snapshot(model)) == []
     size = model.replay_buffer.size()
     assert size == step // 3 - 1
-    sequences = model.replay_buffer.sequences(np.arange(size), np.full(size, 2), 1, 1)
+    sequences = sequences_of(model.replay_buffer, np.arange(size), np.full(size, 2), 1, 1)
     assert np.isfinite(sequences.observations.numpy()).all() and np.isfinite(sequences.rewards.numpy()).all()
     model.predict(np.zeros(3, np.float32))
     model.save(tmp_path / "model")

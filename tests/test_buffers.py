@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 import torch as th
-from conftest import TinyEnv, differences, tiny_model
+from conftest import TinyEnv, differences, sequences_of, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -58,7 +58,7 @@ def assert_equal_to_history(buffer: SequenceReplayBuffer, pasts: list[list[dict]
     """:param pasts: The steps of each environment that are to be in the buffer; "cut" ends a sequence, too"""
     for env, stored in enumerate(pasts):
         for start in range(len(stored)):
-            s = buffer.sequences(np.array([start]), np.array([env]), unroll, n)
+            s = sequences_of(buffer, np.array([start]), np.array([env]), unroll, n)
             episode = []
             for step in stored[start : start + unroll + n]:
                 episode.append(step)
@@ -168,7 +168,7 @@ def test_of_stacked_frames_an_episode_is_stored_as_rows_are():
             buffer.add(np.stack([obs] * 2), np.stack([next_obs] * 2), np.zeros(2), np.zeros(2), done, [{}, {}])
         buffer.add_episode(stacks, np.zeros(7), np.zeros(7), True, env=0)
     ages = np.arange(20)
-    observations = buffer.sequences(ages[2:], np.zeros(18, int), 1, 1).observations
+    observations = sequences_of(buffer, ages[2:], np.zeros(18, int), 1, 1).observations
     np.testing.assert_array_equal(observations[0], np.concatenate([stacks[:7]] * 4)[-18:])
     np.testing.assert_array_equal(observations[1], np.concatenate([stacks[1:]] * 4)[-18:])
     with pytest.raises(ValueError, match="not stacks of 3"):
@@ -196,7 +196,7 @@ def test_environments_of_unequal_length_are_sampled_uniformly(recent_fraction, n
 def test_answers_that_come_late_change_nothing(happened, tmp_path):
     past = list(history(30, 2, np.random.default_rng(0)))
     buffer = filled(make_buffer(10, 2, priority_exponent=1.0), past[:10])
-    ids = buffer.sequences(np.arange(10).repeat(2), np.tile(np.arange(2), 10), 1, 1).ids
+    ids = sequences_of(buffer, np.arange(10).repeat(2), np.tile(np.arange(2), 10), 1, 1).ids
     is_gone = np.ones(20, bool)
     if happened == "overwritten":
         filled(buffer, past[10:14])
@@ -231,7 +231,7 @@ def test_time_limits_terminate_only_if_they_are_told_to(handle_timeout_terminati
     buffer.add(*arguments, np.array([True]), [{}])
     buffer.add(*arguments, np.array([False]), [{}])
     buffer.add_episode(np.zeros((3, 1)), np.zeros(2, int), np.zeros(2), terminated=False)
-    terminated = buffer.sequences(np.array([0, 1, 2, 3]), np.zeros(4, int), 1, 3).terminated
+    terminated = sequences_of(buffer, np.array([0, 1, 2, 3]), np.zeros(4, int), 1, 3).terminated
     assert terminated.tolist() == [not handle_timeout_termination, True, False, not handle_timeout_termination]
     model = tiny_model(TinyEnv(), replay_buffer_kwargs=dict(handle_timeout_termination=handle_timeout_termination)).learn(20)
     assert model.replay_buffer.handle_timeout_termination == handle_timeout_termination
@@ -243,7 +243,7 @@ def test_random_actions_keep_their_masks():
     row = np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1, int), np.zeros(1), np.zeros(1, bool), [{}]
     buffer.add(*row)
     buffer.add(*row, search=SearchStatistics(action_masks=masks))
-    samples = buffer.sequences(np.array([0]), np.array([0]), 1, 1)
+    samples = sequences_of(buffer, np.array([0]), np.array([0]), 1, 1)
     assert samples.action_masks[:, 0].tolist() == [[True] * 3, masks[0].tolist()] and not samples.policies.any()
 
 
@@ -251,12 +251,12 @@ def test_candidates_of_a_search_come_back(tmp_path):
     buffer, candidates = make_buffer(20, 1), np.array([[2, 0, 1]])
     row = np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1, int), np.zeros(1), np.zeros(1, bool), [{}]
     buffer.add(*row, search=SearchStatistics(0, np.full((1, 3), 1 / 3)))
-    assert buffer.sequences(np.array([0]), np.array([0]), 1, 1).candidates is None
+    assert sequences_of(buffer, np.array([0]), np.array([0]), 1, 1).candidates is None
     buffer.add(*row, search=SearchStatistics(0, np.full((1, 3), 1 / 3), candidates))
     buffer.add(*row, search=SearchStatistics(0, np.full((1, 3), 1 / 3), candidates))
     buffer.update_search(np.array([2]), np.full((1, 3), 1 / 3), 0, candidates + 5)
     buffer.load_state(saved(buffer, tmp_path))
-    samples = buffer.sequences(np.array([1]), np.array([0]), 1, 1)
+    samples = sequences_of(buffer, np.array([1]), np.array([0]), 1, 1)
     assert samples.candidates[:, 0].tolist() == [[2, 0, 1], [7, 5, 6]]
 
 
@@ -306,7 +306,7 @@ def test_a_reset_between_two_learn_calls_cuts_the_episode():
     buffer.add(np.array([[1.0]]), np.array([[2.0]]), np.array([0]), np.array([1.0]), np.array([False]), info)
     buffer.cut()
     buffer.add(np.array([[7.0]]), np.array([[8.0]]), np.array([0]), np.array([1.0]), np.array([False]), info)
-    s = buffer.sequences(np.array([0]), np.array([0]), 2, 2)
+    s = sequences_of(buffer, np.array([0]), np.array([0]), 2, 2)
     assert s.lengths.item() == 1 and not s.terminated.item()
     assert s.observations.flatten().tolist() == [1.0, 2.0, 2.0]
 
@@ -320,9 +320,9 @@ def test_saving_keeps_sequences_and_goes_on(tmp_path):
         resumed = filled(half, past[33:])
         ages, envs = np.arange(whole.size()), np.arange(whole.size()) % 2
         np.random.seed(0)
-        expected = whole.sequences(ages, envs, 3, 4)
+        expected = sequences_of(whole, ages, envs, 3, 4)
         np.random.seed(0)
-        assert differences(expected._replace(ids=None), resumed.sequences(ages, envs, 3, 4)._replace(ids=None)) == []
+        assert differences(expected._replace(ids=None), sequences_of(resumed, ages, envs, 3, 4)._replace(ids=None)) == []
 
 
 def saved(buffer, folder):
@@ -362,7 +362,7 @@ def test_observation_spaces_come_back_as_they_went_in(space):
     buffer = SequenceReplayBuffer(20, space, spaces.Discrete(2), "cpu", 2)
     for obs, successor in pairwise(observations):
         buffer.add(obs, successor, np.zeros(2), np.zeros(2), np.zeros(2, bool), [{}, {}])
-    sequence = buffer.sequences(np.array([0, 0]), np.array([0, 1]), 5, 1)
+    sequence = sequences_of(buffer, np.array([0, 0]), np.array([0, 1]), 5, 1)
     assert np.array_equal(sequence.observations.numpy(), np.stack(observations))
 
 
@@ -410,7 +410,7 @@ def test_steps_without_search_store_zeros():
     buffer = make_buffer(60, 1)
     for search in (SearchStatistics(7, np.full((1, NUM_ACTIONS), 1 / NUM_ACTIONS)), None):
         buffer.add(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), np.zeros(1, bool), [{}], search)
-    sequence = buffer.sequences(np.array([0, 1]), np.array([0, 0]), 1, 1)
+    sequence = sequences_of(buffer, np.array([0, 1]), np.array([0, 0]), 1, 1)
     assert sequence.model_versions.tolist() == [7, 0]
     assert sequence.policies[0].sum(dim=-1).tolist() == pytest.approx([1, 0])
 
@@ -466,7 +466,7 @@ def test_priorities_decide_and_importance_weights_correct():
     stored = np.array([[float(step["obs"][env, 0]) for env in range(2)] for step in past[-20:]])
     ages, envs = (grid.flatten() for grid in np.meshgrid(np.arange(20), np.arange(2), indexing="ij"))
     errors = np.random.rand(40) * (np.arange(40) % 4 > 0)
-    buffer.update_priorities(buffer.sequences(ages, envs, 2, 2).ids, errors)
+    buffer.update_priorities(sequences_of(buffer, ages, envs, 2, 2).ids, errors)
     samples = buffer.sample(64_000, unroll_steps=2, n_steps=2)
     sampled, weights = samples.observations[0].flatten().numpy(), samples.weights.numpy()
     shares = np.array([(sampled == obs).mean() for obs in stored.flatten()])
@@ -522,7 +522,7 @@ def test_a_priority_that_is_none_is_refused(error):
 
 def test_actions_beyond_the_end_are_any():
     buffer = filled(make_buffer(20, 1), list(history(5, 1, np.random.default_rng(1))))
-    actions = buffer.sequences(np.full(200, buffer.size() - 1), np.zeros(200, int), 5, 1).actions
+    actions = sequences_of(buffer, np.full(200, buffer.size() - 1), np.zeros(200, int), 5, 1).actions
     assert actions[1:].unique().tolist() == list(range(NUM_ACTIONS))
 
 
@@ -561,7 +561,7 @@ def test_novelty_is_added_to_the_reward_and_fades():
 
     def rewards(*ages: int) -> list[float]:
         starts, envs = np.array(ages), np.zeros(len(ages), int)
-        return buffer.sequences(starts, envs, 1, 1, bonus_coef=3.0).rewards[0].tolist()
+        return sequences_of(buffer, starts, envs, 1, 1, bonus_coef=3.0).rewards[0].tolist()
 
     buffer = make_buffer(100, 1)
     for age in range(6):
@@ -589,7 +589,7 @@ def test_novelty_is_in_the_unit_of_normalised_rewards():
     for env in (None, normalize):
         buffer = filled(make_buffer(50, 1), past)
         buffer.bonus.MIN_TRANSITIONS = 1
-        read.append(buffer.sequences(np.arange(30), np.zeros(30, int), 1, 1, env, bonus_coef=1.0).rewards)
+        read.append(sequences_of(buffer, np.arange(30), np.zeros(30, int), 1, 1, env, bonus_coef=1.0).rewards)
     th.testing.assert_close(read[1], read[0] / 10)
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
-from conftest import TinyEnv, differences, tiny_envs, tiny_model
+from conftest import TinyEnv, differences, sequences_of, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecFrameStack
 
@@ -101,7 +101,7 @@ def test_binary_observations_are_stored_as_bits(space, tmp_path):
     loaded = SequenceReplayBuffer(1, space, env.action_space, "cpu", reward_bonus=buffer.reward_bonus)
     loaded.load_state(load_npz(tmp_path / "buffer"))
     for read in (buffer, loaded):
-        observations = read.sequences(np.arange(0, 60, 5), np.zeros(12, int), 5, 1).observations
+        observations = sequences_of(read, np.arange(0, 60, 5), np.zeros(12, int), 5, 1).observations
         for key, part in space.items() if isinstance(space, spaces.Dict) else [((), space)]:
             shown = np.array([[observation[key] for observation in episode] for episode in env.shown[:12]])
             stored = (observations[key] if key else observations).numpy().swapaxes(0, 1)
@@ -117,7 +117,7 @@ def test_stacks_of_binary_frames_are_those_of_bytes():
         env = VecFrameStack(tiny_envs(2, observation_space=spaces.Box(0, 1, (11,), dtype), length=7), 3)
         buffer = tiny_model(env, buffer_size=80, learning_starts=100).learn(90).replay_buffer
         assert buffer.frame_stack == 3 and (buffer.observations.frames.shape[2:] == (2,)) == (dtype == np.bool_)
-        stacks = buffer.sequences(np.arange(3, 40), np.arange(37) % 2, 4, 2).observations.numpy()
+        stacks = sequences_of(buffer, np.arange(3, 40), np.arange(37) % 2, 4, 2).observations.numpy()
         assert stacks.dtype == dtype
         read.append(stacks.astype(np.float32))
     assert read[0].any()

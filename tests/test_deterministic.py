@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import differences, snapshot, tiny_envs, tiny_model
+from conftest import differences, sequences_of, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 
 
@@ -10,7 +10,7 @@ def run(seed: int | None, env: str | None = None, **kwargs):
     n_envs = kwargs.pop("n_envs", 1)
     vec_env = env or tiny_envs(n_envs, observation_space=kwargs.pop("observation_space", spaces.Discrete(4)))
     model = tiny_model(vec_env, seed=seed, **kwargs).learn(72)
-    return snapshot(model), model.replay_buffer.sequences(np.arange(20), np.zeros(20, int), 5, 1)
+    return snapshot(model), sequences_of(model.replay_buffer, np.arange(20), np.zeros(20, int), 5, 1)
 
 
 @pytest.mark.parametrize("search", ["gumbel", "puct"])

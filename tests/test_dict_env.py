@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, scramble, tiny_envs, tiny_model
+from conftest import TinyEnv, scramble, sequences_of, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -34,7 +34,7 @@ def shown(env: TinyEnv, episode: int, key: str) -> np.ndarray:
 def test_the_buffer_keeps_every_part_as_it_came(terminates):
     env = TinyEnv(PARTS, terminates=terminates)
     model = tiny_model(env, policy="MultiInputPolicy").learn(48)
-    sequences = model.replay_buffer.sequences(np.arange(4) * 10, np.zeros(4, int), 10, 1)
+    sequences = sequences_of(model.replay_buffer, np.arange(4) * 10, np.zeros(4, int), 10, 1)
     assert sequences.lengths.tolist() == [10] * 4 and sequences.terminated.tolist() == [terminates] * 4
     for key in PARTS:
         for episode in range(4):
@@ -111,7 +111,7 @@ def test_quantities_beside_an_image_are_scaled_whatever_their_unit():
     parts = {"metres": spaces.Box(-1e-3, 1e-3, (3,), np.float32), "image": spaces.Box(0, 255, (1, 12, 12), np.uint8)}
     space = spaces.Dict(parts)
     model = tiny_model(TinyEnv(space), policy="MultiInputPolicy").learn(400)
-    observations = model.replay_buffer.sequences(np.arange(300), np.zeros(300, int), 1, 1).observations
+    observations = sequences_of(model.replay_buffer, np.arange(300), np.zeros(300, int), 1, 1).observations
     latent_model, policy = model.policy.latent_model, model.policy
     first = {key: part[0] for key, part in observations.items()}
     scaled = latent_model.input_norm(latent_model.features_extractor(policy.latent_model.preprocess(first)))
@@ -150,7 +150,7 @@ def test_vec_normalize_scales_its_parts_of_what_is_sampled():
     env = VecNormalize(tiny_envs(2, observation_space=vectors), norm_obs_keys=["vector"])
     model = tiny_model(env, policy="MultiInputPolicy", learning_starts=1_000).learn(80)
     ages, envs = np.arange(20), np.zeros(20, int)
-    raw, scaled = (model.replay_buffer.sequences(ages, envs, 2, 2, env=normalize) for normalize in (None, env))
+    raw, scaled = (sequences_of(model.replay_buffer, ages, envs, 2, 2, env=normalize) for normalize in (None, env))
     np.testing.assert_array_equal(raw.observations["matrix"], scaled.observations["matrix"])
     expected = env.normalize_obs({key: part.numpy() for key, part in raw.observations.items()})["vector"]
     np.testing.assert_allclose(scaled.observations["vector"], expected, rtol=1e-5)

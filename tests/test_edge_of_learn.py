@@ -270,3 +270,26 @@ def test_a_saved_model_completes_its_rollout(tmp_path):
     loaded.load_replay_buffer(tmp_path / "buffer")
     loaded.learn(4, reset_num_timesteps=False)
     assert (loaded.num_timesteps, loaded._n_updates) == (10, 1)
+
+
+@pytest.mark.parametrize("hook", ["_on_step", "_on_rollout_start", "_on_rollout_end"])
+def test_learn_may_be_called_between_rollouts_only(hook):
+    """Before a step is stored nothing else may step the environments."""
+
+    class Nested(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def learn_on(self) -> bool:
+            if self.num_timesteps == 40 and self.model.num_timesteps == 40:
+                self.model.learn(20, reset_num_timesteps=False)
+            return True
+
+    setattr(Nested, hook, Nested.learn_on)
+    model = tiny_model(TinyEnv())
+    if hook == "_on_step":
+        with pytest.raises(RuntimeError, match=r"`learn` must not be called in `_on_step`.*`_on_rollout_end`"):
+            model.learn(100, callback=Nested())
+        assert model.replay_buffer.size() == 40
+    model.learn(100, callback=None if hook == "_on_step" else Nested())
+    assert model.num_timesteps == 100 and model.replay_buffer.size() == (140 if hook == "_on_step" else 100)

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, differences, scramble, snapshot, tiny_envs, tiny_model
+from conftest import TinyEnv, differences, scramble, sequences_of, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -148,7 +148,7 @@ def test_flat_latents_of_images_are_planned_with_in_compiled_code():
 @pytest.mark.parametrize("norm_obs", [True, False])
 def test_features_are_scaled_by_what_training_has_seen(norm_obs):
     model = tiny_model(TinyEnv(SMALL), policy="CnnPolicy", policy_kwargs=dict(norm_obs=norm_obs)).learn(200)
-    images = model.replay_buffer.sequences(np.arange(150), np.zeros(150, int), 1, 1).observations[0]
+    images = sequences_of(model.replay_buffer, np.arange(150), np.zeros(150, int), 1, 1).observations[0]
     latent_model = model.policy.latent_model
     with th.no_grad():
         features = latent_model.features_extractor(images / 255)
@@ -389,7 +389,7 @@ def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, termin
     first = 3 if buffer.full else 0  # the frames before are gone
     for env in range(2):
         ages = np.arange(first, buffer.size())
-        sequences = buffer.sequences(ages, np.full_like(ages, env), 2, 1)
+        sequences = sequences_of(buffer, ages, np.full_like(ages, env), 2, 1)
         for i, age in enumerate(ages):
             expected = whole[oldest + age][0][env]
             np.testing.assert_array_equal(sequences.observations[0, i], expected)

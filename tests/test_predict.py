@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, cartpole_observations, differences, scramble, snapshot, tiny_envs, tiny_model
+from conftest import TinyEnv, cartpole_observations, differences, scramble, sequences_of, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -296,7 +296,7 @@ def test_actions_that_do_not_start_at_zero(search, start):
         assert actions.contains(model.predict(observations[0], deterministic=deterministic)[0])
     evaluate_policy(model, TinyEnv(action_space=actions), n_eval_episodes=2, warn=False)
     # What the model learns from are the same actions, counted from 0
-    stored = model.replay_buffer.sequences(np.arange(60), np.zeros(60, int), 1, 1)
+    stored = sequences_of(model.replay_buffer, np.arange(60), np.zeros(60, int), 1, 1)
     np.testing.assert_array_equal(stored.actions[0], taken[:60] - start)
     np.testing.assert_array_equal(stored.rewards[0], taken[:60] == start)
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
+from conftest import TinyEnv, differences, sequences_of, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from matplotlib.figure import Figure
 from stable_baselines3 import DQN
@@ -216,7 +216,7 @@ def test_what_is_stored_is_sampled_as_it_was_seen(stack):
     env.training = False
     model.replay_buffer.reset()
     played = play(model, env, 4, 1000, deterministic=True, replay_buffer=model.replay_buffer)
-    samples = model.replay_buffer.sequences(np.zeros(2, int), np.arange(2), 10, 1, env)
+    samples = sequences_of(model.replay_buffer, np.zeros(2, int), np.arange(2), 10, 1, env)
     for i in range(2):
         np.testing.assert_allclose(samples.observations[:, i], np.array(played.episodes[i].observations), atol=1e-5)
         np.testing.assert_allclose(samples.rewards[:10, i], played.episodes[i].rewards, atol=1e-5)

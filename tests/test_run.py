@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
-from conftest import UNIT_BOX, TinyEnv, differences, snapshot, tiny_envs, tiny_model
+from conftest import UNIT_BOX, TinyEnv, differences, sequences_of, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.monitor import Monitor
@@ -159,7 +159,7 @@ def test_learning_on_continues_episode_and_count():
     model.learn(1, reset_num_timesteps=False)
     assert (model.num_timesteps, env.resets, model._episode_num) == (30, 4, 3)
     # One uninterrupted episode in the buffer, and no cut where learn() returned
-    third = model.replay_buffer.sequences(np.array([20]), np.array([0]), 9, 1)
+    third = sequences_of(model.replay_buffer, np.array([20]), np.array([0]), 9, 1)
     assert third.lengths.tolist() == [10] and third.terminated.all()
     np.testing.assert_array_equal(third.observations[:, 0], np.stack(env.shown[2][:10]))
 
@@ -172,11 +172,11 @@ def test_learning_anew_resets_environment_and_count():
     assert (model.num_timesteps, env.resets, model._episode_num) == (22, 6, 2)
     assert model._n_updates == updates + 2  # the warm-up starts anew, what was learned stays
     # The episode that the reset broke off is neither terminal nor continued by the next one
-    broken = model.replay_buffer.sequences(np.array([20]), np.array([0]), 9, 1)
+    broken = sequences_of(model.replay_buffer, np.array([20]), np.array([0]), 9, 1)
     assert broken.lengths.tolist() == [5] and not broken.terminated.any()
     np.testing.assert_array_equal(broken.observations[5, 0], env.shown[2][5])
     # Search policies are there for decisions of a search, and for no others
-    policies = model.replay_buffer.sequences(np.arange(47), np.zeros(47, int), 1, 1).policies[0]
+    policies = sequences_of(model.replay_buffer, np.arange(47), np.zeros(47, int), 1, 1).policies[0]
     assert np.flatnonzero(policies.sum(-1).numpy()).tolist() == [20, 21, 22, 23, 24, 45, 46]
 
 

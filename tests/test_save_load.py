@@ -10,7 +10,17 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch as th
-from conftest import UNIT_BOX, TinyEnv, cartpole_observations, differences, scramble, snapshot, tiny_envs, tiny_model
+from conftest import (
+    UNIT_BOX,
+    TinyEnv,
+    cartpole_observations,
+    differences,
+    scramble,
+    sequences_of,
+    snapshot,
+    tiny_envs,
+    tiny_model,
+)
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
@@ -287,7 +297,7 @@ def test_set_parameters_within_a_callback_act_at_once(trained):
 def everything(buffer, n_envs: int):
     ages, envs = (grid.ravel() for grid in np.meshgrid(np.arange(buffer.size()), np.arange(n_envs)))
     np.random.seed(0)
-    return list(buffer.sequences(ages, envs, 5, 3))
+    return list(sequences_of(buffer, ages, envs, 5, 3))
 
 
 @pytest.mark.parametrize("n_envs, buffer_size, steps", [(1, 1_000, 63), (3, 1_000, 60), (1, 33, 63), (3, 90, 120)])
@@ -320,7 +330,7 @@ def test_a_replay_buffer_is_loaded_where_none_was_made(tmp_path, missing):
         return VecFrameStack(tiny_envs(2), 3)
 
     model = tiny_model(stacked()).learn(40)
-    expected = model.replay_buffer.sequences(np.arange(8), np.ones(8, int), unroll_steps=2, n_steps=3)
+    expected = sequences_of(model.replay_buffer, np.arange(8), np.ones(8, int), unroll_steps=2, n_steps=3)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     if missing == "None":
@@ -332,7 +342,7 @@ def test_a_replay_buffer_is_loaded_where_none_was_made(tmp_path, missing):
     else:
         model = MuZero.load(tmp_path / "model", device="cpu")
     model.load_replay_buffer(tmp_path / "buffer")
-    found = model.replay_buffer.sequences(np.arange(8), np.ones(8, int), unroll_steps=2, n_steps=3)
+    found = sequences_of(model.replay_buffer, np.arange(8), np.ones(8, int), unroll_steps=2, n_steps=3)
     assert differences(expected._asdict(), found._asdict()) == [] and model.replay_buffer.device == model.device
     if missing == "not set up":
         model._setup_model()
@@ -417,7 +427,7 @@ def test_load_with_a_buffer_and_learn_on_at_once(tmp_path):
     loaded.learn(20, reset_num_timesteps=False)
     assert loaded.replay_buffer.size() == 60 and loaded._n_updates == model._n_updates + 5
     # The episode that ran when the file was written ends there: neither terminal nor joined to what came after
-    at_the_seam = loaded.replay_buffer.sequences(np.array([39]), np.array([0]), 5, 3)
+    at_the_seam = sequences_of(loaded.replay_buffer, np.array([39]), np.array([0]), 5, 3)
     assert at_the_seam.lengths.item() == 1
 
 

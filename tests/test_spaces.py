@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, differences, scramble, snapshot, tiny_model
+from conftest import TinyEnv, differences, scramble, sequences_of, snapshot, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvMultiBinary, IdentityEnvMultiDiscrete
@@ -64,7 +64,7 @@ def test_observation_spaces(name, terminates):
     shown = [np.stack(episode[:11]) for episode in env.shown[:4]]
     if name == "channel-last image":
         shown = [episode.transpose(0, 3, 1, 2) for episode in shown]
-    sequences = model.replay_buffer.sequences(np.arange(4) * 10, np.zeros(4, int), 10, 1)
+    sequences = sequences_of(model.replay_buffer, np.arange(4) * 10, np.zeros(4, int), 10, 1)
     assert sequences.lengths.tolist() == [10] * 4
     assert sequences.terminated.tolist() == [terminates] * 4
     stored = sequences.observations.numpy().swapaxes(0, 1)
@@ -113,7 +113,7 @@ class Unwrapped(TinyEnv):
 @pytest.mark.parametrize("terminates", [False, True])
 def test_environments_whose_observations_are_python_lists_and_numbers(name, terminates):
     model = tiny_model(Unwrapped(SPACES[name], terminates=terminates)).learn(32)
-    sequences = model.replay_buffer.sequences(np.array([0]), np.array([0]), 10, 1)
+    sequences = sequences_of(model.replay_buffer, np.array([0]), np.array([0]), 10, 1)
     np.testing.assert_allclose(sequences.observations[:, 0], np.stack(model.env.envs[0].unwrapped.shown[0]))
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import TinyEnv, differences, snapshot, tiny_envs, tiny_model
+from conftest import TinyEnv, differences, sequences_of, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -15,7 +15,7 @@ from sb3_muzero import MuZero
 def stored(model: MuZero, env: int, unroll_steps: int = 1, normalize: VecNormalize | None = None):
     """:return: The sequences that start at each step of one environment, oldest first"""
     ages = np.arange(model.replay_buffer.size())
-    return model.replay_buffer.sequences(ages, np.full(len(ages), env), unroll_steps, 1, normalize)
+    return sequences_of(model.replay_buffer, ages, np.full(len(ages), env), unroll_steps, 1, normalize)
 
 
 def subprocesses(n_envs: int) -> SubprocVecEnv:

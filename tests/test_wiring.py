@@ -5,7 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch as th
-from conftest import TinyEnv, differences, scramble, tiny_envs, tiny_model
+from conftest import TinyEnv, differences, scramble, sequences_of, tiny_envs, tiny_model
 from gymnasium import spaces
 from torch import nn
 
@@ -102,10 +102,10 @@ def test_steps_without_candidates_have_all_actions_in_their_order() -> None:
     add(buffer, SearchStatistics(1, weights, candidates=np.array([[2, 0, 1]])))
     add(buffer, SearchStatistics(1, weights))
     ids = buffer.index.stored()
-    candidates = buffer.sequences(np.arange(3), np.zeros(3, int), 1, 1).candidates
+    candidates = sequences_of(buffer, np.arange(3), np.zeros(3, int), 1, 1).candidates
     assert candidates is not None and candidates[0].tolist() == [[0, 1, 2], [2, 0, 1], [0, 1, 2]]
     buffer.update_search(ids[1:2], weights, 2)
-    candidates = buffer.sequences(np.arange(3), np.zeros(3, int), 1, 1).candidates
+    candidates = sequences_of(buffer, np.arange(3), np.zeros(3, int), 1, 1).candidates
     assert candidates is not None and candidates[0, 1].tolist() == [0, 1, 2]
 
 

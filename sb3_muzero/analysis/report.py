@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero import __version__
+from sb3_muzero.analysis.decoder import DecoderProbe
 from sb3_muzero.analysis.diagnostics import METRICS, ModelErrors, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.analysis.plotting import (
     plot_imagined_episode,
@@ -26,7 +27,6 @@ from sb3_muzero.analysis.plotting import (
 from sb3_muzero.analysis.recording import Episode, Recording, play, stacked
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.vec_env_checks import frames_in_observation
-from sb3_muzero.models.decoder import DecoderProbe
 from sb3_muzero.muzero import MuZero
 
 DEPTH = 15  # steps of an open-loop prediction
@@ -68,55 +68,39 @@ def table(rows: list[tuple[str, Any, str]]) -> str:
     return f"<table>{''.join(cells)}</table>"
 
 
-class OpenLoopPrediction:
+def prediction_pictures(model: MuZero, episode: Episode, decoder: DecoderProbe | None) -> list[str]:
     """
     What the model predicts from several steps of an episode on, given only the actions that were taken.
 
     :param model: The model
     :param episode: The episode
     :param decoder: Reconstructs observations from latents, optional
+    :return: HTML
     """
-
-    def __init__(self, model: MuZero, episode: Episode, decoder: DecoderProbe | None) -> None:
-        steps = len(episode.actions)
-        self.depth = min(DEPTH, steps)
-        self.starts = np.unique(np.linspace(0, steps - self.depth, 5).astype(int))
-        policy, latent_model = model.policy, model.policy.latent_model
-        seen = stacked(episode.observations, model.device)
-        actions = th.as_tensor(episode.actions[self.starts + np.arange(self.depth)[:, None]], device=model.device)
-        with th.no_grad():
-            latents, predicted = latent_model.unroll(tree_map(lambda part: part[self.starts], seen), actions)
-            values = latent_model.value_support.expectation(predicted.value_logits).T.numpy(force=True)
-            rewards = latent_model.reward_support.expectation(predicted.reward_logits).T.numpy(force=True)
-            real_values = policy.predict_values(seen).squeeze(-1).numpy(force=True)
-            self.decoded = None if decoder is None else decoder(latents).transpose(0, 1)
-            self.seen = None if decoder is None else decoder.newest(seen)
-        rewards[:, 0] = np.nan  # of the step before the first one
-        self.real = {"reward": np.concatenate([[np.nan], episode.rewards]), "value": real_values}
-        self.imagined = {"reward": rewards, "value": values}
-        if self.decoded is not None and self.seen is not None and self.decoded.dim() == 3:  # vectors
-            for i in range(min(self.decoded.shape[-1], MAX_QUANTITIES)):
-                self.real[f"observation {i}"] = self.seen[:, i].numpy(force=True)
-                self.imagined[f"observation {i}"] = self.decoded[..., i].numpy(force=True)
-
-    def pictures(self) -> list[str]:
-        """:return: HTML"""
-        found = [
-            picture(
-                plot_imagined_episode(self.real, self.imagined, list(self.starts)),
-                "rewards, values and observations of an episode, and the model's predictions",
-            )
-        ]
-        if self.decoded is not None and self.seen is not None and self.decoded.dim() == 5:  # images
-            shown = np.unique(np.linspace(0, self.depth, 8).astype(int))
-            start = int(self.starts[len(self.starts) // 2])
-            frames = plot_imagined_frames(
-                to_rgb(self.seen[start + shown].numpy(force=True)),
-                to_rgb(self.decoded[len(self.starts) // 2][shown].numpy(force=True)),
-                list(shown),
-            )
-            found.insert(0, picture(frames, "real frames above imagined ones"))
-        return found
+    depth = min(DEPTH, len(episode.actions))
+    starts = np.unique(np.linspace(0, len(episode.actions) - depth, 5).astype(int))
+    latent_model, seen = model.policy.latent_model, stacked(episode.observations, model.device)
+    actions = th.as_tensor(episode.actions[starts + np.arange(depth)[:, None]], device=model.device)
+    with th.no_grad():
+        latents, predicted = latent_model.unroll(tree_map(lambda part: part[starts], seen), actions)
+        values = latent_model.value_support.expectation(predicted.value_logits).T.numpy(force=True)
+        rewards = latent_model.reward_support.expectation(predicted.reward_logits).T.numpy(force=True)
+        real_values = model.policy.predict_values(seen).squeeze(-1).numpy(force=True)
+        decoded = None if decoder is None else decoder(latents).transpose(0, 1).numpy(force=True)
+        newest = None if decoder is None else decoder.newest(seen).numpy(force=True)
+    rewards[:, 0] = np.nan  # of the step before the first one
+    real = {"reward": np.concatenate([[np.nan], episode.rewards]), "value": real_values}
+    imagined = {"reward": rewards, "value": values}
+    pictures = []
+    if decoded is not None and newest is not None and decoded.ndim == 3:  # vectors
+        for i in range(min(decoded.shape[-1], MAX_QUANTITIES)):
+            real[f"observation {i}"], imagined[f"observation {i}"] = newest[:, i], decoded[..., i]
+    elif decoded is not None and newest is not None:  # images
+        shown, middle = np.unique(np.linspace(0, depth, 8).astype(int)), len(starts) // 2
+        frames = to_rgb(newest[starts[middle] + shown]), to_rgb(decoded[middle][shown])
+        pictures.append(picture(plot_imagined_frames(*frames, list(shown)), "real frames above imagined ones"))
+    text = "rewards, values and observations of an episode, and the model's predictions"
+    return [*pictures, picture(plot_imagined_episode(real, imagined, list(starts)), text)]
 
 
 def values_and_returns(model: MuZero, episodes: list[Episode]) -> tuple[np.ndarray, np.ndarray]:
@@ -262,7 +246,7 @@ def _prediction_section(model: MuZero, env: VecEnv, episodes: list[Episode], lon
             f"{max(share, 0.0):.0%} of the variance in held-out episodes. What it can't reconstruct, latents do not contain: "
             "they represent what rewards and values depend on. "
         )
-    pictures = "".join(f"<div>{shown}</div>" for shown in OpenLoopPrediction(model, longest, decoder).pictures())
+    pictures = "".join(f"<div>{shown}</div>" for shown in prediction_pictures(model, longest, decoder))
     return (
         f"<h2>Open-loop predictions</h2><p>From five steps of an episode on, the model predicts up to {DEPTH} steps ahead, "
         f"given only the actions that were taken. {html.escape(note)}</p>{pictures}"

@@ -78,8 +78,7 @@ class Turns:
             ``[n_envs]``, int8; ``None`` where players move in turn
         :raises ValueError: if players do not move in turn, but nobody says whose turn it is
         """
-        after = None if before is None else self.to_play()
-        if before is None or after is None:
+        if before is None or (after := self.to_play()) is None:
             return None
         if self.are_predicted:
             return np.where(dones, 0, np.where(before == after, 1, -1)).astype(np.int8)

@@ -209,13 +209,11 @@ class TicTacToeEnv(BoardGameEnv):
     """
     Three in a row on a board of 3 x 3.
 
-    :param symmetries: Whether training augments games by rotations and reflections of the board
-    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
-    :param render_mode: "ansi" for text, "rgb_array" for a picture
+    :param kwargs: See ``BoardGameEnv``
     """
 
-    def __init__(self, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None) -> None:
-        super().__init__(Rules(3, 3, 3, False), symmetries, random_plies, render_mode)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(Rules(3, 3, 3, False), **kwargs)
 
 
 class ConnectFourEnv(BoardGameEnv):
@@ -224,27 +222,18 @@ class ConnectFourEnv(BoardGameEnv):
 
     :param num_rows: Of the board
     :param num_columns: Of the board
-    :param symmetries: Whether training augments games by reflections of the board
-    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
-    :param render_mode: "ansi" for text, "rgb_array" for a picture
+    :param kwargs: See ``BoardGameEnv``
     :raises ValueError: for a board without room for four
     """
 
     COLOURS = ((30, 60, 150), (240, 200, 40), (210, 50, 50))
 
-    def __init__(
-        self,
-        num_rows: int = 6,
-        num_columns: int = 7,
-        symmetries: bool = True,
-        random_plies: int = 0,
-        render_mode: str | None = None,
-    ) -> None:
+    def __init__(self, num_rows: int = 6, num_columns: int = 7, **kwargs: Any) -> None:
         if max(num_rows, num_columns) < 4:
             raise ValueError(
                 f"`num_rows` and `num_columns` must leave room for four in a row, got {num_rows} and {num_columns}"
             )
-        super().__init__(Rules(num_rows, num_columns, 4, True), symmetries, random_plies, render_mode)
+        super().__init__(Rules(num_rows, num_columns, 4, True), **kwargs)
 
 
 class GomokuEnv(BoardGameEnv):
@@ -253,18 +242,14 @@ class GomokuEnv(BoardGameEnv):
 
     :param size: Rows and columns
     :param in_a_row: Stones in a line that win
-    :param symmetries: Whether training augments games by rotations and reflections of the board
-    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
-    :param render_mode: "ansi" for text, "rgb_array" for a picture
+    :param kwargs: See ``BoardGameEnv``
     :raises ValueError: for a board without room for a line
     """
 
-    def __init__(
-        self, size: int = 9, in_a_row: int = 5, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None
-    ) -> None:
+    def __init__(self, size: int = 9, in_a_row: int = 5, **kwargs: Any) -> None:
         if not (is_integer(size) and is_integer(in_a_row) and 1 <= in_a_row <= size):
             raise ValueError(f"`in_a_row` must be an integer from 1 to `size`, an integer too, got {in_a_row!r} and {size!r}")
-        super().__init__(Rules(size, size, in_a_row, False), symmetries, random_plies, render_mode)
+        super().__init__(Rules(size, size, in_a_row, False), **kwargs)
 
 
 class HexEnv(BoardGameEnv):
@@ -274,11 +259,9 @@ class HexEnv(BoardGameEnv):
     to connect top and bottom, and numbers moves so.
 
     :param size: Rows and columns
-    :param symmetries: Whether training augments games by rotations of the board
-    :param random_plies: Upper limit of the number of random moves that begin a game, which is drawn uniformly from 0 on
-    :param render_mode: "ansi" for text, "rgb_array" for a picture
+    :param kwargs: See ``BoardGameEnv``
     :raises ValueError: for less than two rows
     """
 
-    def __init__(self, size: int = 7, symmetries: bool = True, random_plies: int = 0, render_mode: str | None = None) -> None:
-        super().__init__(Rules(size, size, 0, False), symmetries, random_plies, render_mode)
+    def __init__(self, size: int = 7, **kwargs: Any) -> None:
+        super().__init__(Rules(size, size, 0, False), **kwargs)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sb3_muzero.games.alpha_beta import UNKNOWN, define_game, negamax
+from sb3_muzero.games.minimax import move_order
 from sb3_muzero.games.rules import Rules, kernel
 
 # A bitboard has a column's cells from bottom to top in num_rows + 1 bits, of which the highest one is always 0
@@ -121,9 +122,8 @@ class ConnectFourSolver:
             raise ValueError(f"`rules` must be of Connect Four on a board of at most 63 bits, got {rules}")
         self.rules = rules
         self.max_positions = max_positions
-        columns = np.arange(rules.num_columns)
         self._positions = np.zeros((rules.num_cells + 1, 3), np.uint64)
-        self._order = np.argsort(np.abs(columns - (rules.num_columns - 1) / 2), kind="stable")
+        self._order = move_order(rules)
         keys, table = np.zeros(table_size, np.uint64), np.zeros(table_size, np.int8)
         self._game = Bitboards(rules.num_rows, rules.num_columns, keys, table)
 

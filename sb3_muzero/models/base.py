@@ -176,11 +176,7 @@ class LatentModel(nn.Module):
         if self.turn_head is not None:
             discounts = th.where(self.turn_head(next_latent).squeeze(-1) > 0, discounts.abs(), -discounts.abs())
         return RecurrentOutput(
-            reward,
-            discounts,
-            predicted.policy_logits,
-            self.value_support.expectation(predicted.value_logits),
-            next_latent,
+            reward, discounts, predicted.policy_logits, self.value_support.expectation(predicted.value_logits), next_latent
         )
 
     def unroll(self, obs: PyTorchObs, actions: th.Tensor, augment: bool = False) -> tuple[Any, PredictionOutput]:

@@ -66,12 +66,7 @@ class SequenceOffPolicyAlgorithm(PersistentAlgorithm):
         return initialized
 
     def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        *args: Any,
-        **kwargs: Any,
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
     ) -> tuple[int, BaseCallback]:
         self.interrupted = False
         self.time_split = TimeSplit()
@@ -106,6 +101,8 @@ class SequenceOffPolicyAlgorithm(PersistentAlgorithm):
     ) -> SelfAlgorithm:
         """See ``MuZero.learn``."""
         assert self.env is not None, "You must set the environment before calling learn()"
+        if self._acted_at is not None:
+            raise RuntimeError("`learn` must not be called in `_on_step` of a callback, but in its `_on_rollout_end`")
         log_episodes, self._log_every = parse_log_interval(log_interval)
         with naming_dead_workers(self.env), contextlib.ExitStack() as self.after_learning:
             return super().learn(total_timesteps, callback, log_episodes, *args, **kwargs)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import io
 import pathlib
 import warnings
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
@@ -18,8 +18,6 @@ from sb3_muzero.exploration.warmup import WarmUp
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.replay.ring import flat
 from sb3_muzero.replay.serialization import saved_frame_stack
-
-SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PersistentAlgorithm")
 
 
 class PersistentAlgorithm(OffPolicyAlgorithm):
@@ -35,7 +33,13 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
     uses_action_masks: bool
     two_player: bool | None
     _unfinished_rollout: tuple[int, int]
-    _logged_at: int
+
+    COUNTERS: ClassVar[dict[str, type]] = {
+        "num_timesteps": int, "_num_timesteps_at_start": int, "_total_timesteps": float, "_n_updates": int,
+        "_current_progress_remaining": float, "_episode_num": int, "_logged_at": int, "uses_action_masks": bool,
+        "two_player": bool,
+    }  # fmt: skip
+    """What a resumed run goes on with."""
 
     def _make_replay_buffer(self, num_frames: int | None = None) -> SequenceReplayBuffer:
         """
@@ -146,35 +150,19 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
 
     def state(self) -> dict[str, Any]:
         """:return: Counters and properties of the environment, for ``checkpointing``"""
-        return {
-            "num_timesteps": self.num_timesteps,
-            "num_timesteps_at_start": self._num_timesteps_at_start,
-            "total_timesteps": self._total_timesteps,
-            "progress_remaining": self._current_progress_remaining,
-            "n_updates": self._n_updates,
-            "episode_num": self._episode_num,
-            "unfinished_rollout": list(self._unfinished_rollout),
-            "logged_at": self._logged_at,
-            "uses_action_masks": self.uses_action_masks,
-            "two_player": self.two_player,
-        }
+        counters = {name.lstrip("_"): getattr(self, name) for name in self.COUNTERS}
+        return counters | {"unfinished_rollout": list(self._unfinished_rollout)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """
         :param state: What ``state`` returned
         :raises ValueError: if a counter is invalid
         """
-        self.num_timesteps = validate_number("num_timesteps", state["num_timesteps"], int, 0)
-        self._num_timesteps_at_start = validate_number("num_timesteps_at_start", state["num_timesteps_at_start"], int, 0)
-        self._total_timesteps = validate_number("total_timesteps", state["total_timesteps"], float)
-        self._current_progress_remaining = validate_number("progress_remaining", state["progress_remaining"], float)
-        self._n_updates = validate_number("n_updates", state["n_updates"], int, 0)
-        self._episode_num = validate_number("episode_num", state["episode_num"], int, 0)
+        for name, kind in self.COUNTERS.items():
+            key = name.lstrip("_")
+            setattr(self, name, validate_number(key, state[key], kind, 0 if kind is int else -float("inf")))
         steps, episodes = state["unfinished_rollout"]
         self._unfinished_rollout = validate_number("steps", steps, int, 0), validate_number("episodes", episodes, int, 0)
-        self._logged_at = validate_number("logged_at", state["logged_at"], int, 0)
-        self.uses_action_masks = validate_number("uses_action_masks", state["uses_action_masks"], bool)
-        self.two_player = validate_number("two_player", state["two_player"], bool)
 
     def _excluded_save_params(self) -> list[str]:
         parts = ["collector", "learner", "reanalyzer"]

@@ -153,9 +153,7 @@ class MuZeroPolicy(BasePolicy):
         self.update_target()
         self.latent_model_target.train(False).requires_grad_(False)
         self.optimizer = self.optimizer_class(  # type: ignore[call-arg]
-            self.latent_model.parameters(),
-            lr=lr_schedule(1),
-            **self.optimizer_kwargs,
+            self.latent_model.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
 
     def make_planner(self, settings: PlannerSettings) -> Planner:

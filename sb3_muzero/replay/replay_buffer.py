@@ -309,7 +309,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param unroll_steps: Steps K that the model is unrolled over
         :param n_steps: Steps n of the value targets
         :param n_steps_half_life: Transitions stored since, after which a sequence's value targets have half as many steps
-        :param bonus_coef: See ``sequences``
+        :param bonus_coef: Coefficient of the ``reward_bonus``, see ``StoredBonus``
         :param progress_remaining: From 1 to 0, for ``importance_exponent``
         :return: The sequences
         """
@@ -317,30 +317,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         stored_since = self.index.ends[ids % self.n_envs] - self.n_envs - ids
         horizons = np.maximum((n_steps * 0.5 ** (stored_since / n_steps_half_life)).round().astype(np.int64), 1)
         return read_sequences(self, ids, unroll_steps, n_steps, env, horizons, weights, bonus_coef)
-
-    def sequences(
-        self,
-        ages: np.ndarray,
-        envs: np.ndarray,
-        unroll_steps: int,
-        n_steps: int,
-        env: VecNormalize | None = None,
-        bonus_coef: float = 0.0,
-    ) -> SequenceSamples:
-        """
-        Read the sequences that start at given transitions.
-
-        :param ages: Start of each sequence, counted from its environment's oldest stored step, shape ``[B]``
-        :param envs: Environment of each sequence, shape ``[B]``
-        :param unroll_steps: Steps K that the model is unrolled over
-        :param n_steps: Steps n of the value targets
-        :param env: Normalises observations and rewards, which are stored as they came
-        :param bonus_coef: Coefficient of the ``reward_bonus``, see ``StoredBonus``
-        :return: The sequences
-        """
-        return read_sequences(
-            self, self.index.begins[envs] + ages * self.n_envs, unroll_steps, n_steps, env, bonus_coef=bonus_coef
-        )
 
     def to_torch(self, array: np.ndarray, copy: bool = True) -> th.Tensor:
         """SB3's, but for GPUs the copy is asynchronous."""

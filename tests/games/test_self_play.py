@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
-from conftest import TinyEnv, differences, scramble, snapshot, tiny_model
+from conftest import TinyEnv, differences, scramble, sequences_of, snapshot, tiny_model
 from gymnasium import spaces
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
@@ -234,7 +234,7 @@ def test_turned_sequences_are_those_of_the_turned_game() -> None:
 
     def sequences(in_env: int) -> SequenceSamples:
         np.random.seed(0)
-        return buffer.sequences(np.arange(20), np.full(20, in_env), 3, 4)
+        return sequences_of(buffer, np.arange(20), np.full(20, in_env), 3, 4)
 
     first = apply_symmetries(sequences(0), mirror, np.ones(20, int))
     inside = th.arange(3)[:, None] < first.lengths
@@ -267,7 +267,7 @@ def test_reanalysis_writes_policies_of_the_board_as_it_was_played() -> None:
     model = tiny_model(ConnectFourEnv(), batch_size=64, reanalyze_ratio=1.0, learning_starts=60, learning_rate=0.0).learn(60)
     scramble(model)
     model.train(20, 64)
-    samples = model.replay_buffer.sequences(np.arange(59), np.zeros(59, int), 1, 1)
+    samples = sequences_of(model.replay_buffer, np.arange(59), np.zeros(59, int), 1, 1)
     found = model.policy.plan(
         samples.observations[0],  # type: ignore[index]
         deterministic=True,

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import differences, scramble, snapshot, tiny_model
+from conftest import differences, scramble, sequences_of, snapshot, tiny_model
 from extra_turns import Boxes, Heap, TellingHeap, points_of, share_of_errors, values_of_heap, values_of_lines
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
@@ -257,12 +257,12 @@ def test_steps_without_a_turn_are_those_of_players_in_turn() -> None:
     buffer = SequenceReplayBuffer(50, Boxes().observation_space, Boxes().action_space)
     episode = np.zeros((4, 7), np.int8), np.zeros(3, np.int64), np.zeros(3)
     buffer.add_episode(*episode, True)
-    assert buffer.sequences(np.zeros(1, int), np.zeros(1, int), 2, 2).turn_signs is None
+    assert sequences_of(buffer, np.zeros(1, int), np.zeros(1, int), 2, 2).turn_signs is None
     state = buffer.state()
     del state["rings"]["turn_signs"]
     buffer.load_state(state)
     buffer.add_episode(*episode, True, SearchStatistics(turn_signs=np.array([1, -1, 0], np.int8)))
-    signs = buffer.sequences(np.array([0, 3, 4]), np.zeros(3, int), 2, 2).turn_signs
+    signs = sequences_of(buffer, np.array([0, 3, 4]), np.zeros(3, int), 2, 2).turn_signs
     assert signs is not None and signs.T.tolist() == [[-1, -1, -1, 0], [1, -1, 0, 0], [-1, 0, 0, 0]]
     state = buffer.state()
     state["rings"]["turn_signs"] = np.full_like(state["rings"]["turn_signs"], 100)

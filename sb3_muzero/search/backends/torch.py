@@ -6,15 +6,7 @@ import numpy as np
 import torch
 
 from sb3_muzero.common.pytree import tree_leaves, tree_map
-from sb3_muzero.search.checks import (
-    check_dense,
-    check_leaves,
-    check_numbers,
-    check_roots,
-    check_shape,
-    named_leaves,
-    to_numpy,
-)
+from sb3_muzero.search.checks import check_dense, check_leaves, check_numbers, check_roots, check_shape, named_leaves, to_numpy
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
 from sb3_muzero.search.tree import Tree
