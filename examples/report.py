@@ -170,7 +170,7 @@ def self_play_table(records: dict[str, Record]) -> str:
 
 def plot_self_play(records: dict[str, Record], path: Path) -> None:
     """Points against each opponent over plies, solid with the learned model, dashed with the rules."""
-    figure, axes = new_figure(7, 4.2)
+    figure, ax = new_figure(7, 4.2)
     for record in records.values():
         curve = [match for r in record["runs"] for match in r["curve"]]
         for colour, opponent in zip(COLOURS, dict.fromkeys(match["opponent"] for match in curve), strict=False):
@@ -180,11 +180,11 @@ def plot_self_play(records: dict[str, Record], path: Path) -> None:
                 for step in steps
             ]
             style, label = ("--", f"{opponent}, with the rules") if record["simulator"] else ("-", opponent)
-            axes[0, 0].plot(steps, means, style, color=colour, label=label)
-    axes[0, 0].set(xlabel="plies of self-play", ylabel="share of the points", ylim=(-0.02, 1.02))
-    axes[0, 0].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
+            ax.plot(steps, means, style, color=colour, label=label)
+    ax.set(xlabel="plies of self-play", ylabel="share of the points", ylim=(-0.02, 1.02))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
     game = next(iter(records.values()))["game"]
-    axes[0, 0].set_title(f"{game}: points by opponent, after two random plies", fontsize=11, loc="left")
+    ax.set_title(f"{game}: points by opponent, after two random plies", fontsize=11, loc="left")
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150)
 

@@ -58,11 +58,10 @@ class DiagnosticsCallback(BaseCallback):
             self.episodes.clear()
             self._next = self.num_timesteps + self.log_freq
         self._measured = self.model
-        self._running = [self._new_episode() for _ in range(self.training_env.num_envs)]
+        self._running: list[deque[tuple[float, ...]]] = [
+            deque(maxlen=self.MAX_STEPS) for _ in range(self.training_env.num_envs)
+        ]
         self._started, self._seconds = time.perf_counter(), 0.0
-
-    def _new_episode(self) -> deque[tuple[float, float, float]]:
-        return deque(maxlen=self.MAX_STEPS)
 
     def _on_step(self) -> bool:
         start = time.perf_counter()
@@ -83,7 +82,7 @@ class DiagnosticsCallback(BaseCallback):
 
     def _end_episode(self, env: int) -> None:
         values, rewards, discounts = np.array(self._running[env]).T
-        self._running[env] = self._new_episode()
+        self._running[env].clear()
         info = self.locals["infos"][env]
         last_value = 0.0
         if info.get("TimeLimit.truncated", False):

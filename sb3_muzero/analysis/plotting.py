@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,13 +20,13 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#444444")  # 
 FOUND, SEEN, PRIOR = COLOURS[0], COLOURS[1], "0.6"
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
     """
     :param width: In inches
     :param height: In inches
     :param rows: Rows of axes
     :param columns: Columns of axes
-    :return: A figure of no window and no global state, and its axes, shape ``[rows, columns]``
+    :return: A figure of no window and no global state, and its axes, shape ``[rows, columns]`` unless there is one
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -33,7 +34,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
         ax.grid(color="0.92")
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure, axes if axes.size > 1 else axes[0, 0]
 
 
 def to_png(figure: Figure) -> bytes:
@@ -62,8 +63,7 @@ def plot_learning_curves(
     :return: The figure
     :raises ValueError: for returns of another shape
     """
-    figure, axes = new_figure(7, 4.2)
-    ax: Axes = axes[0, 0]
+    figure, ax = new_figure(7, 4.2)
     if threshold is not None:
         ax.axhline(threshold, color="0.55", linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
     for (label, (steps, returns)), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
@@ -102,8 +102,7 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
     expected = principal_variation(search, index)
 
     order, height = node_positions(children)
-    figure, axes = new_figure(2.2 + 2.1 * (depths.max() + 1), max(3.0, 0.34 * (height.max() + 1) + 0.8))
-    ax: Axes = axes[0, 0]
+    figure, ax = new_figure(2.2 + 2.1 * (depths.max() + 1), max(3.0, 0.34 * (height.max() + 1) + 0.8))
     ax.grid(False)
     ax.invert_yaxis()
     ax.set_yticks([])
@@ -163,8 +162,7 @@ def plot_policies(search: SearchOutput, index: int = 0, action_names: Sequence[s
         "visits": (visits / visits.sum(), SEEN),
         "improved policy": (search.action_weights[index], FOUND),
     }
-    figure, axes = new_figure(max(4.5, 1.0 + 0.9 * num_actions), 3.2)
-    ax: Axes = axes[0, 0]
+    figure, ax = new_figure(max(4.5, 1.0 + 0.9 * num_actions), 3.2)
     for i, (label, (shares, colour)) in enumerate(bars.items()):
         ax.bar(np.arange(num_actions) + 0.27 * (i - 1), shares, width=0.25, color=colour, label=label)
     labels = [
@@ -217,8 +215,7 @@ def plot_value_calibration(values: np.ndarray, returns: np.ndarray) -> Figure:
     :param returns: Shape ``[N]``
     :return: The figure
     """
-    figure, axes = new_figure(4.6, 4.2)
-    ax: Axes = axes[0, 0]
+    figure, ax = new_figure(4.6, 4.2)
     low, high = min(values.min(), returns.min()), max(values.max(), returns.max())
     ax.plot([low, high], [low, high], color="0.6", linewidth=1, linestyle="--", label="calibrated")
     ax.scatter(values, returns, s=6, alpha=0.25, color=SEEN, linewidths=0)
@@ -244,8 +241,7 @@ def plot_latent_map(latents: np.ndarray, values: np.ndarray) -> Figure:
     _, singular, directions = np.linalg.svd(centred, full_matrices=False)
     shares = singular**2 / max((singular**2).sum(), np.finfo(np.float64).tiny)
     plane = centred @ directions[:2].T
-    figure, axes = new_figure(5.2, 4.2)
-    ax: Axes = axes[0, 0]
+    figure, ax = new_figure(5.2, 4.2)
     dots = ax.scatter(plane[:, 0], plane[:, -1], c=values, s=8, cmap="viridis", linewidths=0)
     figure.colorbar(dots, ax=ax, label="value")
     ax.set(xlabel=f"first component ({shares[0]:.0%} of the variance)")

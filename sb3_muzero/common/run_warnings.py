@@ -69,20 +69,21 @@ class RunWarnings:
         assert isinstance(model.train_freq, TrainFreq)
         (frequency, unit), updates = model.train_freq, model.gradient_steps
         steps = frequency * model.n_envs if unit == TrainFrequencyUnit.STEP else 1  # the least that an episode can have
+        rollouts = math.ceil(total_timesteps / steps) if total_timesteps < float("inf") else total_timesteps
+        learning = max(rollouts * steps - model.learning_starts, 0) if reset_num_timesteps else total_timesteps
         if 0 < updates < FEW_UPDATES * steps:
-            self.warn(
-                "updates",
+            message = (
                 f"The settings leave fewer than one update per 100 environment steps: `train_freq={frequency}` counts a step "
                 f"of all {model.n_envs} environments as one, so `gradient_steps={updates}` follow {steps} environment steps. "
                 f"Set `gradient_steps={steps // 4}` for one update per 4 environment steps, `gradient_steps=-1` for one per "
-                f"step{', or a smaller `train_freq`' if updates >= FEW_UPDATES * model.n_envs else ''}",
+                f"step{', or a smaller `train_freq`' if updates >= FEW_UPDATES * model.n_envs else ''}"
             )
-        rollouts = math.ceil(total_timesteps / steps) if total_timesteps < float("inf") else total_timesteps
-        learning = max(rollouts * steps - model.learning_starts, 0) if reset_num_timesteps else total_timesteps
-        if updates != 0 and learning * (updates / steps if updates > 0 else 1) < FEW_UPDATES * total_timesteps:
-            self.warn(
-                "updates",
+        elif updates != 0 and learning * (updates / steps if updates > 0 else 1) < FEW_UPDATES * total_timesteps:
+            message = (
                 f"`learn({total_timesteps})` makes next to no updates, since they begin after `learning_starts="
                 f"{model.learning_starts}` steps: learn for more steps, or set a smaller `learning_starts`. Each call counts "
-                f"its steps from 0 unless it has `reset_num_timesteps=False`",
+                f"its steps from 0 unless it has `reset_num_timesteps=False`"
             )
+        else:
+            return
+        self.warn("updates", message)

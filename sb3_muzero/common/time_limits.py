@@ -16,11 +16,8 @@ def has_time_limit(env: Any) -> bool:
     :param env: An environment
     :return: Whether it, one of its wrappers or one of the arguments that it was made with is known to limit its episodes
     """
-    layers = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-    spec = getattr(layers[-1], "spec", None)
-    found = [getattr(layer, name, None) for layer in layers for name in NAMES]
+    spec = env.unwrapped.spec
+    found = [env.get_wrapper_attr(name) for name in NAMES if env.has_wrapper_attr(name)]
     return any([*found, *(spec.kwargs.get(name) for name in NAMES if spec is not None)])
 
 

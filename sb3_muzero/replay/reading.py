@@ -57,33 +57,29 @@ def read_sequences(
     rewards = buffer._normalize_reward(take(buffer.rewards, places), env)
     if bonus_coef > 0:
         rewards = rewards + buffer.bonus.of(steps, bonus_coef, env)
-    candidates = action_masks = turn_signs = None
-    if buffer.candidates is not None:
-        candidates = buffer.to_torch(take(buffer.candidates, places[: unroll_steps + 1]), copy=False)
-    if buffer.action_masks is not None:
-        masks = take(buffer.action_masks, places[: unroll_steps + 1])
-        masks[beyond] = True
-        action_masks = buffer.to_torch(masks, copy=False)
-    if buffer.turn_signs is not None:
-        turn_signs = buffer.to_torch(take(buffer.turn_signs, places) * inside, copy=False)
-    policies = take(buffer.policies, places[: unroll_steps + 1])
+    masks, signs, shown = buffer.action_masks, buffer.turn_signs, places[: unroll_steps + 1]
+    policies = take(buffer.policies, shown)
     policies[beyond] = 0.0
+    arrays: dict[str, np.ndarray | None] = {
+        "actions": actions,
+        "rewards": (rewards * inside).astype(np.float32),
+        "policies": policies,
+        "candidates": None if buffer.candidates is None else take(buffer.candidates, shown),
+        "action_masks": None if masks is None else take(masks, shown) | beyond[..., None],
+        "lengths": lengths,
+        "terminated": take(buffer.terminals, places[lengths - 1, np.arange(batch_size)]),
+        "horizons": horizons,
+        "weights": (np.ones(batch_size) if weights is None else weights).astype(np.float32),
+        "turn_signs": None if signs is None else take(signs, places) * inside,
+    }
     # None of these arrays shares memory with the ring
+    tensors: Any = {name: None if array is None else buffer.to_torch(array, copy=False) for name, array in arrays.items()}
     return SequenceSamples(
         observations=tree_map(lambda part: part[: unroll_steps + 1], observations),
         bootstrap_observations=tree_map(lambda part: part[unroll_steps + 1 :], observations),
-        actions=buffer.to_torch(actions, copy=False),
-        rewards=buffer.to_torch((rewards * inside).astype(np.float32), copy=False),
-        policies=buffer.to_torch(policies, copy=False),
-        candidates=candidates,
-        action_masks=action_masks,
-        lengths=buffer.to_torch(lengths, copy=False),
-        terminated=buffer.to_torch(take(buffer.terminals, places[lengths - 1, np.arange(batch_size)]), copy=False),
-        horizons=buffer.to_torch(horizons, copy=False),
-        weights=buffer.to_torch((np.ones(batch_size) if weights is None else weights).astype(np.float32), copy=False),
         ids=ids,
         model_versions=take(buffer.model_versions, places[0]),
-        turn_signs=turn_signs,
+        **tensors,
     )
 
 

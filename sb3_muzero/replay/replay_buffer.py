@@ -18,7 +18,7 @@ from sb3_muzero.replay.observation_store import ArrayOrDict, ObservationRing, ch
 from sb3_muzero.replay.reading import read_sequences
 from sb3_muzero.replay.reward_bonus import RewardBonus, StoredBonus
 from sb3_muzero.replay.ring import NewSteps, StepIndex
-from sb3_muzero.replay.samplers import PrioritizedSampler, RecentSampler, Sampler
+from sb3_muzero.replay.samplers import PrioritizedSampler, RecentSampler
 from sb3_muzero.replay.sequences import SearchStatistics, SequenceSamples
 from sb3_muzero.replay.serialization import OPTIONAL_RINGS, buffer_state, load_buffer_state
 
@@ -99,7 +99,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._has_warned_of_memory = False
         recent = RecentSampler(self.recent_fraction)
         prioritized = PrioritizedSampler(self.priority_exponent, self.importance_exponent)
-        self.sampler: Sampler = prioritized if self.priority_exponent > 0 else recent
+        self.sampler: RecentSampler = prioritized if self.priority_exponent > 0 else recent
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.index.lengths.sum()} of {self.index.capacity} transitions)"

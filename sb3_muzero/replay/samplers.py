@@ -1,6 +1,5 @@
 """Where sampled sequences start: at recent steps, or in proportion to priorities."""
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,20 @@ from sb3_muzero.replay.ring import StepIndex
 from sb3_muzero.replay.sum_tree import SumTree
 
 
-class Sampler(ABC):
-    """Chooses the steps that sequences start at. A sampler without priorities only has to define ``sample``."""
+class RecentSampler:
+    """
+    Starts seven of eight sequences at the newest steps, uniformly, and the eighth at any step, so that a rare success is not
+    forgotten. Steps that an early policy took make good states look bad for as long as they are sampled much.
 
-    @abstractmethod
+    :param recent_fraction: Fraction of the stored steps that counts as the newest; 1 for uniform sampling
+    :raises ValueError: for a fraction outside of its range
+    """
+
+    def __init__(self, recent_fraction: float) -> None:
+        if not (is_number(recent_fraction) and 0 < recent_fraction <= 1):
+            raise ValueError(f"`recent_fraction` must be above 0 and at most 1, got {recent_fraction!r}")
+        self.recent_fraction = recent_fraction
+
     def sample(self, index: StepIndex, batch_size: int, progress_remaining: float) -> tuple[np.ndarray, np.ndarray]:
         """
         :param index: Steps that are stored, at least one
@@ -25,6 +34,18 @@ class Sampler(ABC):
         :param progress_remaining: From 1 to 0
         :return: Ids of steps and their importance weights, each of shape ``[B]``
         """
+        num_readable = index.num_readable
+        longest, num_anywhere = int(num_readable.max()), batch_size // 8
+        first_recent = longest - int(np.ceil(self.recent_fraction * longest))
+        # Rows of a table with a column for each environment, the newest steps in its last row
+        rows = np.random.randint(first_recent, longest, size=batch_size)
+        rows[:num_anywhere] = np.random.randint(0, longest, size=num_anywhere)
+        envs = np.random.randint(0, index.n_envs, size=batch_size)
+        # An environment with fewer steps leaves the table's first rows empty
+        while len(empty := np.flatnonzero(rows < longest - num_readable[envs])) > 0:
+            rows[empty] = np.random.randint(np.where(empty < num_anywhere, 0, first_recent), longest)
+            envs[empty] = np.random.randint(0, index.n_envs, size=len(empty))
+        return index.ends[envs] - (longest - rows) * index.n_envs, np.ones(batch_size)
 
     def add(self, index: StepIndex, ids: np.ndarray) -> None:
         """
@@ -56,36 +77,7 @@ class Sampler(ABC):
         return
 
 
-class RecentSampler(Sampler):
-    """
-    Starts seven of eight sequences at the newest steps, uniformly, and the eighth at any step, so that a rare success is not
-    forgotten. Steps that an early policy took make good states look bad for as long as they are sampled much.
-
-    :param recent_fraction: Fraction of the stored steps that counts as the newest; 1 for uniform sampling
-    :raises ValueError: for a fraction outside of its range
-    """
-
-    def __init__(self, recent_fraction: float) -> None:
-        if not (is_number(recent_fraction) and 0 < recent_fraction <= 1):
-            raise ValueError(f"`recent_fraction` must be above 0 and at most 1, got {recent_fraction!r}")
-        self.recent_fraction = recent_fraction
-
-    def sample(self, index: StepIndex, batch_size: int, progress_remaining: float) -> tuple[np.ndarray, np.ndarray]:
-        num_readable = index.num_readable
-        longest, num_anywhere = int(num_readable.max()), batch_size // 8
-        first_recent = longest - int(np.ceil(self.recent_fraction * longest))
-        # Rows of a table with a column for each environment, the newest steps in its last row
-        rows = np.random.randint(first_recent, longest, size=batch_size)
-        rows[:num_anywhere] = np.random.randint(0, longest, size=num_anywhere)
-        envs = np.random.randint(0, index.n_envs, size=batch_size)
-        # An environment with fewer steps leaves the table's first rows empty
-        while len(empty := np.flatnonzero(rows < longest - num_readable[envs])) > 0:
-            rows[empty] = np.random.randint(np.where(empty < num_anywhere, 0, first_recent), longest)
-            envs[empty] = np.random.randint(0, index.n_envs, size=len(empty))
-        return index.ends[envs] - (longest - rows) * index.n_envs, np.ones(batch_size)
-
-
-class PrioritizedSampler(Sampler):
+class PrioritizedSampler(RecentSampler):
     """
     Starts sequences in proportion to the priority of their first step (Prioritized Experience Replay,
     https://arxiv.org/abs/1511.05952). A priority is an error to a power; new steps get the largest error so far.

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 
 from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
@@ -22,17 +21,14 @@ def buffer_state(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
     """
     state: dict[str, Any] = {"shape": _shape(buffer), "buffer_size": int(buffer.buffer_size)}
     if buffer.size() > 0:
-        rings = {name: getattr(buffer, name) for name in RINGS + OPTIONAL_RINGS}
+        rings = {name: ring for name in RINGS + OPTIONAL_RINGS if (ring := getattr(buffer, name)) is not None}
+        size = buffer.size()
         state["num_written"] = buffer.index.num_written
-        state["rings"] = {name: _ring_state(ring, buffer.size()) for name, ring in rings.items()}
+        state["rings"] = {name: ring.state(size) if isinstance(ring, BitRing) else ring[:size] for name, ring in rings.items()}
         state["observations"] = buffer.observations.state()
         state["sampler"] = buffer.sampler.state(buffer.index)
         state["bonus"] = buffer.bonus.state()
     return state
-
-
-def _ring_state(ring: np.ndarray | BitRing | None, size: int) -> Any:
-    return ring.state(size) if isinstance(ring, BitRing) else None if ring is None else ring[:size]
 
 
 def saved_frame_stack(state: dict[str, Any]) -> int:
@@ -85,9 +81,7 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
     buffer.index.num_written = num_written
     buffer.update_position()
     size = buffer.size()
-    for name in RINGS + OPTIONAL_RINGS:
-        if name in OPTIONAL_RINGS and state["rings"].get(name) is None:
-            continue
+    for name in (*RINGS, *(name for name in OPTIONAL_RINGS if state["rings"].get(name) is not None)):
         given = state["rings"][name]
         ring = getattr(buffer, name) if name in RINGS else buffer.make_optional_ring(name)
         if isinstance(ring, BitRing):

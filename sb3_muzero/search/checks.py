@@ -116,11 +116,14 @@ def check_finite(name: str, array: np.ndarray, first_row: int = 0, largest: floa
     :param largest: largest magnitude allowed.
     :raises ValueError: if a row holds NaN, infinity or a number of larger magnitude.
     """
-    bad = ~(np.abs(array) <= largest)
+    _refuse(name, array, ~(np.abs(array) <= largest), f"finite and at most {largest:g} in size", first_row)
+
+
+def _refuse(name: str, array: np.ndarray, bad: np.ndarray, allowed: str, first_row: int) -> None:
+    """:raises ValueError: if a number is bad, naming what is allowed"""
     if bad.any():
         where = tuple(np.argwhere(bad)[0])
-        given = f"got {array[where]} in row {first_row + where[0]}"
-        raise ValueError(f"{name} must be finite and at most {largest:g} in size, {given}")
+        raise ValueError(f"{name} must be {allowed}, got {array[where]} in row {first_row + where[0]}")
 
 
 def check_prior_logits(
@@ -134,11 +137,8 @@ def check_prior_logits(
     :raises ValueError: if a row holds NaN, plus infinity or a number above ``MAX_VALUE``, or gives no legal action
         a probability.
     """
-    bad = ~(prior_logits <= MAX_VALUE)
-    if bad.any():
-        where = tuple(np.argwhere(bad)[0])
-        given = f"got {prior_logits[where]} in row {first_row + where[0]}"
-        raise ValueError(f"{name} must be minus infinity or finite and at most {MAX_VALUE:g}, {given}")
+    allowed = f"minus infinity or finite and at most {MAX_VALUE:g}"
+    _refuse(name, prior_logits, ~(prior_logits <= MAX_VALUE), allowed, first_row)
     possible = np.isfinite(prior_logits)
     if action_masks is not None:
         possible &= action_masks

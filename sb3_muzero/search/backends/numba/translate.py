@@ -39,20 +39,12 @@ class Layer(NamedTuple):
 Translator = Callable[[Any, int], list[Layer]]
 """``translator(module, number of inputs or 0 where unknown) -> layers``."""
 
-_REGISTRY: dict[type[nn.Module], str] = {
-    nn.Linear: "linear",
-    nn.LayerNorm: "layer_norm",
-    nn.Identity: "identity",
-    nn.Flatten: "identity",
-    nn.ReLU: "relu",
-    nn.Tanh: "tanh",
-    nn.SiLU: "silu",
-    nn.ELU: "elu",
-    nn.GELU: "gelu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.Sigmoid: "sigmoid",
-    nn.Mish: "mish",
-}
+PYTORCH_LAYERS = (
+    nn.Linear, nn.LayerNorm, nn.Identity, nn.Flatten, nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Sigmoid,
+    nn.Mish,
+)  # fmt: skip
+
+_REGISTRY: dict[type[nn.Module], str] = {layer: layer.__name__.lower() for layer in PYTORCH_LAYERS}
 
 
 def register(module_class: type[nn.Module], kind: str) -> None:
@@ -148,16 +140,13 @@ def _elementwise(code: int, constant: str = "") -> Translator:
 
 TRANSLATORS: dict[str, Translator] = {
     "linear": _linear,
-    "layer_norm": _layer_norm,
+    "layernorm": _layer_norm,
     "identity": lambda module, width: [],
-    "relu": _elementwise(program.RELU),
-    "tanh": _elementwise(program.TANH),
-    "silu": _elementwise(program.SILU),
+    "flatten": lambda module, width: [],
+    **{name: _elementwise(getattr(program, name.upper())) for name in ("relu", "tanh", "silu", "sigmoid", "mish")},
     "elu": _elementwise(program.ELU, "alpha"),
     "gelu": _gelu,
-    "leaky_relu": _elementwise(program.LEAKY_RELU, "negative_slope"),
-    "sigmoid": _elementwise(program.SIGMOID),
-    "mish": _elementwise(program.MISH),
+    "leakyrelu": _elementwise(program.LEAKY_RELU, "negative_slope"),
     "simnorm": _simnorm,
     "minmax": _elementwise(program.MINMAX, "epsilon"),
     "standardize": _standardize,
