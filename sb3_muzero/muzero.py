@@ -293,8 +293,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
         """
         Return a trained model. For the other arguments see SB3's ``learn``.
 
-        :param log_interval: Log every ``log_interval`` episodes, and after 2 000 steps without a log. Alternatively pass a
-            tuple of frequency and unit like ``(1000, "step")``; ``None`` writes no logs
+        :param log_interval: Episodes between two logs, and at most 2 000 steps; or a tuple like ``(1000, "step")``; or None
         :param use_masking: Whether to use the environment's ``action_masks()`` (sb3-contrib's convention); by default if it
             has that method, or its environments have
         :return: the trained model

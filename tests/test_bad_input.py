@@ -12,9 +12,11 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero import MuZero
+from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.validation import ARGUMENT_RANGES
 from sb3_muzero.learning import learner
 from sb3_muzero.learning.losses import LossOutput
+from sb3_muzero.models.mlp import Dynamics, Prediction, Representation
 from sb3_muzero.search.planner import PlannerSettings
 
 
@@ -76,6 +78,27 @@ from sb3_muzero.search.planner import PlannerSettings
 def test_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore")  # of prototypes
+@pytest.mark.parametrize("network", [Representation, Dynamics, Prediction])
+@pytest.mark.parametrize(
+    "kind, convert",
+    [
+        ("sparse_coo", lambda part: part.to_sparse()),
+        ("meta", lambda part: part.to("meta")),
+        ("nested", lambda part: th.nested.as_nested_tensor(list(part))),
+    ],
+)
+def test_networks_of_a_user_must_return_dense_tensors(network, kind, convert):
+    class Custom(network):
+        def forward(self, *inputs):
+            return tree_map(convert, super().forward(*inputs))
+
+    name = network.__name__.lower()
+    model = tiny_model(policy_kwargs={f"{name}_class": Custom})
+    with pytest.raises(ValueError, match=rf"The {name} function's output.* must be a dense tensor, got a .*{kind} one"):
+        model.predict(np.zeros((2, 4), np.float32))
 
 
 def test_true_is_not_one():

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch as th
 from conftest import TinyEnv, differences, tiny_model
@@ -604,3 +605,15 @@ def test_returns_of_more_steps_than_are_stored_take_no_more_memory_than_those():
     model = tiny_model(n_steps=2**31 - 1).learn(40)
     samples = model.sample(8, 3)
     assert len(samples.rewards) == 3 + 40 and samples.horizons.max() == 40
+
+
+def test_a_file_takes_memory_for_what_it_holds_whatever_size_it_claims():
+    buffer = SequenceReplayBuffer(100, spaces.Box(-1, 1, (3,)), spaces.Discrete(3), "cpu")
+    observations = np.zeros((1, 3), np.float32)
+    for _ in range(20):
+        buffer.add(observations, observations, np.zeros(1), np.ones(1), np.zeros(1, bool), [{}])
+    state = buffer.state() | {"buffer_size": 10**8}
+    before = psutil.Process().memory_info().rss
+    buffer.load_state(state)
+    assert buffer.size() == 20 and buffer.buffer_size == 10**8
+    assert psutil.Process().memory_info().rss - before < 1e8

@@ -23,7 +23,8 @@ class ResumableCheckpointCallback(BaseCallback):
     Callback for saving checkpoints from which ``resume`` continues a run: before training, and every ``save_freq`` calls
     to ``env.step()``, at the end of the current rollout. On SIGTERM and Ctrl-C a last checkpoint is saved after the
     current rollout and its updates. If a checkpoint can't be saved (full disk, non-finite loss), a warning is issued and
-    training continues. ``time/checkpoint_share`` logs the fraction of the time spent on saving.
+    training continues. ``time/checkpoint_share`` logs the fraction of the time spent on saving. While a model trains, no other
+    run can save checkpoints in the folder.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback.
     :param save_path: Path to the folder where checkpoints will be saved.

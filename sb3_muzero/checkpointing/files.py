@@ -156,7 +156,8 @@ def resume(
         uninterrupted one on CPU. This unpickles the environments, so use it for trusted files only. By default new episodes
         start
     :param model_class: Class of the model
-    :param changes: Constructor arguments to change, or that cannot be serialized, such as functions
+    :param changes: Constructor arguments to change, or that cannot be serialized, such as functions; also ``tensorboard_log``,
+        since a file does not decide where to write
     :return: The model
     :raises FileNotFoundError: if there is no checkpoint
     :raises ValueError: if all checkpoints are damaged, if the environments do not fit, if an argument is missing, and for

@@ -104,9 +104,10 @@ def load_run_state(model: MuZero, state: dict[str, Any], restore_environments: b
     normalizing = (gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward)
     can_tell = isinstance(unwrapped(model.env)[1], DummyVecEnv | SubprocVecEnv)
     if can_tell and any(any(model.env.env_is_wrapped(wrapper)) for wrapper in normalizing):
+        saved = "`restore_environments=True` or " * (state["environments"]["pickle"] is not None)
         warnings.warn(
-            "The statistics of gymnasium's NormalizeObservation and NormalizeReward are reset; "
-            "`restore_environments=True` or SB3's VecNormalize would restore them"
+            f"The statistics of gymnasium's NormalizeObservation and NormalizeReward are reset; "
+            f"{saved}SB3's VecNormalize would restore them"
         )
     model._last_obs = None  # `learn` resets the environments
     model.env.seed(int(np.random.randint(2**31 - 1)))  # otherwise the first episodes of the run would be repeated

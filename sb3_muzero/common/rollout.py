@@ -65,8 +65,11 @@ class CompletedRollout:
         return True
 
     def on_rollout_end(self) -> None:
-        """As the callback's, unless that has ended training; what it raised is raised now."""
-        if self._errors:
-            raise self._errors.pop()
+        """As the callback's, unless that has ended training."""
         if self.continues:
             self.callback.on_rollout_end()
+
+    def raise_error(self) -> None:
+        """Raise what the callback has raised, if anything."""
+        if self._errors:
+            raise self._errors.pop()

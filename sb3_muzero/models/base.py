@@ -11,6 +11,7 @@ from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import CenteredFeatures, Preprocessor
 from sb3_muzero.models.normalization import RunningNorm
+from sb3_muzero.search.checks import check_dense, named_leaves
 from sb3_muzero.search.types import RecurrentOutput, RootOutput
 
 
@@ -38,6 +39,18 @@ def scale_gradient(tensor: th.Tensor, scale: float) -> th.Tensor:
     :return: Tensor with the same values
     """
     return th.lerp(tensor.detach(), tensor, scale)
+
+
+def checked(network: str, output: Any) -> Any:
+    """
+    :param network: Name of a network, which may be a user's
+    :param output: Its output, a pytree of tensors
+    :return: The output
+    :raises ValueError: for a sparse, nested, meta or quantized tensor
+    """
+    for name, leaf in named_leaves(f"The {network} function's output", output).items():
+        check_dense(name, leaf)
+    return output
 
 
 class LatentModel(nn.Module):
@@ -124,7 +137,7 @@ class LatentModel(nn.Module):
         preprocessed = self.preprocess(obs)
         if augment and self.augmentation is not None:
             preprocessed = self.augmentation(preprocessed)
-        latents = self.representation(self.input_norm(self.features_extractor(preprocessed)))
+        latents = checked("representation", self.representation(self.input_norm(self.features_extractor(preprocessed))))
         return tree_map(lambda part: part.unflatten(0, self.preprocess.batch_shape(obs)), latents)
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
@@ -144,7 +157,7 @@ class LatentModel(nn.Module):
         :return: Policy logits, values and latent states of the roots
         """
         latent = self.represent(obs)
-        predicted = self.prediction(latent)
+        predicted = checked("prediction", self.prediction(latent))
         return RootOutput(predicted.policy_logits, self.value_support.expectation(predicted.value_logits), latent)
 
     def recurrent_inference(self, latent: Any, action: th.Tensor, discount: float) -> RecurrentOutput:
@@ -157,7 +170,7 @@ class LatentModel(nn.Module):
             its sign is predicted
         :return: Rewards, discounts, policy logits, values and next latent states
         """
-        next_latent = self.dynamics(latent, self.action_encoder(action))
+        next_latent = checked("dynamics", self.dynamics(latent, self.action_encoder(action)))
         predicted = self.prediction(next_latent)
         reward = self.reward_support.expectation(predicted.reward_logits)
         discounts = th.full_like(reward, discount)
@@ -185,6 +198,6 @@ class LatentModel(nn.Module):
         encoded = self.action_encoder(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
         for action in encoded:
             scaled = tree_map(lambda part: scale_gradient(part, 0.5), latents[-1])
-            latents.append(self.dynamics(scaled, action))
+            latents.append(checked("dynamics", self.dynamics(scaled, action)))
         stacked = tree_map(lambda *parts: th.stack(parts), *latents)
         return stacked, self.prediction(stacked)

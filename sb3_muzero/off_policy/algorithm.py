@@ -131,6 +131,7 @@ class SequenceOffPolicyAlgorithm(PersistentAlgorithm):
             self._unfinished_rollout = (rollout.steps, rollout.episodes)
             if self._acted_at is not None:
                 self._last_obs = self._acted_at = None
+            rollout.raise_error()
         if rollout.continues:
             self._unfinished_rollout = (0, 0)
         self._log_if_due()

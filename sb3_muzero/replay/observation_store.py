@@ -70,8 +70,9 @@ class ObservationRing:
         frame = (self.shape[0] // frame_stack, *self.shape[1:]) if frame_stack > 1 else self.shape
         self.packing = FramePacking(observation_space, frame)
         self.frames = np.zeros((index.num_rows, index.n_envs), self.packing.stored)
-        # Where the observation after an episode's last step lies in `finals`, -1 for other steps
-        self.slots = np.full((index.num_rows, index.n_envs), -1, dtype=np.int32)
+        # One more than where the observation after an episode's last step lies in `finals`, 0 for other steps: zeros take no
+        # memory before they are written
+        self.slots = np.zeros((index.num_rows, index.n_envs), dtype=np.int32)
         self.finals = np.zeros(16, self.packing.stored)
         self._free_slots = list(range(16))
         # The observation after the newest step of each environment
@@ -80,7 +81,7 @@ class ObservationRing:
     @property
     def ends(self) -> np.ndarray:
         """Whether steps are the last ones of their episodes, shape ``[num_rows, n_envs]``."""
-        return self.slots >= 0
+        return self.slots > 0
 
     @property
     def place_of_zeros(self) -> int:
@@ -103,8 +104,8 @@ class ObservationRing:
         if self.frame_stack > 1:
             self._split_episodes(steps, observed, followed)
         overwritten = self.slots[at]
-        self._free_slots += overwritten[overwritten >= 0].tolist()
-        self.slots[at] = -1
+        self._free_slots += (overwritten[overwritten > 0] - 1).tolist()
+        self.slots[at] = 0
         self.frames[at] = self.packing.pack(observed[newest_frames])
         self.newest[steps.envs] = self.packing.pack(followed[newest_frames])
         return followed
@@ -149,7 +150,7 @@ class ObservationRing:
             )
 
     def _is_end(self, ids: np.ndarray) -> np.ndarray:
-        return take(self.slots, self.index.places(ids)) >= 0
+        return take(self.slots, self.index.places(ids)) > 0
 
     def end_episodes(self, ids: np.ndarray) -> None:
         """
@@ -164,7 +165,7 @@ class ObservationRing:
                 self.finals = np.concatenate([self.finals, np.zeros_like(self.finals)])
             slot = self._free_slots.pop()
             self.finals[slot] = self.newest[step % self.index.n_envs]
-            flat(self.slots)[self.index.places(step)] = slot
+            flat(self.slots)[self.index.places(step)] = slot + 1
 
     def cut(self, env: int | None = None) -> None:
         """
@@ -182,8 +183,8 @@ class ObservationRing:
         """:return: All that is stored, for ``sb3_muzero.common.serialization``"""
         size = self.index.lengths.max()
         slots = self.slots[:size]
-        finals = self.finals[slots[slots >= 0]]
-        return {"frames": self.frames[:size], "ends": slots >= 0, "finals": finals, "newest": self.newest}
+        finals = self.finals[slots[slots > 0] - 1]
+        return {"frames": self.frames[:size], "ends": slots > 0, "finals": finals, "newest": self.newest}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """
@@ -203,7 +204,7 @@ class ObservationRing:
         for env, length in enumerate(lengths.tolist()):
             self._check_numbers(frames[:length, env])
         self.frames = copy_into(self.frames, frames)
-        self.slots[:size][is_end] = np.arange(num_finals)
+        self.slots[:size][is_end] = np.arange(num_finals) + 1
         self.finals = copy_into(np.zeros((max(16, num_finals), *finals.shape[1:]), finals.dtype), finals)
         self._free_slots = list(range(num_finals, len(self.finals)))
         self.newest[:] = newest
@@ -241,10 +242,10 @@ class ObservationRing:
         envs, steps = ids % index.n_envs, ids + positions * index.n_envs
         finals, newest = index.capacity, index.capacity + len(self.finals)
         # What follows an episode's last step in the ring belongs to the next episode, and nothing follows the newest one
-        slots = np.where(positions > 0, take(self.slots, index.places(steps - index.n_envs)), -1)
-        is_final = slots >= 0
+        slots = np.where(positions > 0, take(self.slots, index.places(steps - index.n_envs)), 0)
+        is_final = slots > 0
         is_newest = (positions > 0) & (steps == index.ends[envs])
-        places = np.where(is_final, finals + slots, np.where(is_newest, newest + envs, index.places(steps)))
+        places = np.where(is_final, finals + slots - 1, np.where(is_newest, newest + envs, index.places(steps)))
         if self.frame_stack == 1:
             return places
 

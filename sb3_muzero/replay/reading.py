@@ -44,7 +44,7 @@ def read_sequences(
     steps = ids + offsets * index.n_envs
     places = index.places(steps)
     # A sequence ends with its episode, or with the newest step
-    ends = (take(buffer.observations.slots, places) >= 0) | (steps >= index.ends[ids % index.n_envs] - index.n_envs)
+    ends = (take(buffer.observations.slots, places) > 0) | (steps >= index.ends[ids % index.n_envs] - index.n_envs)
     ends[-1] = True
     lengths = ends.argmax(axis=0) + 1
     inside = offsets < lengths
