@@ -310,7 +310,7 @@ def test_masks_of_a_vec_env(make):
     model = tiny_model(make(), learning_starts=10)
     model.learn(60, use_masking=True)  # an illegal action ends it
     model.learn(60)
-    assert model.uses_action_masks and not model.replay_buffer.action_masks.all()
+    assert model.uses_action_masks and not model.replay_buffer.action_masks[:].all()
     model.env.close()
 
 
@@ -424,7 +424,7 @@ def test_masks_in_another_convention_are_named_and_the_advice_works(make, vector
 
     model = tiny_model(vectorize([lambda: follow(told[0], make)] * 2), policy)
     model.learn(60)  # an illegal action ends it
-    assert model.uses_action_masks and not model.replay_buffer.action_masks.all()
+    assert model.uses_action_masks and not model.replay_buffer.action_masks[:].all()
     model.env.close()
 
 
@@ -438,12 +438,12 @@ def test_masks_that_are_none_are_not_named():
             *result, _ = super().step(action)
             return *result, {"action_mask": None}
 
-    assert not tiny_model(Undefined()).learn(20).uses_action_masks
+    assert not tiny_model(Undefined()).learn(40).uses_action_masks
 
 
 def test_taxi_says_which_moves_change_something():
     with pytest.warns(UserWarning, match=r"It has `info\['action_mask'\]` and `action_mask`: wrap") as told:
-        tiny_model("Taxi-v4").learn(10)
+        tiny_model("Taxi-v4").learn(40)
     model = tiny_model(follow(str(told[0].message), lambda: gym.make("Taxi-v4"))).learn(60)
     assert not model.replay_buffer.action_masks[:60].all()
 
@@ -500,7 +500,7 @@ def test_a_process_that_ends_when_it_is_asked_for_masks_says_why():
     with pytest.raises((EOFError, ConnectionError), match=r"asked for `action_masks\(\)`.* If it is no method, wrap") as error:
         tiny_model(env).learn(10)
     model = tiny_model(follow(str(error.value), Property)).learn(40)
-    assert not model.replay_buffer.action_masks.all()
+    assert not model.replay_buffer.action_masks[:].all()
 
 
 def test_masks_can_be_ignored():

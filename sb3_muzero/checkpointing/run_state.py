@@ -66,6 +66,9 @@ def load_policy(model: MuZero, state: dict[str, Any]) -> None:
 
 
 def _load_networks(model: MuZero, state: dict[str, Any]) -> None:
+    had_turns = any(name.startswith("latent_model.turn_head.") for name in state["policy"])
+    if had_turns != model.predict_turns:
+        raise ValueError(f"`env` must {'' if had_turns else 'not '}have `to_play`, as in the checkpoint")
     model.policy.load_state_dict(state["policy"])
     for name, parameter in model.policy.named_parameters():
         if not parameter.isfinite().all():

@@ -30,4 +30,5 @@ def naming_dead_workers(env: VecEnv) -> Iterator[None]:
             f"The worker process of environment {', '.join(map(str, dead))} has ended (exit code "
             f"{processes[dead[0]].exitcode}). If the environment raised an exception, its traceback is printed above (in "
             f"stderr); use DummyVecEnv to debug it, and make new environments to go on training (`model.set_env`)"
+            f"{f'. {error}' if str(error) else ''}"
         ) from error

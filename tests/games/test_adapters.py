@@ -181,6 +181,7 @@ def test_games_that_are_not_for_two_in_turn_and_zero_sum_are_errors() -> None:
     in_turn.reset()
     with pytest.raises(ValueError, match="player 0 was to move twice: set `extra_turns=True`"):
         in_turn.step(0)
+    tiny_model(from_pettingzoo(Fake(turns="aab"), extra_turns=True)).learn(40)
     assert isinstance(from_pettingzoo(Fake()), AdaptedGame) and isinstance(from_pettingzoo(Fake()), gym.Env)
 
 

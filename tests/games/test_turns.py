@@ -384,6 +384,10 @@ def test_what_does_not_fit_the_model_is_an_error(tmp_path: Path) -> None:
     model.set_env(TellingHeap())
     with pytest.raises(ValueError, match="or create the model anew"):
         model.learn(60)
+    for games in ((TellingHeap, Heap), (Heap, TellingHeap)):
+        save_checkpoint(tiny_model(games[0](), learning_starts=100).learn(10), tmp_path / games[0].__name__)
+        with pytest.raises(ValueError, match=r"`env` must (not )?have `to_play`, as in the checkpoint"):
+            resume(tmp_path / games[0].__name__, games[1]())
 
 
 @pytest.mark.parametrize("answer", [2, -1, "first", True, 0.0, lambda: 0])
