@@ -12,18 +12,9 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero import __version__
+from sb3_muzero.analysis import plotting
 from sb3_muzero.analysis.decoder import DecoderProbe
 from sb3_muzero.analysis.diagnostics import METRICS, ModelErrors, discounted_returns, measure, settings_of, value_figures
-from sb3_muzero.analysis.plotting import (
-    plot_imagined_episode,
-    plot_imagined_frames,
-    plot_latent_map,
-    plot_policies,
-    plot_search_tree,
-    plot_value_calibration,
-    to_png,
-    to_rgb,
-)
 from sb3_muzero.analysis.recording import Episode, Recording, play, stacked
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.vec_env_checks import frames_in_observation
@@ -49,7 +40,7 @@ def picture(figure: Figure, text: str) -> str:
     :param text: Its alternative text
     :return: HTML that contains the figure
     """
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(to_png(figure)).decode()}">'
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(plotting.to_png(figure)).decode()}">'
 
 
 def table(rows: list[tuple[str, Any, str]]) -> str:
@@ -97,10 +88,10 @@ def prediction_pictures(model: MuZero, episode: Episode, decoder: DecoderProbe |
             real[f"observation {i}"], imagined[f"observation {i}"] = newest[:, i], decoded[..., i]
     elif decoded is not None and newest is not None:  # images
         shown, middle = np.unique(np.linspace(0, depth, 8).astype(int)), len(starts) // 2
-        frames = to_rgb(newest[starts[middle] + shown]), to_rgb(decoded[middle][shown])
-        pictures.append(picture(plot_imagined_frames(*frames, list(shown)), "real frames above imagined ones"))
+        frames = plotting.to_rgb(newest[starts[middle] + shown]), plotting.to_rgb(decoded[middle][shown])
+        pictures.append(picture(plotting.plot_imagined_frames(*frames, list(shown)), "real frames above imagined ones"))
     text = "rewards, values and observations of an episode, and the model's predictions"
-    return [*pictures, picture(plot_imagined_episode(real, imagined, list(starts)), text)]
+    return [*pictures, picture(plotting.plot_imagined_episode(real, imagined, list(starts)), text)]
 
 
 def values_and_returns(model: MuZero, episodes: list[Episode]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,9 +165,9 @@ def write_report(
         _results_section(model, graded),
         _decisions_section(model, longest),
         _prediction_section(model, env, episodes, longest),
-        f"<h2>Diagnostics</h2><div>{picture(plot_value_calibration(*calibration), 'values against returns')}</div>",
+        f"<h2>Diagnostics</h2><div>{picture(plotting.plot_value_calibration(*calibration), 'values against returns')}</div>",
         _calibration_section(errors, figures),
-        f"<h2>Latent space</h2>{picture(plot_latent_map(latents, latent_values), 'map of latents')}",
+        f"<h2>Latent space</h2>{picture(plotting.plot_latent_map(latents, latent_values), 'map of latents')}",
         f"<h2>Settings</h2>{table(settings)}",
     ]
     title = f"MuZero on {html.escape(name or 'an environment')}"
@@ -195,14 +186,9 @@ def _results_section(model: MuZero, played: Recording) -> str:
         ("complete episodes", len(played.returns), f"{kind}; {cut}" if cut else kind),
     ]
     if played.returns and model.two_player:
-        rows += [
-            (
-                "decided games",
-                float(np.mean(np.array(played.returns) != 0)),
-                "share of the games of self-play that are no draws",
-            ),
-            ("mean length", float(np.mean(played.lengths)), "plies"),
-        ]
+        decided = float(np.mean(np.array(played.returns) != 0))
+        rows.append(("decided games", decided, "share of the games of self-play that are no draws"))
+        rows.append(("mean length", float(np.mean(played.lengths)), "plies"))
     elif played.returns:
         rows += [
             ("mean return", float(np.mean(played.returns)), f"standard deviation {np.std(played.returns):.4g}"),
@@ -221,8 +207,8 @@ def _decisions_section(model: MuZero, longest: Episode) -> str:
     steps = list(dict.fromkeys((0, len(longest.actions) // 2, contested)))
     parts = ["<h2>Decisions</h2><p>The first step of an episode, its middle, and the step with the closest decision.</p>"]
     for step in steps:
-        bars = picture(plot_policies(search, step), f"policies of step {step}")
-        tree = picture(plot_search_tree(search, step), f"search tree of step {step}")
+        bars = picture(plotting.plot_policies(search, step), f"policies of step {step}")
+        tree = picture(plotting.plot_search_tree(search, step), f"search tree of step {step}")
         parts.append(f"<h3>Step {step}</h3><div>{bars}</div><div class=wide>{tree}</div>")
     return "".join(parts)
 

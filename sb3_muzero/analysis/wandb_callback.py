@@ -11,16 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
+from sb3_muzero.analysis import plotting
 from sb3_muzero.analysis.diagnostics import settings_of
 from sb3_muzero.analysis.diagnostics_callback import DiagnosticsCallback
-from sb3_muzero.analysis.plotting import (
-    plot_latent_map,
-    plot_model_errors,
-    plot_policies,
-    plot_search_tree,
-    plot_value_calibration,
-    to_png,
-)
 from sb3_muzero.analysis.recording import plays_with_masks, record_frames, save_gif
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.validation import check_integer
@@ -72,7 +65,8 @@ class MuZeroWandbCallback(DiagnosticsCallback):
         super()._measure()
         assert wandb.run is not None
         shown: dict[str, Any] = {
-            f"pictures/{name}": wandb.Image(Image.open(io.BytesIO(to_png(figure)))) for name, figure in self._draw().items()
+            f"pictures/{name}": wandb.Image(Image.open(io.BytesIO(plotting.to_png(figure))))
+            for name, figure in self._draw().items()
         }
         if self.video_env is not None:
             if (statistics := unwrap_vec_normalize(self.video_env)) is not None:
@@ -85,14 +79,16 @@ class MuZeroWandbCallback(DiagnosticsCallback):
 
     def _draw(self) -> dict[str, Figure]:
         policy = self.model.policy
-        figures = {"model_errors": plot_model_errors(self.timesteps, self.errors)}
+        figures = {"model_errors": plotting.plot_model_errors(self.timesteps, self.errors)}
         if self.episodes:
-            figures["value_calibration"] = plot_value_calibration(*map(np.concatenate, zip(*self.episodes, strict=True)))
+            figures["value_calibration"] = plotting.plot_value_calibration(
+                *map(np.concatenate, zip(*self.episodes, strict=True))
+            )
         roots = tree_map(lambda part: part[0], self.model.sample(1_000, 1).observations)
         with th.no_grad():
             latents, values = policy.represent(roots), policy.predict_values(roots).squeeze(-1)
-        figures["latents"] = plot_latent_map(latents.numpy(force=True), values.numpy(force=True))
+        figures["latents"] = plotting.plot_latent_map(latents.numpy(force=True), values.numpy(force=True))
         if self.last_search is not None:
-            figures["search_tree"] = plot_search_tree(self.last_search)
-            figures["policies"] = plot_policies(self.last_search)
+            figures["search_tree"] = plotting.plot_search_tree(self.last_search)
+            figures["policies"] = plotting.plot_policies(self.last_search)
         return figures

@@ -28,13 +28,8 @@ class CompletedRollout:
         self.continues = True
         self.error: BaseException | None = None  # that the callback has raised
         self.unit = train_freq.unit
-        self.frequency = self.remaining
-
-    @property
-    def remaining(self) -> int:
-        """What is left to collect, in the unit of ``train_freq``."""
-        collected = self.steps // self.n_envs if self.unit == TrainFrequencyUnit.STEP else self.episodes
-        return max(self.train_freq.frequency - collected, 0)
+        collected = steps // n_envs if self.unit == TrainFrequencyUnit.STEP else episodes
+        self.frequency = max(train_freq.frequency - collected, 0)
 
     def on_rollout_start(self) -> None:
         """As the callback's."""

@@ -5,10 +5,7 @@ import gymnasium as gym
 from sb3_muzero.games.board_games import BoardGameEnv, ConnectFourEnv, GomokuEnv, HexEnv, TicTacToeEnv
 
 GAMES: dict[str, type[BoardGameEnv]] = {
-    "TicTacToe": TicTacToeEnv,
-    "ConnectFour": ConnectFourEnv,
-    "Gomoku": GomokuEnv,
-    "Hex": HexEnv,
+    game.__name__.removesuffix("Env"): game for game in (TicTacToeEnv, ConnectFourEnv, GomokuEnv, HexEnv)
 }
 
 for name, game in GAMES.items():

@@ -20,15 +20,6 @@ OUTCOME = -1
 """Index of the outcome in a position's row; the cells before it are the board."""
 
 
-def boards_of(observations: np.ndarray) -> np.ndarray:
-    """
-    :param observations: Shape ``[B, 2, num_rows, num_columns]``
-    :return: Boards as the mover sees them, shape ``[B, cells]``, int8
-    """
-    own, other = observations.reshape(len(observations), 2, -1).transpose(1, 0, 2) > 0
-    return own.astype(np.int8) - other.astype(np.int8)
-
-
 def simulator(rules: Rules, evaluate: Any, discount: float = -1.0) -> RecurrentFn:
     """
     :param rules: Of the game
@@ -58,7 +49,8 @@ def positions_of(observations: np.ndarray) -> np.ndarray:
     :param observations: Shape ``[B, 2, num_rows, num_columns]``
     :return: Positions whose game is not over, shape ``[B, cells + 1]``, int64
     """
-    boards = boards_of(observations).astype(np.int64)
+    own, other = (observations.reshape(len(observations), 2, -1).transpose(1, 0, 2) > 0).astype(np.int64)
+    boards = own - other
     return np.concatenate([boards, np.full((len(boards), 1), GOES_ON)], axis=1)
 
 

@@ -230,10 +230,8 @@ class MuZeroPolicy(BasePolicy):
         """
         targets, online = self.latent_model_target, self.latent_model
         th._foreach_lerp_(list(targets.parameters()), list(online.parameters()), tau)
-        for target, buffer in zip(
-            targets.buffers(), online.buffers(), strict=True
-        ):  # running statistics, bounds of the supports
-            target.copy_(buffer)
+        for target, buffer in zip(targets.buffers(), online.buffers(), strict=True):
+            target.copy_(buffer)  # running statistics, bounds of the supports
 
     def represent(self, obs: PyTorchObs) -> th.Tensor:
         """

@@ -52,7 +52,6 @@ class RecentSampler:
         :param index: Steps that are stored
         :param ids: The new ones among them, shape ``[N]``
         """
-        return
 
     def update_priorities(self, index: StepIndex, ids: np.ndarray, errors: np.ndarray) -> None:
         """
@@ -60,7 +59,6 @@ class RecentSampler:
         :param ids: Steps, some of which may have been overwritten, shape ``[B]``
         :param errors: How wrong the value was, at least 0, shape ``[B]``
         """
-        return
 
     def state(self, index: StepIndex) -> dict[str, Any]:
         """
@@ -74,7 +72,6 @@ class RecentSampler:
         :param index: Steps that are stored
         :param state: What ``state`` of any sampler returned
         """
-        return
 
 
 class PrioritizedSampler(RecentSampler):

@@ -12,8 +12,6 @@ from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_l
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput
 
-NESTS = (dict, tuple)
-
 
 class TorchBackend:
     """
@@ -117,8 +115,6 @@ class NumpyLatents:
 
     def _nest(self, leaves: list[Any]) -> Any:
         """:return: the leaves, nested as the roots' latent"""
-        if not isinstance(self.root_latent, NESTS):
-            return leaves[0]
         remaining = iter(leaves)
         return tree_map(lambda _: next(remaining), self.root_latent)
 

@@ -1,5 +1,6 @@
 """The compiled planner: a latent model of MLPs on the CPU, with which the whole search runs in compiled code."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -169,12 +170,9 @@ class CompiledModel:
 
     def _take_workspace(self, num_nodes: int) -> Workspace:
         """:return: buffers for a search with this many nodes, which no other thread uses until they are put back"""
-        try:
-            workspace = self._workspaces.pop()
-        except IndexError:
-            workspace = None
-        if workspace is not None and len(workspace.latents) >= num_nodes:
-            return workspace
+        with contextlib.suppress(IndexError):
+            if len((workspace := self._workspaces.pop()).latents) >= num_nodes:
+                return workspace
         return Workspace(
             self._program._replace(activation_buffers=np.zeros_like(self._program.activation_buffers)),
             np.zeros((num_nodes, BLOCK, rounded_up(self.latent_dim)), np.float32),
