@@ -221,3 +221,14 @@ def test_what_is_known_after_a_thousand_steps_counts(monkeypatch):
     with pytest.warns(UserWarning, match=r"takes 14\..*GB"):
         for _ in range(1001):
             short.add(image, image, np.zeros(1), np.zeros(1), np.array([True]), [{}])
+
+
+def test_a_loaded_buffer_is_looked_at_with_its_next_step(monkeypatch):
+    step = np.zeros((1, 1)), np.ones((1, 1)), np.zeros(1), np.zeros(1), np.zeros(1), [{}]
+    buffer, loaded = (SequenceReplayBuffer(size, NUMBER, spaces.Discrete(2), "cpu") for size in (10**6, 1))
+    for _ in range(1100):
+        buffer.add(*step)
+    loaded.load_state(buffer.state())
+    with_memory(monkeypatch, 1e9, 1000)
+    with pytest.warns(UserWarning, match="`buffer_size=1000000` a full replay buffer takes"):
+        loaded.add(*step)

@@ -96,7 +96,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.action_masks: BitRing | None = None
         self.candidates: np.ndarray | None = None
         self.turn_signs: np.ndarray | None = None
-        self._has_warned_of_memory = False
+        # Stored steps at which it is checked whether the full buffer fits
+        self._next_memory_check: float = 1
         recent = RecentSampler(self.recent_fraction)
         prioritized = PrioritizedSampler(self.priority_exponent, self.importance_exponent)
         self.sampler: RecentSampler = prioritized if self.priority_exponent > 0 else recent
@@ -226,7 +227,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         terminals: np.ndarray,
         search: SearchStatistics,
     ) -> None:
-        stored_before = self.size() * self.n_envs
         if not self._allocated:
             self.allocate()
         records = self.observations.write(steps, observations, next_observations)
@@ -246,9 +246,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.index.append(steps)
         self.sampler.add(self.index, steps.ids)
         self.update_position()
-        stored, limits = self.size() * self.n_envs, (1, min(self.MEMORY_CHECK_STEPS, self.index.capacity))
-        if not self._has_warned_of_memory and any(stored_before < limit <= stored for limit in limits):
-            self._has_warned_of_memory = check_memory(self)
+        if (stored := self.size() * self.n_envs) >= self._next_memory_check:
+            last = min(self.MEMORY_CHECK_STEPS, self.index.capacity)
+            self._next_memory_check = float("inf") if check_memory(self) or stored >= last else last
 
     def update_search(
         self, ids: np.ndarray, weights: np.ndarray, model_version: int, candidates: np.ndarray | None = None
