@@ -153,7 +153,7 @@ def test_a_games_results_are_of_different_games(tmp_path, monkeypatch):
     model = tiny_model(TicTacToeEnv()).learn(60)
     model.replay_buffer.reset()
     values = []
-    monkeypatch.setattr(report, "plot_value_calibration", lambda values_, returns: values.append(values_) or Figure())
+    monkeypatch.setattr(report.plotting, "plot_value_calibration", lambda values_, returns: values.append(values_) or Figure())
     report.write_report(model, model.get_env(), tmp_path / "page.html", num_episodes=24)
     page = Page((tmp_path / "page.html").read_text()).text
     assert "with exploration noise" in page and "deterministic" not in page
