@@ -107,7 +107,7 @@ def trained(request, tmp_path_factory) -> tuple[MuZero, Any, Any]:
 
 
 def arrays_of(buffer: Any) -> dict[str, np.ndarray]:
-    rings = {name: getattr(value, "stored", value) for name, value in vars(buffer).items()}
+    rings = {name: getattr(value, "bits", value) for name, value in vars(buffer).items()}
     return {name: value for name, value in rings.items() if isinstance(value, np.ndarray)}
 
 

@@ -259,7 +259,7 @@ def test_steps_without_a_turn_are_those_of_players_in_turn() -> None:
     buffer.add_episode(*episode, True)
     assert sequences_of(buffer, np.zeros(1, int), np.zeros(1, int), 2, 2).turn_signs is None
     state = buffer.state()
-    del state["rings"]["turn_signs"]
+    assert "turn_signs" not in state["rings"]
     buffer.load_state(state)
     buffer.add_episode(*episode, True, SearchStatistics(turn_signs=np.array([1, -1, 0], np.int8)))
     signs = sequences_of(buffer, np.array([0, 3, 4]), np.zeros(3, int), 2, 2).turn_signs
