@@ -23,8 +23,7 @@ def run_state(model: MuZero) -> dict[str, Any]:
     :return: State of its run
     """
     assert model.env is not None
-    infos = model.ep_info_buffer or ()
-    numbers = (int, float, np.number)  # other entries may not be serializable
+    infos, numbers = model.ep_info_buffer or (), (int, float, np.number)  # other entries may not be serializable
     return {
         "format": FORMAT,
         "settings": {name: encode(value) for name, value in constructor_arguments(model).items()},
@@ -57,8 +56,7 @@ def load_policy(model: MuZero, state: dict[str, Any]) -> None:
     """
     assert model.env is not None
     for name in ("observation_space", "action_space"):
-        own, saved = str(getattr(model, name)), state["replay_buffer"]["shape"][name]
-        if own != saved:
+        if (own := str(getattr(model, name))) != (saved := state["replay_buffer"]["shape"][name]):
             raise ValueError(f"`env` must be of `{name}` {saved}, got {own}")
     load_statistics(model.env, state["environments"], with_returns=False)
     _load_networks(model, state)
