@@ -71,13 +71,12 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
     return state
 
 
-def load_statistics(env: VecEnv, state: dict[str, Any], with_returns: bool = True) -> None:
+def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
     """
-    Load the statistics of VecNormalize.
+    Load the statistics of VecNormalize, with the returns of the running episodes where there are as many environments.
 
     :param env: Training environments
     :param state: Result of ``environment_state``
-    :param with_returns: Whether to load the returns of the running episodes
     :raises ValueError: if the environments are not wrapped in the same way, or for invalid statistics
     """
     statistics, normalize = state["statistics"], unwrap_vec_normalize(env)
@@ -93,7 +92,7 @@ def load_statistics(env: VecEnv, state: dict[str, Any], with_returns: bool = Tru
         for name in ("mean", "var"):
             loaded = np.asarray(values[name], np.float64)  # scalars are stored as numbers
             setattr(rms, name, validate_array(f"VecNormalize.{name}", loaded, np.asarray(getattr(rms, name), np.float64)))
-    if with_returns:
+    if len(statistics["returns"]) == env.num_envs:
         normalize.returns = validate_array("VecNormalize.returns", statistics["returns"], normalize.returns)
 
 

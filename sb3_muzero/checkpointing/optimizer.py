@@ -14,11 +14,8 @@ def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
     :param optimizer: Optimizer
     :return: State of each parameter, and the numbers in the parameter groups
     """
-    state, own = optimizer.state_dict(), optimizer.defaults
-    groups = [
-        {name: value for name, value in group.items() if isinstance(value, int | float | tuple | list) and name in own}
-        for group in state["param_groups"]
-    ]
+    state, own, kinds = optimizer.state_dict(), optimizer.defaults, (int, float, tuple, list)
+    groups = [{name: group[name] for name in own if isinstance(group[name], kinds)} for group in state["param_groups"]]
     return {"state": {str(index): values for index, values in state["state"].items()}, "param_groups": groups}
 
 
