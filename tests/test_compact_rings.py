@@ -191,7 +191,7 @@ def test_more_than_is_available_is_said(monkeypatch):
     with_memory(monkeypatch, 1e9, 1000)
     with pytest.warns(UserWarning, match="a full replay buffer takes 0.00GB.*`buffer_size=[0-9]+` fits") as warned:
         tiny_model(TinyEnv(), buffer_size=2000).learn(1100)
-    assert len([warning for warning in warned if "`buffer_size`" in str(warning.message)]) == 1
+    assert len([warning for warning in warned if "`buffer_size=" in str(warning.message)]) == 1
 
 
 def test_more_than_is_available_is_warned_of_once_and_what_fits_is_not(monkeypatch, recwarn):
