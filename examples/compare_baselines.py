@@ -36,8 +36,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
 
 from sb3_muzero import MuZero
+from sb3_muzero.analysis.cli import key_value, wrapper_class
 from sb3_muzero.analysis.plotting import plot_learning_curves
-from sb3_muzero.common.cli import key_value, wrapper_class
 from sb3_muzero.common.time_limits import time_limit_kwargs
 from sb3_muzero.models.encoders import GridCNN  # noqa: F401  # settings name it
 

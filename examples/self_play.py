@@ -25,10 +25,10 @@ from compare_baselines import ROOT, resolve, versions
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_muzero import MuZero
+from sb3_muzero.analysis.cli import key_value
 from sb3_muzero.callbacks import ResumableCheckpointCallback
 from sb3_muzero.checkpointing import resume
 from sb3_muzero.checkpointing.files import checkpoints_in
-from sb3_muzero.common.cli import key_value
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.connect_four_solver import ConnectFourSolver
 from sb3_muzero.games.exact import count_leaves, share_of_errors, solve

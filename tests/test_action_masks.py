@@ -475,13 +475,27 @@ def test_masks_of_a_vec_env_in_another_convention_are_named(name, what):
         tiny_model(near()).learn(10, use_masking=True)
 
 
-def test_attributes_of_a_native_vec_env_that_look_like_masks_are_named():
+@pytest.mark.filterwarnings("error")
+def test_native_vec_envs_that_answer_anything_have_no_masks():
     class Telling(Native):
         def get_attr(self, attr_name, indices=None):
-            return self.inner.get_attr("legal") if attr_name == "action_mask" else super().get_attr(attr_name)
+            return [None if attr_name in ("render_mode", "two_player", "symmetries") else 0] * self.num_envs
 
-    with pytest.raises(ValueError, match="It has `action_mask`: give Telling, or a VecEnvWrapper around it,"):
-        tiny_model(Telling()).learn(10, use_masking=True)
+    env = Telling()
+    env.inner = DummyVecEnv([TakesAnyAction] * 2)
+    assert not tiny_model(env).learn(40).uses_action_masks
+
+
+@pytest.mark.filterwarnings("error")
+def test_properties_that_raise_are_no_masks():
+    class Raising(Unmasked):
+        legal_actions = property(lambda self: 1 // 0)
+
+        def step(self, action):
+            self.legal[:] = True
+            return super().step(action)
+
+    assert not tiny_model(Raising()).learn(40).uses_action_masks
 
 
 def test_infos_of_a_native_vec_env_with_masks():
@@ -511,7 +525,12 @@ def test_masks_can_be_ignored():
 
 def test_an_environment_that_cannot_be_asked_has_no_masks():
     class Mute(DummyVecEnv):
-        def has_attr(self, attr_name):
+        def get_attr(self, attr_name, indices=None):
+            if attr_name == "render_mode":
+                return super().get_attr(attr_name, indices)
+            raise NotImplementedError
+
+        def env_method(self, method_name, *method_args, indices=None, **method_kwargs):
             raise NotImplementedError
 
     assert not has_action_masks(Mute([MaskedEnv]))

@@ -47,7 +47,7 @@ ADVICE = re.compile(
     r"_kwargs=|\(env|pip install"
 )
 NO_ADVICE = (
-    "games/board_games.py", "games/match.py", "search/", "replay/samplers.py", "common/cli.py", "common/serialization.py",
+    "games/board_games.py", "games/match.py", "search/", "replay/samplers.py", "analysis/cli.py", "common/serialization.py",
     "checkpointing/memory_limit.py", "replay/serialization.py",
 )  # fmt: skip
 """Where ``ADVICE`` only finds requirements."""

@@ -23,6 +23,7 @@ from sb3_muzero.checkpointing.files import load_checkpoint
 from sb3_muzero.checkpointing.settings import encode
 from sb3_muzero.common.serialization import load_npz, save_npz
 from sb3_muzero.common.validation import is_in_space
+from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
 DICT = spaces.Dict({"vector": spaces.Box(-1, 1, (3,), np.float32), "number": spaces.Discrete(4)})
 KWARGS: dict[str, Any] = {"replay_buffer_kwargs": {"priority_exponent": 0.6}, "novelty_coef": 0.1}
@@ -283,6 +284,20 @@ def test_networks_that_are_larger_than_their_weights_are_not_built(name, tmp_pat
         with pytest.raises(ValueError, match=r"`policy_kwargs`, are of larger networks than the file's, .* 0\.\d MB"):
             load(tmp_path, TinyEnv())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2e5, "kilobytes"
+
+
+class TensorBuffer(SequenceReplayBuffer):
+    """A user's, which keeps more than the networks have."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.beside = th.zeros(5_000_000)
+
+
+def test_the_memory_of_a_replay_buffer_is_not_that_of_networks(tmp_path):
+    save_checkpoint(tiny_model(TinyEnv(), replay_buffer_class=TensorBuffer).learn(20), tmp_path)
+    for load in (resume, load_model):
+        assert isinstance(load(tmp_path, TinyEnv()).learn(4, reset_num_timesteps=False).replay_buffer, TensorBuffer)
 
 
 def test_a_file_does_not_decide_where_to_write(tmp_path):

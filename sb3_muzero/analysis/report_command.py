@@ -16,9 +16,9 @@ import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
+from sb3_muzero.analysis.cli import MODEL_HELP, key_value, wrapper_class
 from sb3_muzero.analysis.report import write_report
 from sb3_muzero.checkpointing.files import is_checkpoint, load_model
-from sb3_muzero.common.cli import MODEL_HELP, key_value, wrapper_class
 from sb3_muzero.muzero import MuZero
 
 NUM_ENVS = 8

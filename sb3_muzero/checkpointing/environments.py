@@ -9,7 +9,7 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import EzPickle
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
 from sb3_muzero.common.serialization import validate_array, validate_number
 
@@ -38,8 +38,10 @@ def _wrapper_names(env: gym.Env) -> list[str]:
     return [type(layer).__qualname__ for layer in [*wrappers, env.unwrapped]]
 
 
-def _statistics(rms: Any) -> dict[str, Any]:
-    return {"mean": rms.mean, "var": rms.var, "count": rms.count}
+def _obs_rms(normalize: VecNormalize) -> dict[str, Any]:
+    """:return: Statistics of observations by their keys, empty without normalization"""
+    rms: Any = normalize.obs_rms if normalize.norm_obs else {}
+    return rms if isinstance(rms, dict) else {"": rms}
 
 
 def environment_state(env: VecEnv) -> dict[str, Any]:
@@ -50,13 +52,8 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
     state: dict[str, Any] = {"statistics": None, "pickle": None, "why_not": None}
     normalize = unwrap_vec_normalize(env)
     if normalize is not None:
-        observed: Any = normalize.obs_rms if normalize.norm_obs else {}
-        observed = observed if isinstance(observed, dict) else {"": observed}
-        state["statistics"] = {
-            "returns": normalize.returns,
-            "ret_rms": _statistics(normalize.ret_rms),
-            "obs_rms": {key: _statistics(rms) for key, rms in observed.items()},
-        }
+        obs_rms = {key: vars(rms).copy() for key, rms in _obs_rms(normalize).items()}
+        state["statistics"] = {"returns": normalize.returns, "ret_rms": vars(normalize.ret_rms).copy(), "obs_rms": obs_rms}
     wrappers, inner = unwrapped(env)
     if type(inner) is not DummyVecEnv:
         state["why_not"] = f"environments of a {type(inner).__name__} are not in this process"
@@ -74,13 +71,12 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
     return state
 
 
-def load_statistics(env: VecEnv, state: dict[str, Any], with_returns: bool = True) -> None:
+def load_statistics(env: VecEnv, state: dict[str, Any]) -> None:
     """
-    Load the statistics of VecNormalize.
+    Load the statistics of VecNormalize, with the returns of the running episodes where there are as many environments.
 
     :param env: Training environments
     :param state: Result of ``environment_state``
-    :param with_returns: Whether to load the returns of the running episodes
     :raises ValueError: if the environments are not wrapped in the same way, or for invalid statistics
     """
     statistics, normalize = state["statistics"], unwrap_vec_normalize(env)
@@ -90,15 +86,13 @@ def load_statistics(env: VecEnv, state: dict[str, Any], with_returns: bool = Tru
         return
     if normalize.norm_obs != bool(statistics["obs_rms"]):
         raise ValueError(f"`env` must be wrapped in VecNormalize with `norm_obs={not normalize.norm_obs}`, as before")
-    pairs: list[tuple[Any, dict[str, Any]]] = [(normalize.ret_rms, statistics["ret_rms"])]
-    for key, values in statistics["obs_rms"].items():
-        pairs.append((normalize.obs_rms[key] if key else normalize.obs_rms, values))  # type: ignore[index]
-    for rms, values in pairs:
+    obs_rms = [(rms, statistics["obs_rms"][key]) for key, rms in _obs_rms(normalize).items()]
+    for rms, values in [(normalize.ret_rms, statistics["ret_rms"]), *obs_rms]:
         rms.count = validate_number("VecNormalize.count", values["count"], float, 0)
         for name in ("mean", "var"):
             loaded = np.asarray(values[name], np.float64)  # scalars are stored as numbers
             setattr(rms, name, validate_array(f"VecNormalize.{name}", loaded, np.asarray(getattr(rms, name), np.float64)))
-    if with_returns:
+    if len(statistics["returns"]) == env.num_envs:
         normalize.returns = validate_array("VecNormalize.returns", statistics["returns"], normalize.returns)
 
 

@@ -2,8 +2,6 @@
 
 import re
 import warnings
-from collections.abc import Callable
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,14 +26,8 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     :return: Checkpoint files, in the order of their numbers of steps; nothing but regular files counts
     :raises OSError: if the folder can't be read
     """
-    return sorted((path for path in _files_in(folder) if steps_of(path) >= 0), key=steps_of)
-
-
-def _files_in(folder: str | Path) -> list[Path]:
-    try:
-        return [path for path in Path(folder).iterdir() if path.is_file()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    files = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    return sorted((path for path in files if steps_of(path) >= 0 and path.is_file()), key=steps_of)
 
 
 def steps_of(path: Path) -> int:
@@ -94,28 +86,24 @@ def save_checkpoint(model: MuZero, folder: str | Path, keep: int = 2) -> Path:
     """
     check_integer("keep", keep)
     folder = Path(folder).resolve()
-    with folder_lock(folder, model):
-        return _save_locked(model, folder, keep)
-
-
-def _save_locked(model: MuZero, folder: Path, keep: int) -> Path:
-    check_checkpoint_folder(model, folder)
-    if not can_learn(model):
-        raise FloatingPointError("the loss or its gradients are not finite")
-    state = run_state(model)
-    if missing := [name for name, value in state["settings"].items() if is_missing(value)]:
-        warnings.warn(f"{', '.join(missing)} cannot be serialized and must be passed to `resume`")
-    if (reason := state["environments"]["why_not"]) is not None:
-        warnings.warn(f"Resuming from this checkpoint will start new episodes: {reason}")
     path = folder / f"checkpoint_{model.num_timesteps}_steps.npz"
-    for unfinished in _files_in(folder):  # by a run that was killed
-        if fnmatch(unfinished.name, "checkpoint_*_steps.npz.*.unfinished"):
-            unfinished.unlink()
-    save_npz(path, state)
-    for old in checkpoints_in(folder)[:-keep]:
-        if old != path:  # damaged checkpoints can have more steps
-            old.unlink()
-    model.checkpoint_folders[folder] = model.num_timesteps, checkpoints_in(folder)
+    with folder_lock(folder, model):
+        check_checkpoint_folder(model, folder)
+        if not can_learn(model):
+            raise FloatingPointError("the loss or its gradients are not finite")
+        state = run_state(model)
+        if missing := [name for name, value in state["settings"].items() if is_missing(value)]:
+            warnings.warn(f"{', '.join(missing)} cannot be serialized and must be passed to `resume`")
+        if (reason := state["environments"]["why_not"]) is not None:
+            warnings.warn(f"Resuming from this checkpoint will start new episodes: {reason}")
+        for unfinished in folder.glob("checkpoint_*_steps.npz.*.unfinished"):  # by a run that was killed
+            if unfinished.is_file():
+                unfinished.unlink()
+        save_npz(path, state)
+        for old in checkpoints_in(folder)[:-keep]:
+            if old != path:  # damaged checkpoints can have more steps
+                old.unlink()
+        model.checkpoint_folders[folder] = model.num_timesteps, checkpoints_in(folder)
     return path
 
 
@@ -203,25 +191,19 @@ def load_model(
     return _build(path, state, env, model_class, changes, lambda model: load_policy(model, state))
 
 
-def _build(
-    path: str | Path,
-    state: dict[str, Any],
-    env: GymEnv | str,
-    model_class: type[SelfMuZero],
-    changes: dict[str, Any],
-    load: Callable[[SelfMuZero], None],
-) -> SelfMuZero:
+def _build(path: Any, state: dict[str, Any], env: Any, model_class: Any, changes: dict[str, Any], load: Any) -> Any:
     """:return: A model with the settings of a checkpoint and the state that ``load`` gives it"""
     if state.get("format") != FORMAT:
         raise ValueError(f"The checkpoint in {path} was written by another version of sb3_muzero")
     try:
         settings = {name: decode(value, name) for name, value in state["settings"].items() if name not in changes}
-        log_folder = settings.pop("tensorboard_log", None)
-        if log_folder is not None:  # a file must not say where to write
+        if (log_folder := settings.pop("tensorboard_log", None)) is not None:  # a file must not say where to write
             warnings.warn(f"Not logging to the checkpoint's `tensorboard_log`: pass it to log there again, {log_folder!r}")
-        env = maybe_make_env(env, verbose=0)
+        model = model_class(env=maybe_make_env(env, verbose=0), _init_setup_model=False, **settings, **changes)
+        model._check_arguments()
+        model.replay_buffer = model._make_replay_buffer()
         with MemoryLimit(state["policy"]):
-            model = model_class(env=env, **settings, **changes)
+            model._setup_model()
         load(model)
     except Exception as error:
         why = str(error) if isinstance(error, ValueError) else repr(error)

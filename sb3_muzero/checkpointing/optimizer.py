@@ -14,11 +14,8 @@ def optimizer_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
     :param optimizer: Optimizer
     :return: State of each parameter, and the numbers in the parameter groups
     """
-    state, own = optimizer.state_dict(), optimizer.defaults
-    groups = [
-        {name: value for name, value in group.items() if isinstance(value, int | float | tuple | list) and name in own}
-        for group in state["param_groups"]
-    ]
+    state, own, kinds = optimizer.state_dict(), optimizer.defaults, (int, float, tuple, list)
+    groups = [{name: group[name] for name in own if isinstance(group[name], kinds)} for group in state["param_groups"]]
     return {"state": {str(index): values for index, values in state["state"].items()}, "param_groups": groups}
 
 
@@ -42,13 +39,12 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
         if values.keys() != own.keys():
             raise ValueError(f"the optimizer's state must have {sorted(own)}, got {sorted(values)}")
         for name, value in values.items():
-            if isinstance(own[name], th.Tensor):
-                validate_array(f"optimizer.{name}", value.numpy(), own[name].numpy(force=True))
-                own[name].copy_(value)
-            elif type(value) is type(own[name]):
-                own[name] = value
-            else:
+            if type(value) is not type(own[name]):
                 raise ValueError(f"`optimizer.{name}` must be a {type(own[name]).__name__}, got {value!r:.200}")
+            if isinstance(value, th.Tensor):
+                validate_array(f"optimizer.{name}", value.numpy(), own[name].numpy(force=True))
+                value = own[name].copy_(value)
+            own[name] = value
     groups = new["param_groups"]
     for group, numbers in zip(groups, state["param_groups"], strict=True):
         for name, value in numbers.items():
@@ -62,10 +58,12 @@ def load_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -
 
 def _like(name: str, value: Any, own: Any) -> Any:
     """:return: A hyperparameter from a file, which must be a number, or as many, like the optimizer's own"""
-    if isinstance(own, tuple | list) and isinstance(value, tuple | list) and len(value) == len(own):
-        return tuple(_like(name, part, own_part) for part, own_part in zip(value, own, strict=True))
     if isinstance(own, tuple | list):
-        raise ValueError(f"`{name}` must be like {own}, got {value!r:.200}")
-    if isinstance(own, bool) and value is not own:  # as `maximize`, which is set when the optimizer is created
+        if not isinstance(value, tuple | list) or len(value) != len(own):
+            raise ValueError(f"`{name}` must be like {own}, got {value!r:.200}")
+        return tuple(_like(name, part, own_part) for part, own_part in zip(value, own, strict=True))
+    if not isinstance(own, bool):
+        return validate_number(name, value, float)
+    if value is not own:  # as `maximize`, which is set when the optimizer is created
         raise ValueError(f"`{name}` must be {own} as in `optimizer_kwargs`, got {value!r:.200}")
-    return own if isinstance(own, bool) else validate_number(name, value, float)
+    return own

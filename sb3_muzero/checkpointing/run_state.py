@@ -23,8 +23,7 @@ def run_state(model: MuZero) -> dict[str, Any]:
     :return: State of its run
     """
     assert model.env is not None
-    infos = model.ep_info_buffer or ()
-    numbers = (int, float, np.number)  # other entries may not be serializable
+    infos, numbers = model.ep_info_buffer or (), (int, float, np.number)  # other entries may not be serializable
     return {
         "format": FORMAT,
         "settings": {name: encode(value) for name, value in constructor_arguments(model).items()},
@@ -57,15 +56,9 @@ def load_policy(model: MuZero, state: dict[str, Any]) -> None:
     """
     assert model.env is not None
     for name in ("observation_space", "action_space"):
-        own, saved = str(getattr(model, name)), state["replay_buffer"]["shape"][name]
-        if own != saved:
+        if (own := str(getattr(model, name))) != (saved := state["replay_buffer"]["shape"][name]):
             raise ValueError(f"`env` must be of `{name}` {saved}, got {own}")
-    load_statistics(model.env, state["environments"], with_returns=False)
-    _load_networks(model, state)
-    model.load_state(state["algorithm"])
-
-
-def _load_networks(model: MuZero, state: dict[str, Any]) -> None:
+    load_statistics(model.env, state["environments"])
     had_turns = any(name.startswith("latent_model.turn_head.") for name in state["policy"])
     if had_turns != model.predict_turns:
         raise ValueError(f"`env` must {'' if had_turns else 'not '}have `to_play`, as in the checkpoint")
@@ -73,6 +66,7 @@ def _load_networks(model: MuZero, state: dict[str, Any]) -> None:
     for name, parameter in model.policy.named_parameters():
         if not parameter.isfinite().all():
             raise ValueError(f"the policy's `{name}` must have finite numbers")
+    model.load_state(state["algorithm"])
 
 
 def load_run_state(model: MuZero, state: dict[str, Any], restore_environments: bool) -> None:
@@ -84,14 +78,12 @@ def load_run_state(model: MuZero, state: dict[str, Any], restore_environments: b
     """
     assert model.env is not None
     model.replay_buffer.load_state(state["replay_buffer"])  # checks spaces and number of environments
-    load_statistics(model.env, state["environments"])
+    load_policy(model, state)
     if restore_environments:
         unpickle_environments(model.env, state["environments"])
-    _load_networks(model, state)
     load_optimizer_state(model.policy.optimizer, state["optimizer"])
     model.learner.load_state(state["learner"])
     model.warmup.load_state(state["warmup"])
-    model.load_state(state["algorithm"])
     model.ep_info_buffer = deque(state["episodes"]["infos"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(state["episodes"]["successes"], maxlen=model._stats_window_size)
     model.action_space.np_random.bit_generator.state = state["action_space"]["generator"]

@@ -24,16 +24,14 @@ def encode(setting: Any) -> Any:
     :param setting: Value of a constructor argument
     :return: Encoded value, for ``save_npz``. A value that cannot be serialized becomes ``{MISSING: repr(value)}``
     """
-    if setting is None or isinstance(setting, bool | int | float | str):
+    if isinstance(setting, TrainFreq):
+        setting = (setting.frequency, setting.unit.value)
+    if isinstance(setting, FloatSchedule):
+        setting = setting.value_schedule
+    if setting is None or isinstance(setting, bool | int | float | str | np.generic):
         return setting
-    if isinstance(setting, np.generic):
-        return setting.item()
     if isinstance(setting, Path | th.device):
         return str(setting)
-    if isinstance(setting, TrainFreq):
-        return encode((setting.frequency, setting.unit.value))
-    if isinstance(setting, FloatSchedule):
-        return encode(setting.value_schedule)
     if isinstance(setting, tuple | list):
         return {"tuple" if isinstance(setting, tuple) else "list": [*map(encode, setting)]}
     if isinstance(setting, dict) and all(isinstance(key, str) for key in setting):
@@ -75,7 +73,7 @@ def decode(tree: Any, name: str) -> Any:
     first, second = content
     if kind == "schedule":
         schedule = SCHEDULES[first].__new__(SCHEDULES[first])
-        schedule.__dict__.update(second)
+        vars(schedule).update(second)
         return schedule
     found: Any = sys.modules.get(first)  # a file must not import modules
     for part in second.split("."):

@@ -20,16 +20,13 @@ def evaluation_callbacks(callback: BaseCallback) -> Iterator[EvalCallback]:
     :param callback: Callback
     :return: Evaluation callbacks of SB3 and sb3-contrib in it: itself, in a list, or as the child of another
     """
-    pending, seen = [callback], []
-    while pending:
-        current = pending.pop()
-        seen.append(current)
+    found = [callback]
+    for current in found:  # which grows meanwhile
         if isinstance(current, EvalCallback):
             yield current
         for value in vars(current).values():
-            for child in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(child, BaseCallback) and not any(child is other for other in [*pending, *seen]):
-                    pending.append(child)
+            children = value if isinstance(value, list | tuple) else [value]
+            found += [child for child in children if isinstance(child, BaseCallback) and child not in found]
 
 
 def callback_warning(callback: BaseCallback, two_player: bool | None) -> str | None:
@@ -39,10 +36,8 @@ def callback_warning(callback: BaseCallback, two_player: bool | None) -> str | N
     :return: Warning of an evaluation callback that can't tell who wins, ``None`` if there is none. One whose environment
         plays the opponent's moves can
     """
-    if not two_player:
-        return None
     for evaluation in evaluation_callbacks(callback):
-        if is_two_player(evaluation.eval_env):
+        if two_player and is_two_player(evaluation.eval_env):
             return f"{type(evaluation).__name__} does not fit two-player games: it {ONE_RETURN}"
     return None
 

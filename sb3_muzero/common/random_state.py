@@ -26,8 +26,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     :param state: Result of ``random_state``
     :raises ValueError: for an invalid state
     """
-    version, words, gauss = state["python"]
-    mersenne_twister = state["numpy"]["state"]
+    (version, words, gauss), mersenne_twister = state["python"], state["numpy"]["state"]
     validate_number("pos", mersenne_twister["pos"], int, 0, 624)  # NumPy does not check it
     if not (mersenne_twister["key"][1:].any() and any(words[1:-1]) and state["torch"].any()):
         raise ValueError("random states must not be zero")  # rejection sampling would never end

@@ -66,9 +66,7 @@ def load_npz(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
         with opened as content, zipfile.ZipFile(content) as file:
             claimed, length = sum(member.file_size for member in file.infolist()), content.seek(0, os.SEEK_END)
             if claimed > length:  # what is compressed may be any number of zeros
-                raise ValueError(
-                    f"its {length} bytes claim to hold arrays of {claimed} bytes; files of sb3_muzero don't compress"
-                )
+                raise ValueError(f"its {length} bytes claim to hold arrays of {claimed} bytes; sb3_muzero does not compress")
             arrays = {member.filename.removesuffix(".npy"): _read_array(file, member) for member in file.infolist()}
         tree = json.loads(arrays.pop(STRUCTURE).tobytes(), object_hook=restore)
         if not isinstance(tree, dict):

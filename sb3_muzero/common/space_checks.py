@@ -100,16 +100,15 @@ def check_action_space(space: spaces.Space) -> None:
 def _discretizing_wrapper(space: spaces.Space) -> str:
     """:return: Call of a wrapper that makes an action space Discrete"""
     if isinstance(space, spaces.Box) and np.isfinite([space.low, space.high]).all():
-        num_bins = next((bins for bins in (11, 5, 3) if bins**space.low.size <= MAX_COMBINATIONS), None)
-        if num_bins is not None:
-            return f"`gymnasium.wrappers.DiscretizeAction(env, bins={num_bins})`"
-    choose, num_actions = "choices[action]", "len(choices)"
+        for bins in (11, 5, 3):
+            if bins**space.low.size <= MAX_COMBINATIONS:
+                return f"`gymnasium.wrappers.DiscretizeAction(env, bins={bins})`"
+    choose, num_actions, note = "choices[action]", "len(choices)", " with a list `choices` of actions"
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
-        sizes = np.ravel(getattr(space, "nvec", np.full(space.shape, 2)))
+        sizes, start = np.ravel(getattr(space, "nvec", np.full(space.shape, 2))), np.asarray(getattr(space, "start", 0))
         if (num_combinations := sizes.prod(dtype=float)) <= MAX_COMBINATIONS:
             choose = f"np.reshape(np.unravel_index(action, {sizes.tolist()}), {space.shape})"
-            start = np.asarray(getattr(space, "start", 0))
             choose += f" + np.array({start.tolist()})" * bool(start.any())
-            num_actions = f"{num_combinations:.0f}"
-    line = f"`gymnasium.wrappers.TransformAction(env, lambda action: {choose}, gymnasium.spaces.Discrete({num_actions}))`"
-    return line + " with a list `choices` of actions" * choose.startswith("choices")
+            num_actions, note = f"{num_combinations:.0f}", ""
+    transform = f"lambda action: {choose}, gymnasium.spaces.Discrete({num_actions})"
+    return f"`gymnasium.wrappers.TransformAction(env, {transform})`{note}"

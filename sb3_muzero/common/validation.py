@@ -8,7 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.common.numeric import is_integer, is_number
-from sb3_muzero.common.space_checks import check_observation_space
 
 MAX_MAGNITUDE = 1e18
 """Largest absolute value of observations and rewards. Their squares must fit in float32."""
@@ -20,19 +19,13 @@ COUNTABLE_SPACES = (*DISCRETE_SPACES, spaces.MultiBinary)
 """Spaces that are checked for membership."""
 
 # Requirement in words, as a function, and the arguments it applies to
+COUNTS = ("buffer_size", "batch_size", "n_steps", "num_simulations", "unroll_steps", "target_update_interval")
+COEFFICIENTS = ("ent_coef", "vf_coef", "reward_coef", "consistency_coef")
 ARGUMENT_RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
-    (
-        "an integer of at least 1",
-        lambda value: is_integer(value) and value >= 1,
-        ("buffer_size", "batch_size", "n_steps", "num_simulations", "unroll_steps", "target_update_interval"),
-    ),
+    ("an integer of at least 1", lambda value: is_integer(value) and value >= 1, COUNTS),
     ("an integer of at least -1", lambda value: is_integer(value) and value >= -1, ("gradient_steps",)),
     ("at least 0", lambda value: is_number(value) and value >= 0, ("learning_starts", "exploration_steps_per_episode")),
-    (
-        "at least 0 and finite",
-        lambda value: is_number(value) and 0 <= value < float("inf"),
-        ("ent_coef", "vf_coef", "reward_coef", "consistency_coef"),
-    ),
+    ("at least 0 and finite", lambda value: is_number(value) and 0 <= value < float("inf"), COEFFICIENTS),
     ("above 0", lambda value: is_number(value) and value > 0, ("n_steps_half_life", "max_grad_norm")),
     ("at least 1 and finite", lambda value: is_number(value) and 1 <= value < float("inf"), ("random_action_repeat",)),
     ("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1, ("gamma", "reanalyze_ratio", "tau")),
@@ -118,7 +111,6 @@ def check_muzero_arguments(model: Any) -> None:
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
         if not isinstance(getattr(model, name), dict):
             raise ValueError(f"`{name}` must be a dictionary, got {getattr(model, name)!r}")
-    check_observation_space(model.observation_space)
     least = model.n_envs * (model.unroll_steps + 1)
     if model.buffer_size < least:
         raise ValueError(

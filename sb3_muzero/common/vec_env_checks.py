@@ -16,14 +16,12 @@ def frames_in_observation(env: VecEnv | None) -> int:
     :return: Number of frames that ``VecFrameStack`` stacks along the first axis of an observation, 1 without frame stacking
     :raises ValueError: if images were stacked along another axis than their channels, see ``check_channels``
     """
-    stacking = None if env is None else unwrap_vec_wrapper(env, VecFrameStack)
-    if env is None or stacking is None:
+    if env is None or (stacking := unwrap_vec_wrapper(env, VecFrameStack)) is None:
         return 1
     check_channels(env, stacking)
     space, num_frames = env.observation_space, stacking.stacked_obs.n_stack
-    if not isinstance(space, spaces.Box) or not (len(space.shape) == 1 or is_image_space(space)):
-        return 1
-    return num_frames if space.shape[0] % num_frames == 0 else 1
+    is_stacked = isinstance(space, spaces.Box) and (len(space.shape) == 1 or is_image_space(space))
+    return num_frames if is_stacked and space.shape[0] % num_frames == 0 else 1  # type: ignore[index]
 
 
 def normalized_frames(env: VecEnv) -> int:
@@ -60,8 +58,7 @@ def check_channels(env: VecEnv, stacking: VecFrameStack) -> None:
     :raises ValueError: if images were stacked along another axis
     """
     transposing = unwrap_vec_wrapper(env, VecTransposeImage)
-    is_outside = transposing is not None and unwrap_vec_wrapper(transposing, VecFrameStack) is not None
-    is_transposed = transposing is not None and is_outside and not transposing.skip
+    is_transposed = bool(transposing and not transposing.skip and unwrap_vec_wrapper(transposing, VecFrameStack))
     if not is_transposed and env.observation_space != stacking.observation_space:
         return  # a custom wrapper has changed the images
     stacks = stacking.stacked_obs
@@ -82,8 +79,7 @@ def check_axes(env: VecEnv | None) -> None:
     :param env: Environments of a convolutional policy
     :raises ValueError: if images whose second axis is the smallest were treated as channels-last
     """
-    transposing = None if env is None else unwrap_vec_wrapper(env, VecTransposeImage)
-    if transposing is None or transposing.skip:
+    if env is None or (transposing := unwrap_vec_wrapper(env, VecTransposeImage)) is None or transposing.skip:
         return
     shape = transposing.venv.observation_space.shape or ()
     if len(shape) == 3 and np.argmin(shape) == 1:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_muzero.analysis.cli import MODEL_HELP, key_value
 from sb3_muzero.analysis.search_tree import principal_variation
 from sb3_muzero.checkpointing.files import is_checkpoint, load_model
-from sb3_muzero.common.cli import MODEL_HELP, key_value
 from sb3_muzero.games import GAMES
 from sb3_muzero.games.board_games import BoardGameEnv
 from sb3_muzero.muzero import MuZero
