@@ -40,7 +40,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
     search), https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss)
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ResNetPolicy, MultiInputPolicy)
-    :param env: The environment to learn from (if registered in Gym, can be str). With ``two_player = True`` of it each step is
+    :param env: The environment to learn from (if registered in Gym, can be str). If it has ``two_player = True``, each step is
         one ply of a zero-sum game against itself, and observation and reward are those of the player who moves. Players move
         in turn, unless its attribute ``to_play`` says who is to move, 0 or 1; its attribute ``symmetries`` (see
         ``sb3_muzero.learning.symmetries``) lists rotations and reflections that augment the sequences

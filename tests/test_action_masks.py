@@ -385,7 +385,7 @@ def follow(advice: str, make: Any) -> Any:
 
 
 NEAR_MISSES = [
-    (Property, DummyVecEnv, "`action_masks` that is no method"),
+    (Property, DummyVecEnv, "`action_masks` (not a method)"),
     (Attribute, DummyVecEnv, "`action_mask`"),
     (Attribute, SubprocVecEnv, "`action_mask`"),
     (Method, DummyVecEnv, "`valid_action_mask`"),
@@ -467,7 +467,7 @@ def test_masks_that_only_steps_return_are_named():
 
 
 @pytest.mark.parametrize(
-    "name, what", [("action_masks", "`action_masks` of Near that is no method"), ("action_mask", "of Near")]
+    "name, what", [("action_masks", "`action_masks` of Near \\(not a method\\)"), ("action_mask", "of Near")]
 )
 def test_masks_of_a_vec_env_in_another_convention_are_named(name, what):
     near = type("Near", (Native,), {name: np.ones((2, NUM_ACTIONS), bool)})
@@ -479,7 +479,7 @@ def test_masks_of_a_vec_env_in_another_convention_are_named(name, what):
 def test_native_vec_envs_that_answer_anything_have_no_masks():
     class Telling(Native):
         def get_attr(self, attr_name, indices=None):
-            return [None if attr_name in ("render_mode", "two_player", "symmetries") else 0] * self.num_envs
+            return [None if attr_name in ("render_mode", "two_player", "to_play", "symmetries") else 0] * self.num_envs
 
     env = Telling()
     env.inner = DummyVecEnv([TakesAnyAction] * 2)
@@ -511,7 +511,9 @@ def test_infos_of_a_native_vec_env_with_masks():
 
 def test_a_process_that_ends_when_it_is_asked_for_masks_says_why():
     env = SubprocVecEnv([Property])
-    with pytest.raises((EOFError, ConnectionError), match=r"asked for `action_masks\(\)`.* If it is no method, wrap") as error:
+    with pytest.raises(
+        (EOFError, ConnectionError), match=r"asked for `action_masks\(\)`.* If it is not a method, wrap"
+    ) as error:
         tiny_model(env).learn(10)
     model = tiny_model(follow(str(error.value), Property)).learn(40)
     assert not model.replay_buffer.action_masks[:].all()

@@ -58,7 +58,7 @@ ELSEWHERE = {
     "has not ended after": "test_run_warnings.py: test_a_registered_task_without_time_limit_is_warned_of_at_construction",
     "has no time limit": "test_run_warnings.py: test_a_registered_task_without_time_limit_is_warned_of_at_construction",
     "fewer than one update per 100": "test_run_warnings.py: test_enough_updates_are_not_warned_of",
-    "makes next to no updates": "test_run_warnings.py: test_enough_updates_are_not_warned_of",
+    "makes hardly any updates": "test_run_warnings.py: test_enough_updates_are_not_warned_of",
     "by `to_play` whose turn it is": "games/test_turns.py: test_runs_are_saved_loaded_and_resumed",
     "add an attribute `to_play`": "games/test_turns.py: test_runs_are_saved_loaded_and_resumed",
     "with `MuZero.load(path)`": "test_save_load.py: test_load_for_enjoyment_only",
@@ -167,6 +167,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
     "Sequence": (observing(SEQUENCE), "MlpPolicy", {"encode": lambda parts: np.float32([len(parts)]), "space": ENCODED}),
     "Dict with a Graph": (observing(spaces.Dict(a=GRAPH, b=BOX)), "MultiInputPolicy", {}),
     "Dict with a Sequence and a Text": (observing(spaces.Dict(a=SEQUENCE, b=spaces.Text(3))), "MultiInputPolicy", {}),
+    "Dict with a Text": (observing(spaces.Dict(a=BOX, b=spaces.Text(3))), "MultiInputPolicy", {}),
     "Dict in a Dict": (observing(spaces.Dict(a=spaces.Dict(x=BOX), b=BOX)), "MultiInputPolicy", {}),
     "Dict of integers": (observing(spaces.Dict({0: BOX, 1: spaces.Discrete(3)})), "MultiInputPolicy", {}),
     "Dict of nothing": (observing(spaces.Dict({"": BOX})), "MultiInputPolicy", {}),
@@ -381,9 +382,13 @@ def test_files_and_memory(tmp_path, monkeypatch, recwarn):
     assert len(recwarn) == 0
 
 
-@follows("a torch.nn.Linear", "try a lower `learning_rate`", "with a `reward_bonus`")
+@follows("a list of widths such as", "a torch.nn.Linear", "try a lower `learning_rate`", "with a `reward_bonus`")
 @pytest.mark.filterwarnings("ignore:Skipping update")
 def test_networks_and_updates():
+    with pytest.raises(ValueError, match=r"`net_arch` must be a list of widths such as \[128, 128\], got {'pi'"):
+        tiny_model(TinyEnv(), policy_kwargs=dict(net_arch={"pi": [64], "vf": [64]}))
+    tiny_model(TinyEnv(), policy_kwargs=dict(net_arch=[128, 128])).learn(40)
+
     class OtherHeads(Prediction):
         def __init__(self, **kwargs: Any) -> None:
             super().__init__(**kwargs)
@@ -465,7 +470,7 @@ def test_wandb(tmp_path, monkeypatch):
         tiny_model(TinyEnv()).learn(40, callback=MuZeroWandbCallback(log_freq=20))
 
 
-@follows("for models to play matches", "must be a player, such as")
+@follows("which models need in matches", "must be a player, such as")
 def test_matches():
     model = tiny_model(DummyVecEnv([TicTacToeEnv]))
     for player in (model, ModelPlayer):
@@ -485,7 +490,7 @@ def test_matches():
         def action_masks(self) -> np.ndarray:
             return self.game.action_masks()
 
-    with pytest.raises(ValueError, match=r"A game needs a method `observation\(\)` for models to play matches"):
+    with pytest.raises(ValueError, match=r"lacks the method `observation\(\)`, which models need"):
         ModelPlayer(model).act([Bare()])
     Bare.observation = lambda self: self.game.observation()  # type: ignore[attr-defined]
     play_match(ModelPlayer(model), RandomPlayer(), Bare, 2)
@@ -499,7 +504,9 @@ def test_matches():
     game.step(5)
 
 
-@follows("another folder", "`buffer_size` can't be changed", "must be passed to `resume`", "pass it to `resume(")
+@follows(
+    "pass its folder", "another folder", "`buffer_size` can't be changed", "must be passed to `resume`", "pass it to `resume("
+)
 @follows("import it first, or pass it to `resume`", "be wrapped in VecNormalize", "must be wrapped as in the checkpoint")
 @follows("resume without `restore_environments`", "would restore them")
 def test_checkpoints(tmp_path):
@@ -543,6 +550,10 @@ def test_checkpoints(tmp_path):
     with pytest.raises(ValueError, match="must be wrapped as in the checkpoint"):
         resume(tmp_path / "f", TinyEnv(), restore_environments=True)
     resume(tmp_path / "f", OneWay.Wrapped(), restore_environments=True).learn(40, reset_num_timesteps=False)
+    (file,) = (tmp_path / "f").glob("*.npz")
+    with pytest.raises(FileNotFoundError, match="which is a file: pass its folder"):
+        resume(file, OneWay.Wrapped())
+    resume(file.parent, OneWay.Wrapped())
 
 
 class OneWay(TinyEnv):

@@ -106,9 +106,9 @@ def test_evaluations_get_a_time_limit_where_the_task_has_none():
     [
         (400, {}, 8_000, "`train_freq=4` counts a step of all 400 environments.*`gradient_steps=400`.*`gradient_steps=-1`"),
         (1, {"train_freq": 1_000}, 8_000, "follow 1000 environment steps.*or a smaller `train_freq`"),
-        (1, {"learning_starts": 500}, 500, r"`learn\(500\)` makes next to no updates.*`learning_starts=500`"),
-        (1, {"learning_starts": 500, "train_freq": (1, "episode")}, 500, "next to no updates"),
-        (1, {"learning_starts": 500}, 510, "next to no updates"),
+        (1, {"learning_starts": 500}, 500, r"`learn\(500\)` makes hardly any updates.*`learning_starts=500`"),
+        (1, {"learning_starts": 500, "train_freq": (1, "episode")}, 500, "hardly any updates"),
+        (1, {"learning_starts": 500}, 510, "hardly any updates"),
         (1, {"learning_starts": 500}, 10, "`reset_num_timesteps=False`"),
     ],
     ids=str,

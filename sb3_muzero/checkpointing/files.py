@@ -116,7 +116,9 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     """
     paths = checkpoints_in(folder)
     if not paths:
-        raise FileNotFoundError(f"There is no checkpoint in {folder}{', which must be a folder' * Path(folder).is_file()}")
+        raise FileNotFoundError(
+            f"There is no checkpoint in {folder}{', which is a file: pass its folder' * Path(folder).is_file()}"
+        )
     errors = []
     for path in reversed(paths):
         try:
@@ -207,5 +209,5 @@ def _build(path: Any, state: dict[str, Any], env: Any, model_class: Any, changes
         load(model)
     except Exception as error:
         why = str(error) if isinstance(error, ValueError) else repr(error)
-        raise ValueError(f"The checkpoint in {path} does not fit `env`, the arguments or this version: {why}") from error
+        raise ValueError(f"{path} was saved for other environments, arguments or versions: {why}") from error
     return model

@@ -66,7 +66,7 @@ def get_action_masks(env: VecEnv) -> Any:
     except (EOFError, ConnectionError) as error:
         raise type(error)(
             "The environments' processes ended when they were asked for `action_masks()`, with the error that they printed. "
-            "If it is no method, " + _masker('env.get_wrapper_attr("action_masks")')
+            "If it is not a method, " + _masker('env.get_wrapper_attr("action_masks")')
         ) from error
 
 
@@ -165,7 +165,7 @@ def _is_native(env: VecEnv) -> bool:
 
 
 def _no_method(name: str) -> str:
-    return " that is no method" * (name == METHOD)
+    return " (not a method)" * (name == METHOD)
 
 
 def _vectorized(layer: VecEnv) -> str:

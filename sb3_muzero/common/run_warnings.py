@@ -80,7 +80,7 @@ class RunWarnings:
             )
         elif updates != 0 and learning * (updates / steps if updates > 0 else 1) < FEW_UPDATES * total_timesteps:
             message = (
-                f"`learn({total_timesteps})` makes next to no updates, since they begin after `learning_starts="
+                f"`learn({total_timesteps})` makes hardly any updates, since they begin after `learning_starts="
                 f"{model.learning_starts}` steps: learn for more steps, or set a smaller `learning_starts`. Each call counts "
                 f"its steps from 0 unless it has `reset_num_timesteps=False`"
             )

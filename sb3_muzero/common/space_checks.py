@@ -67,9 +67,11 @@ def parts_of_space(space: spaces.Space) -> dict[Any, spaces.Space]:
 
 def _remedy(space: spaces.Space) -> str:
     """:return: How to make an observation space one that is supported"""
-    if _flattens(space):
+    parts = parts_of_space(space)
+    flat: list[Hashable] = [key for key, part in parts.items() if _flattens(part)]
+    kept = [key for key in flat if not isinstance(parts[key], spaces.Text)] or flat
+    if _flattens(space) and len(kept) == len(parts):
         return FLATTEN
-    kept: list[Hashable] = [key for key, part in parts_of_space(space).items() if _flattens(part)]
     if kept:
         policy = ", and use MultiInputPolicy" * isinstance(space, spaces.Dict)
         return f"wrap each environment in `gymnasium.wrappers.FilterObservation(env, {kept})`, which keeps only these{policy}"

@@ -1,5 +1,6 @@
 """Whose turn it is in two-player environments."""
 
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +51,8 @@ class Turns:
                 else "The environment has `to_play`, but had not when the model was created: set it in `__init__`, before the "
                 "first `reset`, or create the model anew"
             )
+        if not is_two_player(self.env) and is_integer(ask_environments(self.env, "to_play")[0]):
+            warnings.warn("`env` has `to_play`, but not `two_player = True`: it is learned as a task of one player")
         names = ("to_play", *SIMILAR_NAMES) if is_two_player(self.env) else ()
         return next((name for name in names if ask_environments(self.env, name)[0] is not None), None)
 

@@ -42,9 +42,7 @@ def own_game(env: gym.Env) -> Any:
     game: Any = env.unwrapped
     for method in ("observation", "action_masks"):
         if not callable(getattr(game, method, None)):
-            raise ValueError(
-                f"A game needs a method `{method}()` for models to play matches, which {type(game).__name__} has not"
-            )
+            raise ValueError(f"{type(game).__name__} lacks the method `{method}()`, which models need in matches")
     return game
 
 

@@ -17,8 +17,10 @@ def hidden_layers(input_dim: int, net_arch: list[int], activation_fn: type[nn.Mo
     :param net_arch: Width of each layer
     :param activation_fn: Activation function
     :return: Modules, for ``nn.Sequential``
-    :raises ValueError: for a width that is not an integer of at least 1
+    :raises ValueError: for anything else than a list, and for a width that is not an integer of at least 1
     """
+    if not isinstance(net_arch, list | tuple):
+        raise ValueError(f"`net_arch` must be a list of widths such as [128, 128], got {net_arch}")
     layers: list[nn.Module] = []
     for width in net_arch:
         check_integer("net_arch", width)

@@ -54,7 +54,7 @@ def load_buffer_state(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
         raise ValueError(f"This is not a replay buffer, it holds {sorted(state)}")
     for name in mine:
         if repr(theirs[name]) != repr(mine[name]):  # it may be of any type
-            raise ValueError(f"The replay buffer must be of `{name}` {mine[name]}, got one of {theirs[name]!r:.200}")
+            raise ValueError(f"The replay buffer must have `{name}` {mine[name]}, but in the file it is {theirs[name]!r:.200}")
     try:
         buffer.buffer_size = validate_number("buffer_size", state["buffer_size"], int, low=1, high=2**40)
         _check_memory(buffer)

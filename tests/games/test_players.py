@@ -352,7 +352,7 @@ def test_what_is_no_player_or_no_game_for_matches_is_an_error() -> None:
     class Silent(TinyEnv):
         two_player = True
 
-    with pytest.raises(ValueError, match=r"A game needs a method `observation\(\)` .* which Silent has not"):
+    with pytest.raises(ValueError, match=r"Silent lacks the method `observation\(\)`"):
         play_match(ModelPlayer(model), ModelPlayer(model), Silent, 2, opening_plies=0)
 
 

@@ -401,7 +401,8 @@ def test_single_players_have_no_turns() -> None:
     class Single(Boxes):
         two_player = False
 
-    model = tiny_model(Single()).learn(60)
+    with pytest.warns(UserWarning, match="has `to_play`, but not `two_player = True`"):
+        model = tiny_model(Single()).learn(60)
     assert model.collector.turns.name is None and not model.predict_turns and model.replay_buffer.turn_signs is None
 
 
