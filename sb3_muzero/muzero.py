@@ -225,8 +225,9 @@ class MuZero(SequenceOffPolicyAlgorithm):
         """Let searches follow settings that were assigned since, or raise ``ValueError``."""
         if self.learner.policy is not self.policy:  # the user has assigned another one
             self.collector.policy = self.learner.policy = self.reanalyzer.policy = self.policy
-        settings = self.planner_settings
-        if settings != self.policy.planner.settings or self.num_simulations is True:  # which equals 1
+        wanted = (self.search, self.num_simulations, self.search_kwargs, -self.gamma if self.two_player else self.gamma)
+        if wanted != self.policy.planner.settings or self.num_simulations is True:  # which equals 1
+            settings = self.planner_settings
             settings.check()
             self.policy.planner.settings = settings
 

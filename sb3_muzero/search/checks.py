@@ -48,7 +48,10 @@ def check_dense(name: str, tree: Any) -> None:
     :param tree: an array or tensor, or a nest of such.
     :raises ValueError: for a tensor whose numbers are not in plain memory; the message names it, the kind and the remedy.
     """
-    for leaf_name, leaf in named_leaves(name, tree).items():
+    if isinstance(tree, np.ndarray):
+        return
+    leaves = {name: tree} if isinstance(tree, torch.Tensor) else named_leaves(name, tree)
+    for leaf_name, leaf in leaves.items():
         if not isinstance(leaf, torch.Tensor):
             continue
         if leaf.is_nested:
