@@ -686,7 +686,7 @@ def test_other_environments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`buffer_size` can't be changed"):
         resume(tmp_path, TinyEnv(), buffer_size=5000)
     for env in ("CartPole-v1", DummyVecEnv([TinyEnv, TinyEnv]), gym.wrappers.FlattenObservation(TicTacToeEnv())):
-        with pytest.raises(ValueError, match="must (be of|have) "):
+        with pytest.raises(ValueError, match=r"must (be of|have) "):
             resume(tmp_path, env)
     with pytest.raises(ValueError, match="must not be wrapped in VecNormalize"):
         resume(tmp_path, VecNormalize(DummyVecEnv([TinyEnv])))
