@@ -4,6 +4,8 @@ from typing import Any
 
 import gymnasium as gym
 
+from sb3_muzero.common.vec_env_checks import wrapper_attr
+
 MAX_EPISODE_STEPS = 10_000
 """Steps after which there is a warning of an episode, and after which evaluations truncate it if its task has no limit."""
 
@@ -17,7 +19,7 @@ def has_time_limit(env: Any) -> bool:
     :return: Whether it, one of its wrappers or one of the arguments that it was made with is known to limit its episodes
     """
     spec = env.unwrapped.spec
-    found = [env.get_wrapper_attr(name) for name in NAMES if env.has_wrapper_attr(name)]
+    found = [wrapper_attr(env, name) for name in NAMES]
     return any([*found, *(spec.kwargs.get(name) for name in NAMES if spec is not None)])
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -87,6 +88,18 @@ def check_axes(env: VecEnv | None) -> None:
             f"`env` has images of shape {shape}, which SB3 takes for channels-last although their second axis is the "
             f"smallest: if the channels come first, wrap it in `VecTransposeImage(env, skip=True)`, else transpose its images"
         )
+
+
+def wrapper_attr(env: gym.Env, name: str) -> Any:
+    """
+    :param env: An environment
+    :param name: Name of an attribute
+    :return: Its value in the outermost wrapper that has it, or the environment; ``None`` without it
+    """
+    try:
+        return env.get_wrapper_attr(name)
+    except AttributeError:
+        return None
 
 
 def ask_environments(env: VecEnv, name: str) -> list[Any]:

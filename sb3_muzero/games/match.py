@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from sb3_muzero.common.numeric import is_integer
 from sb3_muzero.common.validation import check_integer
+from sb3_muzero.common.vec_env_checks import wrapper_attr
 from sb3_muzero.games.players import Player, RandomPlayer
 
 EMPTY_BOARD: dict[str, Any] = {"moves": ()}
@@ -135,7 +136,7 @@ def play_games(players: Sequence[Player], envs: Sequence[gym.Env], openings: Seq
 
     for i, (env, opening) in enumerate(zip(envs, openings, strict=True)):
         env.reset(seed=opening.seed, options=EMPTY_BOARD)
-        first.append(env.get_wrapper_attr("to_play") if env.has_wrapper_attr("to_play") else None)
+        first.append(wrapper_attr(env, "to_play"))
         if any(step(i, move) for move in opening.moves):
             raise ValueError(
                 "The same moves from the same seed led elsewhere: `reset(seed=...)` must decide all chance in a game"
