@@ -66,11 +66,11 @@ def load_buffer_state(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
 
 
 def _check_memory(buffer: "SequenceReplayBuffer") -> None:
-    """:raises ValueError: if not even the indices of all steps, which are allocated at once, would fit"""
+    """:raises ValueError: if 4 bytes for each step of a full buffer are more than the memory available"""
     needed, available = 4 * buffer.buffer_size * buffer.n_envs, psutil.virtual_memory().available
     if needed > available:
         raise ValueError(
-            f"The replay buffer's `buffer_size` {buffer.buffer_size} takes {needed / 1e9:.2f} GB without any transition, "
+            f"The replay buffer's `buffer_size` {buffer.buffer_size} takes more than {needed / 1e9:.2f} GB when it is full, "
             f"and this system has {available / 1e9:.2f} GB of memory available"
         )
 
