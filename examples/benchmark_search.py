@@ -45,11 +45,9 @@ from torch import nn
 
 from sb3_muzero import MuZero
 from sb3_muzero.common.jit import njit_uncached
-from sb3_muzero.models.mlp import Prediction
 from sb3_muzero.policies import MuZeroPolicy
 from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate
 from sb3_muzero.search.backends.numba.program import BLOCK
-from sb3_muzero.search.backends.numba.translate import register
 from sb3_muzero.search.planner import SEARCHES
 from sb3_muzero.search.state import instantiate_leaves
 
@@ -104,16 +102,6 @@ class Row:
         return reference and self.simulations_per_second / reference
 
 
-class ScalarPrediction(Prediction):
-    """Prediction function with scalar value and reward heads."""
-
-    def __init__(self, num_bins: int, **kwargs: Any) -> None:
-        super().__init__(num_bins=1, **kwargs)
-
-
-register(ScalarPrediction, "prediction")
-
-
 def make_policy(model: str, search: str, args: argparse.Namespace) -> MuZeroPolicy:
     """:return: a policy with random heads (fresh ones are zero, so that all actions tie) and some statistics of its input"""
     sizes, is_scalar = MODELS[model], args.heads == "scalar"
@@ -127,7 +115,6 @@ def make_policy(model: str, search: str, args: argparse.Namespace) -> MuZeroPoli
         num_bins=args.num_bins,
         value_support=BOUNDS["value"],
         reward_support=BOUNDS["reward"],
-        prediction_class=ScalarPrediction if is_scalar else Prediction,
         search=search,
         search_kwargs=SEARCH_KWARGS[search] | (MCTX_QVALUES if args.against_mctx else {}),
     )
@@ -135,8 +122,10 @@ def make_policy(model: str, search: str, args: argparse.Namespace) -> MuZeroPoli
     if is_scalar:
         latent_model.value_support = ScalarSupport(BOUNDS["value"])
         latent_model.reward_support = ScalarSupport(BOUNDS["reward"])
-    for head in ("policy_head", "value_head", "reward_head"):
-        nn.init.normal_(getattr(latent_model.prediction, head).weight, std=2 * sizes.hidden**-0.5)
+        latent_model.prediction.value_head = nn.Linear(sizes.hidden, 1)
+        latent_model.dynamics.reward_head = nn.Linear(sizes.hidden, 1)
+    for head in ("prediction.policy_head", "prediction.value_head", "dynamics.reward_head"):
+        nn.init.normal_(latent_model.get_parameter(f"{head}.weight"), std=2 * sizes.hidden**-0.5)
     latent_model.update_statistics(1 + 2 * torch.randn(100, sizes.num_features))
     policy.set_training_mode(False)
     if policy.uncompiled_reason:
@@ -172,7 +161,7 @@ def compiled_network(policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: i
     root = model.initial_inference(features)
     one_hot = np.eye(model.num_actions, dtype=np.float32)[np.arange(len(obs)) % model.num_actions]
     step_inputs = np.concatenate((root.latent, one_hot), axis=1)
-    outputs = np.array(root.latent), np.array(root.prior_logits), np.zeros((2, len(obs)), np.float32)
+    outputs = np.array(root.latent), np.array(root.prior_logits), np.zeros((3, len(obs)), np.float32)
     leaves = instantiate_leaves(BLOCK, model.num_actions)
     return lambda: compiled_inferences()(model._program, leaves, features, step_inputs, outputs, num_simulations)
 
@@ -185,14 +174,15 @@ def eager_network(policy: MuZeroPolicy, obs: torch.Tensor, num_simulations: int)
     def predict(latent: torch.Tensor) -> None:
         predicted = model.prediction(latent)
         model.value_support.expectation(predicted.value_logits)
-        model.reward_support.expectation(predicted.reward_logits)
 
     @torch.inference_mode()
     def inferences() -> None:
         latent = policy.represent(obs)
         predict(latent)
         for _ in range(num_simulations):
-            predict(model.dynamics(latent, model.action_encoder(action)))
+            step = model.dynamics(latent, model.action_encoder(action))
+            model.reward_support.expectation(step.reward_logits)
+            predict(step.latent)
 
     return inferences
 

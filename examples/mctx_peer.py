@@ -102,9 +102,10 @@ def mctx_search(
 
     model: Any = policy.latent_model
     settings, num_actions = policy.planner.settings, policy.actions.num_candidates
-    modules = {name: getattr(model, name) for name in ("input_norm", "representation", "dynamics")}
-    modules |= {name: getattr(model.prediction, name) for name in ("trunk", "policy_head", "value_head", "reward_head")}
-    modules |= {name: getattr(model, name) for name in ("value_support", "reward_support")}
+    modules = {name: getattr(model, name) for name in ("input_norm", "representation", "value_support", "reward_support")}
+    modules |= {name: getattr(model.dynamics, name) for name in ("latent_head", "reward_head")}
+    modules |= {name: getattr(model.prediction, name) for name in ("policy_head", "value_head")}
+    modules |= {"dynamics": model.dynamics.trunk, "prediction": model.prediction.trunk}
     translated = {name: jax_module(module) for name, module in modules.items()}
 
     def run(params: Any, names: str, x: Any) -> Any:
@@ -114,9 +115,10 @@ def mctx_search(
 
     def recurrent_fn(params: Any, key: Any, action: Any, latent: Any) -> Any:
         inputs = jnp.concatenate([latent, jax.nn.one_hot(action, num_actions, dtype=latent.dtype)], axis=-1)
-        latent = run(params, "dynamics", inputs)
-        hidden = run(params, "trunk", latent)
+        hidden = run(params, "dynamics", inputs)
         reward = run(params, "reward_head reward_support", hidden)
+        latent = run(params, "latent_head", hidden)
+        hidden = run(params, "prediction", latent)
         value = run(params, "value_head value_support", hidden)
         prior_logits = run(params, "policy_head", hidden)
         discount = jnp.full_like(reward, settings.discount)
@@ -124,7 +126,7 @@ def mctx_search(
 
     def search(params: Any, key: Any, observations: Any) -> Any:
         latent = run(params, "input_norm representation", observations)
-        hidden = run(params, "trunk", latent)
+        hidden = run(params, "prediction", latent)
         value = run(params, "value_head value_support", hidden)
         root = mctx.RootFnOutput(prior_logits=run(params, "policy_head", hidden), value=value, embedding=latent)
         kwargs: dict[str, Any]

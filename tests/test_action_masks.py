@@ -130,7 +130,8 @@ def test_the_entropy_is_that_of_legal_actions():
 
     latents = [model.policy.represent(samples.observations[0])]
     for action in samples.actions:
-        latents.append(model.policy.latent_model.dynamics(latents[-1], model.policy.latent_model.action_encoder(action)))
+        encoded = model.policy.latent_model.action_encoder(action)
+        latents.append(model.policy.latent_model.dynamics(latents[-1], encoded).latent)
     logits = model.policy.latent_model.prediction(th.stack(latents)).policy_logits
     expected = th.zeros(())
     for k, b in np.ndindex(3, 16):

@@ -108,7 +108,7 @@ def test_activations_far_from_zero(activation_fn):
         spread[0].weight.copy_(th.tensor([[1.0], [-1.0], [20.0], [-20.0], [200.0], [-200.0], [0.01]]))
     policy.latent_model.input_norm = spread
     policy.latent_model.representation = nn.Identity()
-    policy.latent_model.dynamics = Dynamics(7, 3, [], nn.ReLU, "none")
+    policy.latent_model.dynamics = Dynamics(7, 3, 21, [], nn.ReLU, "none")
     policy.latent_model.prediction = Prediction(7, 3, 21, [], nn.ReLU)
     obs = th.linspace(-3, 3, 33)[:, None]
     with th.no_grad():
@@ -171,7 +171,8 @@ def test_new_weights_are_used():
 
 class ResidualDynamics(Dynamics):
     def forward(self, latent, action):
-        return 0.5 * latent + 0.5 * super().forward(latent, action)
+        output = super().forward(latent, action)
+        return output._replace(latent=0.5 * latent + 0.5 * output.latent)
 
 
 class InheritedDynamics(Dynamics):
@@ -198,9 +199,9 @@ UNCOMPILED = {
     "subclassed layer": replace("latent_model.prediction.policy_head", Doubled(24, 3)),
     "unknown layer": replace("latent_model.prediction.trunk", nn.Sequential(nn.Linear(16, 24), nn.Softplus())),
     "approximate GELU": replace("latent_model.prediction.trunk", nn.Sequential(nn.Linear(16, 24), nn.GELU("tanh"))),
-    "weight norm": lambda p: nn.utils.parametrizations.weight_norm(p.latent_model.dynamics[0]),
+    "weight norm": lambda p: nn.utils.parametrizations.weight_norm(p.latent_model.dynamics.trunk[0]),
     "double precision": lambda p: p.latent_model.dynamics.double(),
-    "not contiguous": lambda p: setattr(p.latent_model.dynamics[0].weight, "data", th.zeros(19, 24).t()),
+    "not contiguous": lambda p: setattr(p.latent_model.dynamics.trunk[0].weight, "data", th.zeros(19, 24).t()),
 }
 
 
@@ -217,7 +218,7 @@ def test_what_is_not_compiled(change, has_planned):
 
 
 def new_parameter(policy):
-    layer = policy.latent_model.dynamics[0]
+    layer = policy.latent_model.dynamics.latent_head[0]
     layer.weight = nn.Parameter(1.5 * layer.weight)
 
 
@@ -234,9 +235,9 @@ CHANGES = {
     "fewer bins": fewer_bins,
     "other bins": lambda p: setattr(p.latent_model.value_support, "bounds", th.tensor([-9.0, 9.0])),
     "constant": lambda p: setattr(p.latent_model.input_norm, "clip", 0.1),
-    "layer of a sequence": lambda p: p.latent_model.dynamics.__setitem__(-1, nn.Tanh()),
+    "layer of a sequence": lambda p: p.latent_model.dynamics.latent_head.__setitem__(-1, nn.Tanh()),
     "one more layer": lambda p: p.latent_model.prediction.trunk.append(nn.Tanh()),
-    "whole network": replace("latent_model.dynamics", Dynamics(16, 3, [8], nn.Tanh, "minmax")),
+    "whole network": replace("latent_model.dynamics", Dynamics(16, 3, 21, [8], nn.Tanh, "minmax")),
     "discount": lambda p: setattr(p.planner, "settings", p.planner.settings._replace(discount=0.5)),
     "whole model": lambda p: setattr(p, "latent_model", make_policy(seed=5, **BOUNDS).latent_model),
 }
@@ -280,7 +281,7 @@ def test_attributes_that_mean_nothing_may_be_anything():
 def test_a_weight_that_is_no_parameter_is_not_compiled():
     """Nobody would notice when its memory moves."""
     policy = make_policy(**BOUNDS)
-    layer = policy.latent_model.dynamics[0]
+    layer = policy.latent_model.dynamics.trunk[0]
     weight = layer.weight.detach().clone()
     del layer.weight
     layer.weight = weight
@@ -427,11 +428,11 @@ def test_nan_is_reported(name):
         policy.plan(observations(11))
 
 
-@pytest.mark.parametrize("head", ["policy_head", "value_head", "reward_head"])
+@pytest.mark.parametrize("head", ["prediction.policy_head", "prediction.value_head", "dynamics.reward_head"])
 def test_nan_in_a_head_is_reported(head):
     policy = make_policy(**BOUNDS)
     with th.no_grad():
-        getattr(policy.latent_model.prediction, head).bias[1] = float("nan")
+        policy.latent_model.get_parameter(f"{head}.bias")[1] = float("nan")
     with pytest.raises(ValueError, match="finite"):
         policy.plan(observations(3))
 

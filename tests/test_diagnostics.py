@@ -107,7 +107,7 @@ def test_errors_are_those_of_each_depth():
             for depth in range(5):
                 if depth > 0:
                     action = latent_model.action_encoder(samples.actions[depth - 1, i : i + 1])
-                    latent = latent_model.dynamics(latent, action)
+                    latent, reward_logits = latent_model.dynamics(latent, action)
                 said = latent_model.prediction(latent)
                 value = latent_model.value_support.expectation(said.value_logits).item()
                 log_policy = said.policy_logits[0].log_softmax(-1)
@@ -122,7 +122,7 @@ def test_errors_are_those_of_each_depth():
                         p * (np.log(p) - q) for p, q in zip(target.tolist(), log_policy.tolist(), strict=True) if p > 0
                     )
                 if depth > 0 and targets.reward_weights[depth - 1, i] > 0:
-                    reward = latent_model.reward_support.expectation(said.reward_logits).item()
+                    reward = latent_model.reward_support.expectation(reward_logits).item()
                     found["reward"] = abs(reward - targets.rewards[depth - 1, i].item())
                 if depth > 0 and targets.latent_weights[depth - 1, i] > 0:
                     observed = policy.represent(samples.observations[depth, i : i + 1])

@@ -60,10 +60,12 @@ def test_scale_gradient_scales_the_gradient_alone():
 
 
 def test_dynamics_reads_the_latent_followed_by_the_one_hot_action():
-    dynamics, encoder = Dynamics(8, 3, [16], th.nn.ReLU, "simnorm"), make_actions(spaces.Discrete(3)).make_encoder()
+    dynamics, encoder = Dynamics(8, 3, 5, [16], th.nn.ReLU, "simnorm"), make_actions(spaces.Discrete(3)).make_encoder()
     latent, action = th.randn(5, 8), th.tensor([0, 2, 1, 1, 0])
     inputs = th.cat([latent, F.one_hot(action, 3)], dim=-1)
-    assert th.equal(dynamics(latent, encoder(action)), th.nn.Sequential.forward(dynamics, inputs))
+    output, hidden = dynamics(latent, encoder(action)), dynamics.trunk(inputs)
+    assert th.equal(output.latent, dynamics.latent_head(hidden))
+    assert th.equal(output.reward_logits, dynamics.reward_head(hidden))
     assert not encoder.state_dict()
 
 

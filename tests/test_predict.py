@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_muzero.models.base import DynamicsOutput
 from sb3_muzero.policies import MuZeroPolicy
 
 SEARCHES = ["gumbel", "puct"]
@@ -87,26 +88,24 @@ def test_predict_plans_rather_than_reads_the_prior(search):
     )
     policy = model.policy
 
-    def known_model(latent, action):
-        marked = th.zeros_like(latent)
-        marked[:, 0] = action.argmax(-1).to(latent.dtype)
-        return marked
-
     head = policy.latent_model.prediction
-    policy.latent_model.dynamics.forward = known_model
     prediction = head.forward
+
+    def known_model(latent, action):
+        reward_logits = th.full((len(latent), 51), -30.0)
+        reward_logits[:, 0] = th.where(action.argmax(-1) == 1, -30.0, 30.0)
+        reward_logits[:, -1] = -reward_logits[:, 0]
+        return DynamicsOutput(latent, reward_logits)
 
     def opinion(latent):
         out = prediction(latent)
         policy_logits = out.policy_logits.clone()
         policy_logits[..., 0] += 1.0
-        reward_logits = th.full_like(out.reward_logits, -30.0)
-        reward_logits[..., 0] = th.where(latent[..., 0] == 1.0, -30.0, 30.0)
-        reward_logits[..., -1] = -reward_logits[..., 0]
         value_logits = th.full_like(out.value_logits, -30.0)
         value_logits[..., 0] = 30.0
-        return out._replace(policy_logits=policy_logits, reward_logits=reward_logits, value_logits=value_logits)
+        return out._replace(policy_logits=policy_logits, value_logits=value_logits)
 
+    policy.latent_model.dynamics.forward = known_model
     head.forward = opinion
     action, _ = model.predict(np.zeros(4, np.float32), deterministic=True)
     assert action == 1

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from sb3_muzero import MuZero
-from sb3_muzero.models.base import PredictionOutput
+from sb3_muzero.models.base import DynamicsOutput, PredictionOutput
 from sb3_muzero.models.mlp import Dynamics, Prediction, Representation
 from sb3_muzero.search import planner
 
@@ -346,8 +346,9 @@ class Doubling(BaseFeaturesExtractor):
 
 
 class LeapingDynamics(Dynamics):
-    def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
-        return super().forward(latent, action) + latent
+    def forward(self, latent: th.Tensor, action: th.Tensor) -> DynamicsOutput:
+        output = super().forward(latent, action)
+        return output._replace(latent=output.latent + latent)
 
 
 class OwnRepresentation(nn.Module):
@@ -360,11 +361,11 @@ class OwnRepresentation(nn.Module):
 
 
 class OwnPrediction(nn.Module):
-    """Has no layers that a support could fit, and so needs fixed ones."""
+    """Has no layer that a support could fit, and so needs a fixed one."""
 
     def __init__(self, latent_dim, num_actions, num_bins, net_arch, activation_fn) -> None:
         super().__init__()
-        self.widths = [num_actions, num_bins, num_bins]
+        self.widths = [num_actions, num_bins]
         self.layer = nn.Linear(latent_dim, sum(self.widths))
 
     def forward(self, latent: th.Tensor) -> PredictionOutput:

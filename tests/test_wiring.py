@@ -53,12 +53,13 @@ class Joined(nn.Module):
     def __init__(self, inner: nn.Module, splits: bool) -> None:
         super().__init__()
         self.inner, self.splits = inner, splits
-        if not splits:
-            self.value_head, self.reward_head = inner.value_head, inner.reward_head
+        self.value_head, self.reward_head = getattr(inner, "value_head", None), getattr(inner, "reward_head", None)
 
     def forward(self, latent: dict[str, th.Tensor], *action: th.Tensor):
         output = self.inner(th.cat([latent["first"], latent["second"]], dim=-1), *action)
-        return dict(zip(("first", "second"), output.chunk(2, dim=-1), strict=True)) if self.splits else output
+        if not self.splits:
+            return output
+        return output._replace(latent=dict(zip(("first", "second"), output.latent.chunk(2, dim=-1), strict=True)))
 
 
 def nest(network: nn.Module) -> None:

@@ -82,18 +82,18 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
     :return: Errors by unroll depth
     """
     model = policy.latent_model
-    latents, predicted = model.unroll(tree_map(lambda part: part[0], samples.observations), samples.actions)
+    predicted = model.unroll(tree_map(lambda part: part[0], samples.observations), samples.actions)
     observed = policy.represent(tree_map(lambda part: part[1:], samples.observations))
     values = model.value_support.expectation(predicted.value_logits)
-    rewards = model.reward_support.expectation(predicted.reward_logits[1:])
+    rewards = model.reward_support.expectation(predicted.reward_logits)
     log_targets = targets.policies.clamp(min=1e-30).log()
     divergence = (targets.policies * (log_targets - F.log_softmax(predicted.policy_logits, dim=-1))).sum(-1)
-    inside = (th.arange(len(latents), device=samples.lengths.device).unsqueeze(-1) <= samples.lengths).float()
+    inside = (th.arange(len(values), device=samples.lengths.device).unsqueeze(-1) <= samples.lengths).float()
     errors = (
         ((rewards - targets.rewards).abs(), targets.reward_weights),
         ((values - targets.values).abs(), targets.value_weights),
         (divergence, (targets.policies.sum(-1) > 0).float()),
-        (1 - cosine_similarity(latents[1:], observed), targets.latent_weights),
+        (1 - cosine_similarity(predicted.latents[1:], observed), targets.latent_weights),
     )
     known_errors = ((error, known * inside[-len(known) :]) for error, known in errors)
     return ModelErrors(*(((error * known).sum(1) / known.sum(1)).numpy(force=True) for error, known in known_errors))

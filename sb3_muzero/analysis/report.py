@@ -73,13 +73,13 @@ def prediction_pictures(model: MuZero, episode: Episode, decoder: DecoderProbe |
     latent_model, seen = model.policy.latent_model, stacked(episode.observations, model.device)
     actions = th.as_tensor(episode.actions[starts + np.arange(depth)[:, None]], device=model.device)
     with th.no_grad():
-        latents, predicted = latent_model.unroll(tree_map(lambda part: part[starts], seen), actions)
+        predicted = latent_model.unroll(tree_map(lambda part: part[starts], seen), actions)
         values = latent_model.value_support.expectation(predicted.value_logits).T.numpy(force=True)
         rewards = latent_model.reward_support.expectation(predicted.reward_logits).T.numpy(force=True)
         real_values = model.policy.predict_values(seen).squeeze(-1).numpy(force=True)
-        decoded = None if decoder is None else decoder(latents).transpose(0, 1).numpy(force=True)
+        decoded = None if decoder is None else decoder(predicted.latents).transpose(0, 1).numpy(force=True)
         newest = None if decoder is None else decoder.newest(seen).numpy(force=True)
-    rewards[:, 0] = np.nan  # of the step before the first one
+    rewards = np.pad(rewards, ((0, 0), (1, 0)), constant_values=np.nan)  # of the step before the first one
     real = {"reward": np.concatenate([[np.nan], episode.rewards]), "value": real_values}
     imagined = {"reward": rewards, "value": values}
     pictures = []

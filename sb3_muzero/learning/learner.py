@@ -146,18 +146,18 @@ class Learner:
         """
         model, discount = self.policy.latent_model, self.settings.discount
         everything = (-float("inf"), float("inf"))
-        self._rescale_support("reward", model.reward_support.expanded_bounds(rewards, everything, headroom=0.0))
+        self._rescale_support("reward", "dynamics", model.reward_support.expanded_bounds(rewards, everything, headroom=0.0))
         low, high = model.reward_support.bounds.tolist()
         if discount < 0:  # rewards of one player are losses of the other
             low, high = -max(-low, high), max(-low, high)
         horizon = 1 / (1 - abs(discount)) if abs(discount) < 1 else float("inf")
         limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
-        self._rescale_support("value", model.value_support.expanded_bounds(values, limits, headroom=1.0))
+        self._rescale_support("value", "prediction", model.value_support.expanded_bounds(values, limits, headroom=1.0))
 
-    def _rescale_support(self, name: str, bounds: tuple[float, float] | None) -> None:
+    def _rescale_support(self, name: str, network: str, bounds: tuple[float, float] | None) -> None:
         if bounds is not None:
             for model in (self.policy.latent_model, self.policy.latent_model_target):
-                support, head = getattr(model, f"{name}_support"), getattr(model.prediction, f"{name}_head")
+                support, head = getattr(model, f"{name}_support"), getattr(getattr(model, network), f"{name}_head")
                 support.rescale_head(bounds, head, self.policy.optimizer)  # which has no moments of the target model
 
     def weighted_losses(self, losses: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:

@@ -51,7 +51,7 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
     :return: Terms of the loss, before their coefficients
     """
     roots = tree_map(lambda part: part[0], samples.observations)
-    latents, predicted = model.unroll(roots, samples.actions, augment=True)
+    predicted = model.unroll(roots, samples.actions, augment=True)
 
     num_positions, batch_size = predicted.value_logits.shape[:2]
     weights = (samples.weights / batch_size).repeat(num_positions, 1)
@@ -63,11 +63,11 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
         legal = actions.distribution(predicted.policy_logits, samples.action_masks)
     entropy = legal.entropy(targets.policies.sum(-1))
     value_loss = model.value_support.cross_entropy(predicted.value_logits, targets.values)
-    reward_loss = model.reward_support.cross_entropy(predicted.reward_logits[1:], targets.rewards)
+    reward_loss = model.reward_support.cross_entropy(predicted.reward_logits, targets.rewards)
     with th.no_grad():
         observed = model.represent(tree_map(lambda part: part[1:], samples.observations), augment=True)
         value_errors = (model.value_support.expectation(predicted.value_logits[0]) - targets.values[0]).abs()
-    pairs = list(zip(tree_leaves(latents), tree_leaves(observed), strict=True))
+    pairs = list(zip(tree_leaves(predicted.latents), tree_leaves(observed), strict=True))
     consistency_loss = 1 - sum(cosine_similarity(latent[1:], seen) for latent, seen in pairs) / len(pairs)
 
     losses = {
@@ -80,7 +80,7 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
     if model.turn_head is not None and samples.turn_signs is not None:
         signs = samples.turn_signs[: len(samples.actions)]
         same_player, known = (signs > 0).float(), (signs != 0).float()
-        logits = model.turn_head(latents[1:]).squeeze(-1)
+        logits = model.turn_head(predicted.latents[1:]).squeeze(-1)
         turn_loss = F.binary_cross_entropy_with_logits(logits, same_player, reduction="none")
         losses["turn"] = (turn_loss * (weights[1:] * known)).sum()
     return LossOutput(losses, value_errors)

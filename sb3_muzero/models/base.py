@@ -15,16 +15,41 @@ from sb3_muzero.search.checks import check_dense
 from sb3_muzero.search.types import RecurrentOutput, RootOutput
 
 
+class DynamicsOutput(NamedTuple):
+    """
+    Output of the dynamics function g.
+
+    :param latent: Next latent states, shape ``[B, latent_dim]``
+    :param reward_logits: Logits over the bins of the reward support, shape ``[B, num_bins]``
+    """
+
+    latent: Any
+    reward_logits: th.Tensor
+
+
 class PredictionOutput(NamedTuple):
     """
     Output of the prediction function f.
 
     :param policy_logits: Policy logits, shape ``[..., num_actions]``
     :param value_logits: Logits over the bins of the value support, shape ``[..., num_bins]``
-    :param reward_logits: Logits over the bins of the reward support, for the reward of the transition into the latent state,
-        shape ``[..., num_bins]``
     """
 
+    policy_logits: th.Tensor
+    value_logits: th.Tensor
+
+
+class UnrollOutput(NamedTuple):
+    """
+    The model unrolled over K actions.
+
+    :param latents: Latent states at positions 0..K, shape ``[K + 1, B, latent_dim]``
+    :param policy_logits: Policy logits at positions 0..K, shape ``[K + 1, B, num_actions]``
+    :param value_logits: Logits over the bins of the value support at positions 0..K, shape ``[K + 1, B, num_bins]``
+    :param reward_logits: Logits over the bins of the reward support for the K steps, shape ``[K, B, num_bins]``
+    """
+
+    latents: Any
     policy_logits: th.Tensor
     value_logits: th.Tensor
     reward_logits: th.Tensor
@@ -62,15 +87,16 @@ class LatentModel(nn.Module):
     :param input_norm: Normalization of the features, ``nn.Identity`` for none
     :param representation: Maps normalized features to latent states, shape ``[B, latent_dim]``
     :param action_encoder: Maps action indices, shape ``[B]``, to encoded actions, shape ``[B, ...]``
-    :param dynamics: Maps latent states and encoded actions to next latent states
-    :param prediction: Maps latent states to a ``PredictionOutput``. A support with an automatic range requires that it has
-        the linear layers ``value_head`` and ``reward_head``
-    :param value_support: Support of the value, in the environment's reward units
-    :param reward_support: Support of the reward
+    :param dynamics: Maps latent states and encoded actions to a ``DynamicsOutput``
+    :param prediction: Maps latent states to a ``PredictionOutput``
+    :param value_support: Support of the value, in the environment's reward units. An automatic range requires that the
+        prediction function has the linear layer ``value_head``
+    :param reward_support: Support of the reward. An automatic range requires that the dynamics function has the linear layer
+        ``reward_head``
     :param augmentation: Data augmentation of preprocessed observations in the loss, ``None`` for none
     :param turn_head: Maps latent states to logits, shape ``[..., 1]``, that the player who made the last move moves again;
         ``None`` for a single player, or two that move in turn
-    :raises ValueError: if a support has an automatic range and the prediction function lacks its linear layer
+    :raises ValueError: if a support has an automatic range and its linear layer is missing
     """
 
     def __init__(
@@ -80,7 +106,7 @@ class LatentModel(nn.Module):
         input_norm: nn.Module,
         representation: nn.Module,
         action_encoder: nn.Module,
-        dynamics: Callable[[Any, th.Tensor], Any],
+        dynamics: Callable[[Any, th.Tensor], DynamicsOutput],
         prediction: Callable[[Any], PredictionOutput],
         value_support: CategoricalSupport,
         reward_support: CategoricalSupport,
@@ -99,10 +125,11 @@ class LatentModel(nn.Module):
         self.reward_support = reward_support
         self.augmentation = augmentation
         self.turn_head = turn_head
-        for support, head in ((value_support, "value_head"), (reward_support, "reward_head")):
-            if support.auto_range and not isinstance(getattr(prediction, head, None), nn.Linear):
+        needed = (value_support, "prediction", "value_head"), (reward_support, "dynamics", "reward_head")
+        for support, network, head in needed:
+            if support.auto_range and not isinstance(getattr(getattr(self, network), head, None), nn.Linear):
                 raise ValueError(
-                    f"A support with an automatic range needs `{head}`, a torch.nn.Linear, on the prediction function"
+                    f"A support with an automatic range needs `{head}`, a torch.nn.Linear, on the {network} function"
                 )
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
@@ -169,9 +196,9 @@ class LatentModel(nn.Module):
             its sign is predicted
         :return: Rewards, discounts, policy logits, values and next latent states
         """
-        next_latent = checked("dynamics", self.dynamics(latent, self.action_encoder(action)))
+        next_latent, reward_logits = checked("dynamics", self.dynamics(latent, self.action_encoder(action)))
         predicted = self.prediction(next_latent)
-        reward = self.reward_support.expectation(predicted.reward_logits)
+        reward = self.reward_support.expectation(reward_logits)
         discounts = th.full_like(reward, discount)
         if self.turn_head is not None:
             discounts = th.where(self.turn_head(next_latent).squeeze(-1) > 0, discounts.abs(), -discounts.abs())
@@ -179,7 +206,7 @@ class LatentModel(nn.Module):
             reward, discounts, predicted.policy_logits, self.value_support.expectation(predicted.value_logits), next_latent
         )
 
-    def unroll(self, obs: PyTorchObs, actions: th.Tensor, augment: bool = False) -> tuple[Any, PredictionOutput]:
+    def unroll(self, obs: PyTorchObs, actions: th.Tensor, augment: bool = False) -> UnrollOutput:
         """
         Unroll the model over a sequence of actions. The prediction function runs once, on all latent states. The gradient is
         scaled by 1/2 at the input of the dynamics function (MuZero, Appendix G), but not at the input of the heads.
@@ -187,12 +214,14 @@ class LatentModel(nn.Module):
         :param obs: Raw observations at the first position, shape ``[B, *obs_shape]``
         :param actions: Action indices, shape ``[K, B]``
         :param augment: Whether to apply data augmentation
-        :return: Latent states at positions 0..K, shape ``[K + 1, B, latent_dim]``, and their predictions
+        :return: Latent states and what is predicted from them
         """
-        latents = [self.represent(obs, augment)]
+        latents, rewards = [self.represent(obs, augment)], []
         encoded = self.action_encoder(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
         for action in encoded:
             scaled = tree_map(lambda part: scale_gradient(part, 0.5), latents[-1])
-            latents.append(checked("dynamics", self.dynamics(scaled, action)))
+            next_latent, reward_logits = checked("dynamics", self.dynamics(scaled, action))
+            latents.append(next_latent)
+            rewards.append(reward_logits)
         stacked = tree_map(lambda *parts: th.stack(parts), *latents)
-        return stacked, self.prediction(stacked)
+        return UnrollOutput(stacked, *self.prediction(stacked), th.stack(rewards))

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_muzero.common.validation import check_integer
-from sb3_muzero.models.base import PredictionOutput
-from sb3_muzero.models.mlp import Prediction
+from sb3_muzero.models.base import DynamicsOutput, PredictionOutput
+from sb3_muzero.models.mlp import Prediction, hidden_layers, zero_linear
 from sb3_muzero.models.normalization import LATENT_NORMS, ImageNorm
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -131,16 +131,40 @@ def action_planes(encodings: th.Tensor, height: int, width: int, grid: tuple[int
     return F.pixel_unshuffle(places, factor)
 
 
+def flat_trunk(
+    image_shape: Shape, num_channels: int, net_arch: list[int], activation_fn: type[nn.Module], bf16: bool
+) -> tuple[ConvLayers, int]:
+    """
+    Create the layers before a head that reads a flattened image: a 1x1 convolution that reduces the number of channels
+    (EfficientZero, Appendix A), and hidden layers.
+
+    :param image_shape: Shape of the image, ``(C, H, W)``
+    :param num_channels: Number of channels after the 1x1 convolution
+    :param net_arch: Widths of the hidden layers
+    :param activation_fn: Activation function
+    :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
+    :return: Layers, and the size of their output
+    """
+    channels, height, width = image_shape
+    widths = [num_channels * height * width, *net_arch]
+    reduce = [nn.Conv2d(channels, num_channels, 1), ImageNorm(num_channels), activation_fn(), nn.Flatten()]
+    hidden = hidden_layers(widths[0], net_arch, activation_fn)
+    return ConvLayers(nn.Unflatten(-1, image_shape), *reduce, *hidden, bf16=bf16), widths[-1]
+
+
 class ConvDynamics(nn.Module):
     """
     Dynamics function g: flattened latent states ``[B, latent_dim]`` and action planes ``[B, num_planes, height, width]`` ->
-    flattened next latent states ``[B, latent_dim]``.
+    flattened next latent states ``[B, latent_dim]`` and reward.
 
     :param latent_shape: Shape of a latent state, ``(C, H, W)``
     :param num_planes: Number of planes of an encoded action, which are concatenated to the channels, see ``action_planes``
+    :param num_bins: Number of bins of the reward support
     :param num_blocks: Number of residual blocks
+    :param net_arch: Widths of the hidden layers before the reward head
     :param activation_fn: Activation function
     :param latent_norm: Normalization of the next latent state, a key of ``LATENT_NORMS``
+    :param num_channels: Number of channels after the 1x1 convolution before the reward head
     :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
     """
 
@@ -148,9 +172,12 @@ class ConvDynamics(nn.Module):
         self,
         latent_shape: Shape,
         num_planes: int,
+        num_bins: int,
         num_blocks: int,
+        net_arch: list[int],
         activation_fn: type[nn.Module],
         latent_norm: str,
+        num_channels: int = 16,
         bf16: bool = False,
     ) -> None:
         super().__init__()
@@ -160,21 +187,22 @@ class ConvDynamics(nn.Module):
         blocks = [ResidualBlock(channels, activation_fn) for _ in range(num_blocks)]
         self.blocks = ConvLayers(activation_fn(), *blocks, nn.Flatten(), bf16=bf16)
         self.norm = LATENT_NORMS[latent_norm]()
+        self.reward_trunk, width = flat_trunk(latent_shape, num_channels, net_arch, activation_fn, bf16)
+        self.reward_head = zero_linear(width, num_bins)
 
-    def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:
+    def forward(self, latent: th.Tensor, action: th.Tensor) -> DynamicsOutput:
         images = latent.unflatten(-1, self.latent_shape)
-        stepped = self.step(th.cat([images, action], dim=1))
-        return self.norm(self.blocks(images + stepped))
+        features = self.blocks(images + self.step(th.cat([images, action], dim=1)))
+        return DynamicsOutput(self.norm(features), self.reward_head(self.reward_trunk(features)))
 
 
 class ConvPrediction(Prediction):
     """
-    Prediction function f: flattened latent states ``[..., latent_dim]`` -> policy, value and reward. A 1x1 convolution reduces
-    the number of channels before the hidden layers (EfficientZero, Appendix A).
+    Prediction function f: flattened latent states ``[..., latent_dim]`` -> policy and value.
 
     :param latent_shape: Shape of a latent state, ``(C, H, W)``
     :param num_actions: Number of actions
-    :param num_bins: Number of bins of the value and reward supports
+    :param num_bins: Number of bins of the value support
     :param net_arch: Widths of the hidden layers, which the heads share
     :param activation_fn: Activation function
     :param num_channels: Number of channels after the 1x1 convolution
@@ -191,10 +219,9 @@ class ConvPrediction(Prediction):
         num_channels: int = 16,
         bf16: bool = False,
     ) -> None:
-        channels, height, width = latent_shape
-        super().__init__(num_channels * height * width, num_actions, num_bins, net_arch, activation_fn)
-        reduce = [nn.Conv2d(channels, num_channels, 1), ImageNorm(num_channels), activation_fn(), nn.Flatten()]
-        self.trunk = ConvLayers(nn.Unflatten(-1, latent_shape), *reduce, *self.trunk, bf16=bf16)
+        trunk, width = flat_trunk(latent_shape, num_channels, net_arch, activation_fn, bf16)
+        super().__init__(width, num_actions, num_bins, [], activation_fn)
+        self.trunk = trunk
 
     def forward(self, latent: th.Tensor) -> PredictionOutput:
         predicted = super().forward(latent.flatten(0, -2))

@@ -191,22 +191,17 @@ class ResNetPolicy(ImagePolicy):
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
 
     def make_networks(self, features_dim: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-        body: dict[str, Any] = {
-            "num_blocks": self.num_blocks,
-            "activation_fn": self.activation_fn,
-            "latent_norm": self.latent_norm,
-            "bf16": self.bf16,
-        }
+        shared: dict[str, Any] = {"activation_fn": self.activation_fn, "bf16": self.bf16}
+        body: dict[str, Any] = {"num_blocks": self.num_blocks, "latent_norm": self.latent_norm, **shared}
+        heads: dict[str, Any] = {"num_bins": self.num_bins, "net_arch": self.net_arch}
         representation = ConvRepresentation(self.image_shape, self.num_channels, **body)
         shape = representation.latent_shape
         planes = action_planes(self.actions.encodings(), *shape[1:], self.action_grid)
         return (
             representation,
             ActionTable(planes),
-            ConvDynamics(shape, planes.shape[1], **body),
-            ConvPrediction(
-                shape, self.actions.num_candidates, self.num_bins, self.net_arch, self.activation_fn, bf16=self.bf16
-            ),
+            ConvDynamics(shape, planes.shape[1], **heads, **body),
+            ConvPrediction(shape, self.actions.num_candidates, **heads, **shared),
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sb3_muzero.common.validation import COUNTABLE_SPACES, MAX_MAGNITUDE, is_in_
 from sb3_muzero.models.base import LatentModel
 from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import CenteredFeatures, MultiInputExtractor, Preprocessor, needs_float64
-from sb3_muzero.models.mlp import Dynamics, Prediction, Representation, hidden_layers
+from sb3_muzero.models.mlp import Dynamics, Prediction, Representation, hidden_layers, zero_linear
 from sb3_muzero.models.normalization import LATENT_NORMS, RunningNorm
 from sb3_muzero.search import SearchOutput, UnsupportedModelError, is_cached
 from sb3_muzero.search.planner import Planner, PlannerSettings
@@ -178,14 +178,16 @@ class MuZeroPolicy(BasePolicy):
         # Extractors that pass numbers on. All others expect float32
         centered = normalized and type(features_extractor) in (FlattenExtractor, MultiInputExtractor)
         centered = centered and any(map(needs_float64, parts))
+        value_support = CategoricalSupport(self.num_bins, self.value_support)
+        reward_support = CategoricalSupport(self.num_bins, self.reward_support)
         networks = self.make_networks(features_dim)
         return LatentModel(
             Preprocessor(space, self.normalize_images, self.channels_last, keeps_float64=centered),
             CenteredFeatures(features_extractor) if centered else features_extractor,
             RunningNorm(features_dim, **statistics) if normalized else nn.Identity(),
             *networks,
-            CategoricalSupport(self.num_bins, self.value_support),
-            CategoricalSupport(self.num_bins, self.reward_support),
+            value_support,
+            reward_support,
             self.make_augmentation(),
             self.make_turn_head(networks[0]) if self.predict_turns else None,
         ).to(self.device)
@@ -196,9 +198,7 @@ class MuZeroPolicy(BasePolicy):
         :return: Head that predicts if the same player moves again, initialized to zero, which is if they do not
         """
         latent_dim = math.prod(getattr(representation, "latent_shape", (self.latent_dim,)))
-        last = nn.Linear([latent_dim, *self.net_arch][-1], 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        last = zero_linear([latent_dim, *self.net_arch][-1], 1)
         return nn.Sequential(*hidden_layers(latent_dim, self.net_arch, self.activation_fn), last)
 
     def make_augmentation(self) -> nn.Module | None:
@@ -210,15 +210,13 @@ class MuZeroPolicy(BasePolicy):
         :param features_dim: Size of the features extractor's output
         :return: Representation, action encoder, dynamics and prediction
         """
-        hidden = {"net_arch": self.net_arch, "activation_fn": self.activation_fn}
-        latent = {"latent_dim": self.latent_dim, "latent_norm": self.latent_norm, **hidden}
+        hidden = {"latent_dim": self.latent_dim, "net_arch": self.net_arch, "activation_fn": self.activation_fn}
+        latent = {"latent_norm": self.latent_norm, **hidden}
         return (
             self.representation_class(features_dim=features_dim, **latent),
             self.actions.make_encoder(),
-            self.dynamics_class(action_dim=self.actions.encoding_dim, **latent),
-            self.prediction_class(
-                latent_dim=self.latent_dim, num_actions=self.actions.num_candidates, num_bins=self.num_bins, **hidden
-            ),
+            self.dynamics_class(action_dim=self.actions.encoding_dim, num_bins=self.num_bins, **latent),
+            self.prediction_class(num_actions=self.actions.num_candidates, num_bins=self.num_bins, **hidden),
         )
 
     @th.no_grad()

@@ -177,7 +177,7 @@ def test_a_model_plans_with_the_turns_that_it_predicts() -> None:
     compiled = policy.planner.compiled_model(policy.latent_model)
     latents = policy.represent(observations)
     with th.no_grad():  # both signs occur
-        following = policy.latent_model.dynamics(latents, policy.latent_model.action_encoder(actions))
+        following = policy.latent_model.dynamics(latents, policy.latent_model.action_encoder(actions)).latent
         head: Any = policy.latent_model.turn_head
         head[-1].bias -= head(following).median()
     expected = policy.latent_model.recurrent_inference(latents, actions, -0.9)
@@ -220,7 +220,7 @@ def test_every_policy_learns_who_moves_next(policy: str) -> None:
     samples = model.sample(128, 3)
     assert samples.turn_signs is not None
     with th.no_grad():
-        latents, _ = model.policy.latent_model.unroll(samples.observations[0], samples.actions)  # type: ignore[index]
+        latents = model.policy.latent_model.unroll(samples.observations[0], samples.actions).latents  # type: ignore[index]
         logits = model.policy.latent_model.turn_head(latents[1:]).squeeze(-1)  # type: ignore[misc]
     signs = samples.turn_signs[:3]
     assert (signs == th.where(samples.actions % 2 == 0, 1, -1))[signs != 0].all()

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sb3_muzero.search.backends.numba.fused import DYNAMICS, REPRESENTATION, evaluate, run_simulations
+from sb3_muzero.search.backends.numba.fused import DYNAMICS, POLICY, REPRESENTATION, evaluate, run_simulations
 from sb3_muzero.search.backends.numba.program import BLOCK, Program
-from sb3_muzero.search.backends.numba.translate import Layer, assemble, check_fits, kind_of, num_inputs, translate
+from sb3_muzero.search.backends.numba.translate import Layer, assemble, check_fits, num_inputs, translate, translate_network
 from sb3_muzero.search.backends.snapshot import Snapshot, UnsupportedModelError
 from sb3_muzero.search.checks import check_leaves, check_roots, to_float32, to_numpy
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves, rounded_up
@@ -36,35 +36,27 @@ class Workspace(NamedTuple):
 def translate_model(model: Any, visited: list[Any]) -> tuple[list[Layer], ...]:
     """
     The parts of a model may be ``nn.Linear``, ``nn.LayerNorm``, common activations, sequences of these, and modules whose
-    class is known to ``translate.register``, which that of ``prediction`` must be, as ``"prediction"``. ``dynamics`` takes the
-    latent followed by the one-hot action.
+    class is known to ``translate.register``, which those of ``dynamics`` and ``prediction`` must be, as ``"dynamics"`` and
+    ``"prediction"``. The trunk of ``dynamics`` takes the latent followed by the one-hot action.
 
     :param model: a ``LatentModel``.
     :param visited: list to which the model and its submodules are appended.
-    :return: the layers of representation, dynamics, trunk, policy, value, reward and, if it is predicted, turn.
+    :return: the layers of each section, in the order of ``fused``.
     :raises UnsupportedModelError: if the compiled planner does not support the model.
     """
-    prediction = model.prediction
-    if kind_of(prediction) != "prediction":
-        raise UnsupportedModelError(f"{type(prediction).__qualname__} is not supported by the compiled planner")
-    visited += [model, prediction]
+    visited.append(model)
     representation = translate(model.input_norm, 0, visited)
     representation += translate(model.representation, representation[-1].width if representation else 0, visited)
-    dynamics = translate(model.dynamics, 0, visited)
-    if not representation or not dynamics:
-        raise UnsupportedModelError("a representation or dynamics without layers is not supported by the compiled planner")
+    if not representation:
+        raise UnsupportedModelError("a representation without layers is not supported by the compiled planner")
     latent_dim = representation[-1].width
-    trunk = translate(prediction.trunk, latent_dim, visited)
-    hidden = trunk[-1].width if trunk else latent_dim
-    policy = translate(prediction.policy_head, hidden, visited)
-    value = translate(prediction.value_head, hidden, visited)
-    reward = translate(prediction.reward_head, hidden, visited)
-    if not policy or not value or not reward:
-        raise UnsupportedModelError("a head without layers is not supported by the compiled planner")
+    prediction, policy, value = translate_network(model.prediction, "prediction", latent_dim, visited)
+    dynamics, reward, latent = translate_network(model.dynamics, "dynamics", latent_dim + policy[-1].width, visited)
+    check_fits(latent[-1].width == latent_dim, model.dynamics, latent_dim)
     value += translate(model.value_support, value[-1].width, visited)
     reward += translate(model.reward_support, reward[-1].width, visited)
     turn = [] if model.turn_head is None else [translate(model.turn_head, latent_dim, visited)]
-    return representation, dynamics, trunk, policy, value, reward, *turn
+    return dynamics, reward, latent, representation, prediction, policy, value, *turn
 
 
 class CompiledModel:
@@ -80,13 +72,11 @@ class CompiledModel:
     def __init__(self, model: Any, discount: float) -> None:
         visited: list[Any] = []
         sections = translate_model(model, visited)
-        representation, dynamics, _, policy, *_ = sections
+        representation, policy = sections[REPRESENTATION], sections[POLICY]
         self.model = model
         self.discount = discount
         self.num_features, self.latent_dim = num_inputs(representation[0]), representation[-1].width
         self.num_actions = policy[-1].width
-        check_fits(dynamics[-1].width == self.latent_dim, model.dynamics, self.latent_dim)
-        check_fits(num_inputs(dynamics[0]) == self.latent_dim + self.num_actions, model.dynamics, self.latent_dim)
         layers = [layer for section in sections for layer in section]
         self._snapshot = Snapshot(visited, [t for layer in layers for t in (layer.weight, layer.bias) if t is not None])
         self._program = assemble(sections, max(self.num_features, self.latent_dim + self.num_actions))

@@ -9,14 +9,13 @@ from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, selec
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree
 
-# The sections of a program, of which the last one may be missing
-REPRESENTATION, DYNAMICS, TRUNK, POLICY, VALUE, REWARD, TURN = range(7)
+# The sections of a program in the order in which they run. A step skips ``REPRESENTATION``, with which a root begins.
+# ``DYNAMICS`` and ``PREDICTION`` are the trunks of their networks and may be empty. ``TURN`` may be missing.
+DYNAMICS, REWARD, LATENT, REPRESENTATION, PREDICTION, POLICY, VALUE, TURN = range(8)
 
 NUM_ACTIVATION_BUFFERS = 8
-"""
-One for the inputs; two each for the latents, the trunk and a head, each of which reads the outputs of the one before; one
-for ``linear_of_one_row``.
-"""
+"""One for the inputs; two each for trunks, latents and other heads; one for ``linear_of_one_row``."""
+TRUNK_BUFFER, LATENT_BUFFER, HEAD_BUFFER = 1, 3, 5
 
 
 @njit_uncached
@@ -25,7 +24,7 @@ def forward(program: Program, section: int, num_rows: int, num_inputs: int, late
     Compute latents and predictions for a block of rows.
 
     :param program: the model, with the inputs in its first activation buffer.
-    :param section: section that computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
+    :param section: first section to run, ``DYNAMICS`` for a step or ``REPRESENTATION`` for roots, which have no rewards.
     :param num_rows: number of rows, at most ``BLOCK``.
     :param num_inputs: number of inputs.
     :param latent_dim: size of a latent.
@@ -35,17 +34,20 @@ def forward(program: Program, section: int, num_rows: int, num_inputs: int, late
     buffers = program.activation_buffers
     latent = hidden = 0
     width = num_inputs
-    for step in range(program.sections.size - 2):  # a loop, because each call site of `apply` would be compiled separately
-        number = section if step == 0 else TRUNK + step - 1
-        if number == TURN:
+    for number in range(section, program.sections.size - 1):  # one call site of `apply`: each is compiled separately
+        if number == REPRESENTATION and section != REPRESENTATION:
+            continue
+        if number == PREDICTION or number == TURN:
             hidden, width = latent, latent_dim
-        buffer = apply(program, number, num_rows, width, hidden, min(1 + 2 * step, 5))
-        if step == 0:
-            latent = hidden = buffer
-            width = latent_dim
-        elif number == TRUNK:
+        is_trunk = number == DYNAMICS or number == PREDICTION
+        is_latent = number == LATENT or number == REPRESENTATION
+        target = TRUNK_BUFFER if is_trunk else LATENT_BUFFER if is_latent else HEAD_BUFFER
+        buffer = apply(program, number, num_rows, width, hidden, target)
+        if is_latent:
+            latent = buffer
+        elif is_trunk and buffer != hidden:  # has layers
             hidden = buffer
-            width = program.layers[program.sections[TRUNK + 1] - 1, WIDTH]
+            width = program.layers[program.sections[number + 1] - 1, WIDTH]
         for row in range(num_rows):
             group, lane = row // LANES, row % LANES
             if number == POLICY:
@@ -76,11 +78,11 @@ def evaluate(
 
     :param program: the model.
     :param leaves: scratch for a block of rows; holds the discount already.
-    :param section: section that computes the latents, ``REPRESENTATION`` or ``DYNAMICS``.
+    :param section: first section to run, ``DYNAMICS`` or ``REPRESENTATION``.
     :param inputs: inputs of the section. Shape ``[B, inputs]``.
     :param latents: receives the latents. Shape ``[B, latent_dim]``.
     :param prior_logits: receives the policy logits. Shape ``[B, A]``.
-    :param scalars: receives the values, the rewards and the discounts. Shape ``[3, B]``.
+    :param scalars: receives the values and, of steps, the rewards and the discounts. Shape ``[3, B]``.
     """
     buffers = program.activation_buffers
     batch_size, latent_dim = latents.shape

@@ -60,7 +60,8 @@ def register(module_class: type[nn.Module], kind: str) -> None:
         - ``"standardize"``: ``(x - mean) / sqrt(var + 1e-8)``, clamped to [``-clip``, ``clip``];
         - ``"expectation"``: expected value of a softmax over bins at ``bounds[0] + (bounds[1] - bounds[0]) * grid``;
         - ``"sequential"``: its children one after the other, whatever the signature of ``forward`` is;
-        - ``"prediction"``: ``policy_head``, ``value_head`` and ``reward_head`` of the output of ``trunk``;
+        - ``"dynamics"``: ``latent_head`` and ``reward_head`` of the output of ``trunk``;
+        - ``"prediction"``: ``policy_head`` and ``value_head`` of the output of ``trunk``;
         - or a layer of PyTorch, a key of ``TRANSLATORS``.
     :raises ValueError: for an unknown kind.
     """
@@ -102,6 +103,26 @@ def translate(module: nn.Module, width: int, visited: list[nn.Module]) -> list[L
         inputs = num_inputs(layers[0])
         check_fits(0 < inputs == (width or inputs), module, width)
     return layers
+
+
+def translate_network(module: Any, kind: str, width: int, visited: list[nn.Module]) -> list[list[Layer]]:
+    """
+    :param module: a module with a trunk and heads.
+    :param kind: the kind that its class must be registered as, a key of ``HEADS``.
+    :param width: number of its inputs.
+    :param visited: list to which the module and its submodules are appended.
+    :return: layers of the trunk, of which there may be none, and of each head.
+    :raises UnsupportedModelError: if there are none for the module, or for a head.
+    """
+    if kind_of(module) != kind:
+        raise UnsupportedModelError(f"{type(module).__qualname__} is not supported by the compiled planner")
+    visited.append(module)
+    trunk = translate(module.trunk, width, visited)
+    hidden = trunk[-1].width if trunk else width
+    sections = [trunk, *(translate(getattr(module, head), hidden, visited) for head in HEADS[kind])]
+    if not all(sections[1:]):
+        raise UnsupportedModelError("a head without layers is not supported by the compiled planner")
+    return sections
 
 
 def _linear(module: Any, width: int) -> list[Layer]:
@@ -152,7 +173,10 @@ TRANSLATORS: dict[str, Translator] = {
     "standardize": _standardize,
     "expectation": _expectation,
 }
-KINDS = {*TRANSLATORS, "sequential", "prediction"}
+HEADS = {"dynamics": ("reward_head", "latent_head"), "prediction": ("policy_head", "value_head")}
+"""Names of the heads that read the output of the trunk."""
+
+KINDS = {*TRANSLATORS, *HEADS, "sequential"}
 
 
 def check_fits(fits: bool, module: nn.Module, width: int) -> None:
