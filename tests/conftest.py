@@ -102,11 +102,12 @@ def tiny_model(env: Any = "CartPole-v1", policy: Any = "MlpPolicy", **kwargs: An
     return MuZero(policy, env, **{**budget, **kwargs})
 
 
-def scramble(model: Any, seed: int = 0) -> Any:
+def scramble(model: Any, seed: int = 27) -> Any:
     """
     Random weights and bounds in place of those that start at zero, so that what is predicted depends on the observation.
 
     :param model: A MuZero or its policy, changed in place
+    :param seed: Of the weights. With the default, both actions of CartPole are planned for some of its observations
     :return: The same
     """
     policy = getattr(model, "policy", model)
