@@ -36,7 +36,7 @@ from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.match import play_match
 from sb3_muzero.games.players import ModelPlayer, RandomPlayer
-from sb3_muzero.models.mlp import Prediction
+from sb3_muzero.models.mlp import Dynamics, Prediction
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.search.planner import DEFAULTS
 
@@ -394,6 +394,13 @@ def test_networks_and_updates():
             super().__init__(**kwargs)
             self.value_head = th.nn.Sequential(self.value_head)  # type: ignore[assignment]
 
+    class OtherReward(Dynamics):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.reward_head = th.nn.Sequential(self.reward_head)  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match=r"needs `reward_head`, a torch\.nn\.Linear, on the dynamics function"):
+        tiny_model(TinyEnv(), policy_kwargs=dict(dynamics_class=OtherReward))
     with pytest.raises(ValueError, match=r"needs `value_head`, a torch\.nn\.Linear, on the prediction function"):
         tiny_model(TinyEnv(), policy_kwargs=dict(prediction_class=OtherHeads))
     tiny_model(TinyEnv(), policy_kwargs=dict(prediction_class=Prediction)).learn(40)

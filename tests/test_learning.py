@@ -66,6 +66,25 @@ class Bandit(gym.Env):
         return np.zeros(1, dtype=np.float32), self.rewards[action], True, False, {}
 
 
+class Guess(gym.Env):
+    """Random numbers, of which the last one's sign says which of two actions is rewarded and which one punished."""
+
+    observation_space = spaces.Box(-1, 1, (4,))
+    action_space = spaces.Discrete(2)
+
+    def _show(self):
+        self.obs = self.np_random.uniform(-1, 1, 4).astype(np.float32)
+        return self.obs
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._show(), {}
+
+    def step(self, action):
+        reward = 1.0 if (self.obs[3] > 0) == (action == 1) else -1.0
+        return self._show(), reward, False, False, {}
+
+
 def value_of(model: MuZero, obs: np.ndarray) -> float:
     tensor, _ = model.policy.obs_to_tensor(np.asarray(obs))
     with th.no_grad():
@@ -101,13 +120,27 @@ def test_two_step_chain():
     assert evaluate_policy(model, model.get_env(), 5)[0] == 3.0
 
 
-def test_the_optimizers_moments_follow_a_support_that_expands():
+def test_a_reward_is_learned_that_the_next_observation_does_not_tell():
+    """Beside a consistency loss, which makes the next latent that of the next observation."""
+    env = TimeLimit(Guess(), 50)
+    model = MuZero("MlpPolicy", env, seed=1, learning_starts=2_000, num_simulations=2, device="cpu").learn(2_000)
+    for update in range(500):
+        model.learner.update(model.sample(64, 3), update, 2_000)
+    samples, latent_model = model.sample(256, 3), model.policy.latent_model
+    with th.no_grad():
+        unrolled = latent_model.unroll(samples.observations[0], samples.actions)
+        rewards = latent_model.reward_support.expectation(unrolled.reward_logits[0])
+    assert (rewards - samples.rewards[0]).abs().mean() < 0.6  # 1 if nothing is known
+
+
+@pytest.mark.parametrize(("network", "name"), [("prediction", "value"), ("dynamics", "reward")])
+def test_the_optimizers_moments_follow_a_support_that_expands(network, name):
     model = MuZero("MlpPolicy", "CartPole-v1", **{**QUICK, "learning_starts": 60}).learn(100)
     latent_model, state = model.policy.latent_model, model.policy.optimizer.state
-    head, support = latent_model.prediction.value_head, latent_model.value_support
+    head, support = latent_model.get_submodule(f"{network}.{name}_head"), getattr(latent_model, f"{name}_support")
     old_bins, old = support.bins.numpy(), state[head.bias]["exp_avg"].numpy().copy()
     assert old.any()
-    model.learner.expand_supports(10 * support.bounds, th.zeros(1))
+    model.learner.expand_supports(10 * support.bounds, 10 * support.bounds if name == "reward" else th.zeros(1))
     assert support.bounds[1] > old_bins[-1]
     expected = np.interp(support.bins.numpy(), old_bins, old)
     np.testing.assert_allclose(state[head.bias]["exp_avg"].numpy(), expected, atol=1e-4 * np.abs(old).max())
