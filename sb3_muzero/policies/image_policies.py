@@ -152,7 +152,8 @@ class ResNetPolicy(ImagePolicy):
     :param action_grid: Rows and columns of a grid over the image with one cell per action, row by row: ``(1, 7)`` if each
         action chooses one of seven columns. The dynamics then receive the action's cell as an image plane, and
         ``random_shift`` is 0 by default. By default each action is encoded as a constant plane
-    :param net_arch: Widths of the hidden layers shared by the heads, ``[64]`` by default
+    :param net_arch: Widths of the hidden layers before the reward head, and of those that policy and value head share,
+        ``[64]`` by default
     :param latent_norm: Normalization of the latent state: "minmax" or "none"
     :param bf16: Whether to use bfloat16 autocast and the channels-last memory format
     :param kwargs: See ``CnnPolicy``, except for those in ``UNUSED``
