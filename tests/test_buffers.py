@@ -387,7 +387,7 @@ def test_units_of_novelty_are_those_of_what_is_stored(steps):
     buffer.bonus.MIN_TRANSITIONS = 1
     buffer.sample(8, unroll_steps=2, n_steps=3, bonus_coef=1.0)
     stored = buffer.observations.frames[: buffer.size()].reshape(buffer.size() * 2, -1)
-    np.testing.assert_allclose(buffer.bonus.bonus._mean, stored.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(buffer.bonus.bonus._cells[0][1]._mean, stored.mean(axis=0), rtol=1e-5)
 
 
 def test_a_file_with_actions_that_there_are_not_is_refused(tmp_path):
