@@ -504,6 +504,21 @@ def test_new_data_have_the_highest_priority_and_overwrite_the_old():
     assert np.isin(sampled, newest).mean() > 0.99
 
 
+def test_an_exceptional_error_is_forgotten():
+    """And ordinary ones are not: new steps come before nearly all others."""
+    past, rng = list(history(1_100, 1, np.random.default_rng(1))), np.random.default_rng(0)
+    buffer = filled(make_buffer(1_100, 1, priority_exponent=1.0), past[:1_000])
+    buffer.update_priorities(np.arange(1), np.array([100.0]))
+    for _ in range(300):
+        ids = rng.integers(0, 1_000, size=64)
+        buffer.update_priorities(ids, rng.exponential(size=64))
+    priorities = buffer.sampler.priorities
+    filled(buffer, past[1_000:])
+    old, new = priorities[np.arange(1_000)], priorities[np.arange(1_000, 1_100)]
+    assert 0.2 < new.sum() / priorities.total < 0.5
+    assert (new[0] > old).mean() > 0.97
+
+
 def test_of_stacks_of_two_frames_the_oldest_is_not_drawn_by_priority():
     space, discrete = spaces.Box(-np.inf, np.inf, (2,)), spaces.Discrete(NUM_ACTIONS)
     buffer = SequenceReplayBuffer(20, space, discrete, "cpu", frame_stack=2, priority_exponent=1.0)
