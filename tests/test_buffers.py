@@ -387,7 +387,7 @@ def test_units_of_novelty_are_those_of_what_is_stored(steps):
     buffer.bonus.MIN_TRANSITIONS = 1
     buffer.sample(8, unroll_steps=2, n_steps=3, bonus_coef=1.0)
     stored = buffer.observations.frames[: buffer.size()].reshape(buffer.size() * 2, -1)
-    np.testing.assert_allclose(buffer.bonus.bonus._mean, stored.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(buffer.bonus.bonus._cells[0][1]._mean, stored.mean(axis=0), rtol=1e-5)
 
 
 def test_a_file_with_actions_that_there_are_not_is_refused(tmp_path):
@@ -502,6 +502,21 @@ def test_new_data_have_the_highest_priority_and_overwrite_the_old():
     sampled = buffer.sample(5000, unroll_steps=2, n_steps=2).observations[0].flatten().numpy()
     newest = [float(step["obs"][0, 0]) for step in past[20:25]]
     assert np.isin(sampled, newest).mean() > 0.99
+
+
+def test_an_exceptional_error_is_forgotten():
+    """And ordinary ones are not: new steps come before nearly all others."""
+    past, rng = list(history(1_100, 1, np.random.default_rng(1))), np.random.default_rng(0)
+    buffer = filled(make_buffer(1_100, 1, priority_exponent=1.0), past[:1_000])
+    buffer.update_priorities(np.arange(1), np.array([100.0]))
+    for _ in range(300):
+        ids = rng.integers(0, 1_000, size=64)
+        buffer.update_priorities(ids, rng.exponential(size=64))
+    priorities = buffer.sampler.priorities
+    filled(buffer, past[1_000:])
+    old, new = priorities[np.arange(1_000)], priorities[np.arange(1_000, 1_100)]
+    assert 0.2 < new.sum() / priorities.total < 0.5
+    assert (new[0] > old).mean() > 0.97
 
 
 def test_of_stacks_of_two_frames_the_oldest_is_not_drawn_by_priority():

@@ -10,6 +10,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_muzero import MuZero
+from sb3_muzero.learning.learner import Learner
 from sb3_muzero.learning.losses import muzero_loss
 from sb3_muzero.learning.targets import unroll_targets
 
@@ -144,6 +145,45 @@ def test_the_optimizers_moments_follow_a_support_that_expands(network, name):
     assert support.bounds[1] > old_bins[-1]
     expected = np.interp(support.bins.numpy(), old_bins, old)
     np.testing.assert_allclose(state[head.bias]["exp_avg"].numpy(), expected, atol=1e-4 * np.abs(old).max())
+
+
+class OutlierFirst(Bandit):
+    """The very first reward is a million."""
+
+    seen = False
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        reward, self.seen = reward if self.seen else 1e6, True
+        return obs, reward, *rest
+
+
+def test_an_outlier_does_not_make_the_bins_useless_for_ever(monkeypatch):
+    monkeypatch.setattr(Learner, "SHRINK_INTERVAL", 50)
+    model = MuZero("MlpPolicy", OutlierFirst(), buffer_size=200, **QUICK).learn(150)
+    assert model.policy.latent_model.value_support.bounds[1] > 1e6 - 1
+    model.learn(1500, reset_num_timesteps=False)
+    for latent_model in (model.policy.latent_model, model.policy.latent_model_target):
+        for support in (latent_model.value_support, latent_model.reward_support):
+            assert -2 < support.bounds[0] <= -0.29 and 0.69 <= support.bounds[1] < 2
+    obs = np.zeros(1, dtype=np.float32)
+    assert model.predict(obs, deterministic=True)[0] == 2 and value_of(model, obs) == pytest.approx(0.7, abs=0.6)
+
+
+def test_a_support_shrinks_only_if_all_targets_of_an_interval_used_little_of_it():
+    model = MuZero("MlpPolicy", "CartPole-v1", **QUICK)
+    learner, support = model.learner, model.policy.latent_model.reward_support
+    small, large, interval = th.tensor([-1.0, 0.5]), th.tensor([100.0, 3.0]), learner.SHRINK_INTERVAL
+    learner.expand_supports(large, large)
+    learner.expand_supports(small, small)
+    for update in range(3 * interval):
+        targets = large if update == 7 else th.zeros(2) if interval <= update < 2 * interval else small
+        learner.shrink_supports(targets, targets)
+        used_little = update == 3 * interval - 1
+        assert support.bounds.tolist() == ([-1.0, 0.5] if used_little else [-1.0, 100.0]), "zeros alone leave it as it is"
+        if update == 10:  # as a resumed run does
+            state, learner = learner.state(), Learner(model.policy, learner.settings)
+            learner.load_state(state)
 
 
 def test_frozen_batch_overfits_to_the_entropy_floor():

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_muzero.common.serialization import validate_array, validate_number
 
@@ -18,53 +19,69 @@ def as_features(observations: np.ndarray) -> np.ndarray:
     return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
 
-class CountBonus:
+def is_counted_as_image(space: spaces.Space) -> bool:
     """
-    Exploration bonus ``1 / sqrt(visit count)`` (#Exploration, https://arxiv.org/abs/1611.04717, Eq. 1). Integer features are
-    counted exactly. Real features are normalized and discretized into cells, after a random projection if there are more than
-    ``max_axes``. The counts are stored in a hash table of size ``num_buckets``.
+    :param space: Observation space, or part of one
+    :return: Whether it is a ``Box`` with three axes, of floats or of bytes from 0 to 255
+    """
+    is_grid = isinstance(space, spaces.Box) and len(space.shape) == 3
+    return is_grid and (space.dtype.kind == "f" or is_image_space(space))  # type: ignore[union-attr]
 
-    :param observation_space: Observation space
-    :param cell_width: Side length of a cell, in standard deviations of the observations passed to ``fit``
+
+class Cells:
+    """
+    Discretizes features into cells: normalized, after a random projection if there are more than ``max_axes``. What lies far
+    from all that was passed to ``fit`` has cells of its own.
+
+    :param num_features: Number of features
+    :param width: Side length of a cell, in standard deviations
     :param max_axes: Maximum number of axes of a cell
+    :param is_image: Whether features are pixels: those that were constant in ``fit`` are scaled as if they had changed once,
+        so that an object in a new place makes a difference. Other constant features are not scaled
+    :param constants: Generator of the projection
     """
 
-    num_buckets = 1 << 18
-    _STATE = ("_mean", "_scale", "counts", "_sum_of_bonuses", "_num_visits")
+    _STATE = ("_mean", "_scale", "_axis_scale")
 
-    def __init__(self, observation_space: spaces.Space, cell_width: float = 1.0, max_axes: int = 4) -> None:
-        self.cell_width = cell_width
-        constants = np.random.default_rng(0)  # of the hash function, independent of the seed
-        parts = list(observation_space.values()) if isinstance(observation_space, spaces.Dict) else [observation_space]
-        sizes = [int(np.prod(part.shape or ())) for part in parts]
-        is_real = [part.dtype is not None and part.dtype.kind == "f" for part in parts]
-        self._is_real = np.repeat(is_real, sizes)
-        num_real = int(self._is_real.sum())
-        num_axes = min(num_real, max_axes)
+    def __init__(self, num_features: int, width: float, max_axes: int, is_image: bool, constants: np.random.Generator) -> None:
+        self.width = width
+        self.is_image = is_image
+        self.num_axes = min(num_features, max_axes)
         self._axes: np.ndarray | None = None
-        if num_axes < num_real:
-            self._axes = np.linalg.qr(constants.normal(size=(num_real, num_axes)))[0]
-        self._factors = constants.integers(1, 1 << 62, size=num_axes + len(self._is_real) - num_real) | 1
-        self._mean, self._scale = np.zeros(num_real), np.ones(num_real)
-        self.counts = np.zeros(self.num_buckets, dtype=np.int64)
-        # n visits of a bucket contribute n * 1 / sqrt(n)
-        self._sum_of_bonuses, self._num_visits = 0.0, 0
+        if self.num_axes < num_features:
+            self._axes = np.linalg.qr(constants.normal(size=(num_features, self.num_axes)))[0]
+        self._mean, self._scale = np.zeros(num_features), np.ones(num_features)
+        self._axis_scale = np.ones(self.num_axes)
 
-    def fit(self, observations: np.ndarray) -> None:
+    def _positions(self, features: np.ndarray) -> np.ndarray:
+        normalized = (features - self._mean) * self._scale
+        return normalized if self._axes is None else normalized @ self._axes
+
+    def fit(self, features: np.ndarray) -> None:
         """
-        Compute the normalization of real features. Existing counts become invalid.
+        Compute the normalization.
 
-        :param observations: Observations, shape ``[N, *obs_shape]``
+        :param features: Features, shape ``[N, num_features]``
         """
-        if self._is_real.any():
-            features = as_features(observations)[:, self._is_real].astype(np.float64)
-            self._mean = features.mean(axis=0)
-            deviations = features.std(axis=0)
-            # Constant features are not scaled
-            self._scale = 1 / (self.cell_width * np.where(deviations > 1e-6, deviations, 1.0))
+        features = features.astype(np.float64)
+        self._mean, deviations = features.mean(axis=0), features.std(axis=0)
+        is_constant = deviations <= 1e-6
+        deviations[is_constant] = np.ptp(features) / len(features) ** 0.5 or 1.0 if self.is_image else 1.0
+        self._scale = 1 / deviations
+        if self._axes is not None:
+            deviations = self._positions(features).std(axis=0)
+            self._axis_scale = 1 / np.where(deviations > 1e-6, deviations, 1.0)
 
-    def state(self) -> dict[str, Any]:
-        """:return: Normalization and counts, for ``sb3_muzero.common.serialization``"""
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """
+        :param features: Features, shape ``[N, num_features]``
+        :return: Cells, shape ``[N, num_axes]``
+        """
+        positions = self._positions(features) * self._axis_scale / self.width
+        return np.floor(positions).clip(-(2.0**62), 2.0**62).astype(np.int64)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """:return: Normalization, for ``sb3_muzero.common.serialization``"""
         return {name: getattr(self, name) for name in self._STATE}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -72,8 +89,68 @@ class CountBonus:
         :param state: Result of ``state``
         :raises ValueError: for an invalid state
         """
-        for name in ("_mean", "_scale"):
+        for name in self._STATE:
             setattr(self, name, validate_array(f"bonus.{name}", state[name], getattr(self, name)))
+
+
+class CountBonus:
+    """
+    Exploration bonus ``1 / sqrt(visit count)`` (#Exploration, https://arxiv.org/abs/1611.04717, Eq. 1). Integer features are
+    counted exactly, real features and images by ``Cells``, since hardly any image is seen twice. The counts are stored in a
+    hash table of size ``num_buckets``.
+
+    :param observation_space: Observation space
+    :param cell_width: Side length of a cell, in standard deviations of the observations passed to ``fit``
+    :param max_axes: Maximum number of axes of a cell
+    """
+
+    num_buckets = 1 << 18
+
+    def __init__(self, observation_space: spaces.Space, cell_width: float = 1.0, max_axes: int = 4) -> None:
+        constants = np.random.default_rng(0)  # of the hash function, independent of the seed
+        parts = list(observation_space.values()) if isinstance(observation_space, spaces.Dict) else [observation_space]
+        sizes = [int(np.prod(part.shape or ())) for part in parts]
+        is_image = np.array([is_counted_as_image(part) for part in parts])
+        is_real = np.array([part.dtype is not None and part.dtype.kind == "f" for part in parts]) & ~is_image
+        self._is_integer = np.repeat(~is_real & ~is_image, sizes)
+        self._cells: list[tuple[np.ndarray, Cells]] = []
+        """Which features are discretized together, shape ``[num_features]``, and how."""
+        for among in (is_real, is_image):
+            chosen = np.repeat(among, sizes)
+            if chosen.any():
+                self._cells.append((chosen, Cells(int(chosen.sum()), cell_width, max_axes, among is is_image, constants)))
+        num_factors = sum(cells.num_axes for _, cells in self._cells) + int(self._is_integer.sum())
+        self._factors = constants.integers(1, 1 << 62, size=num_factors) | 1
+        self._forget()
+
+    def _forget(self) -> None:
+        self.counts = np.zeros(self.num_buckets, dtype=np.int64)
+        # n visits of a bucket contribute n * 1 / sqrt(n)
+        self._sum_of_bonuses, self._num_visits = 0.0, 0
+
+    def fit(self, observations: np.ndarray) -> None:
+        """
+        Compute the normalization of real features and images, and forget all counts.
+
+        :param observations: Observations, shape ``[N, *obs_shape]``
+        """
+        features = as_features(observations)
+        for chosen, cells in self._cells:
+            cells.fit(features[:, chosen])
+        self._forget()
+
+    def state(self) -> dict[str, Any]:
+        """:return: Normalization and counts, for ``sb3_muzero.common.serialization``"""
+        numbers = {name: getattr(self, name) for name in ("counts", "_sum_of_bonuses", "_num_visits")}
+        return {"cells": [cells.state() for _, cells in self._cells], **numbers}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: Result of ``state``
+        :raises ValueError: for an invalid state
+        """
+        for i, (_, cells) in enumerate(self._cells):
+            cells.load_state(state["cells"][i])
         self.counts = validate_array("bonus.counts", state["counts"], self.counts, low=0, high=2**53)
         self._num_visits = validate_number("bonus._num_visits", state["_num_visits"], int, low=0)
         self._sum_of_bonuses = validate_number("bonus._sum_of_bonuses", state["_sum_of_bonuses"], float)
@@ -84,12 +161,9 @@ class CountBonus:
         :return: Indices into ``counts``, shape ``[N]``
         """
         features = as_features(observations)
-        cells = features[:, ~self._is_real].astype(np.int64)
-        if self._is_real.any():
-            real = (features[:, self._is_real] - self._mean) * self._scale
-            real = np.floor(real if self._axes is None else real @ self._axes).clip(-(2.0**62), 2.0**62)
-            cells = np.concatenate([real.astype(np.int64), cells], axis=1)
-        hashes = (cells * self._factors).sum(axis=1).view(np.uint64)
+        discretized = [cells(features[:, chosen]) for chosen, cells in self._cells]
+        integers = np.concatenate([*discretized, features[:, self._is_integer].astype(np.int64)], axis=1)
+        hashes = (integers * self._factors).sum(axis=1).view(np.uint64)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # finalizer of SplitMix64
             hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
         return (hashes >> np.uint64(32)).astype(np.int64) % self.num_buckets

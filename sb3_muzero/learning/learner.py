@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_muzero.common.pytree import tree_map
-from sb3_muzero.common.serialization import validate_number
+from sb3_muzero.common.serialization import validate_array, validate_number
 from sb3_muzero.learning.losses import LossOutput, muzero_loss
 from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.replay.sequences import SequenceSamples
@@ -58,11 +58,18 @@ class Learner:
 
     MAX_SKIPPED_UPDATES = 10
     """Non-finite updates in a row after which training fails."""
+    SHRINK_INTERVAL = 1000
+    """Updates after which supports shrink to the range of their targets."""
+    VALUE_HEADROOM = 1.0
+    """Headroom of the value support, as a fraction of the range of the targets."""
+
+    _NUMBERS = ("skipped_updates", "skipped_in_a_row", "_num_updates_of_ranges")
 
     def __init__(self, policy: "MuZeroPolicy", settings: LearnerSettings) -> None:
         self.policy = policy
         self.settings = settings
         self.skipped_updates = self.skipped_in_a_row = 0
+        self._forget_ranges()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -85,6 +92,7 @@ class Learner:
             self._skip("value or reward target", num_updates, step)
             return None
         self.expand_supports(known_values, targets.rewards)
+        self.shrink_supports(known_values, targets.rewards)
         clipped = support.out_of_range(known_values).float().mean()
 
         parameters = self.parameters
@@ -152,7 +160,32 @@ class Learner:
             low, high = -max(-low, high), max(-low, high)
         horizon = 1 / (1 - abs(discount)) if abs(discount) < 1 else float("inf")
         limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
-        self._rescale_support("value", "prediction", model.value_support.expanded_bounds(values, limits, headroom=1.0))
+        self._rescale_support("value", "prediction", model.value_support.expanded_bounds(values, limits, self.VALUE_HEADROOM))
+
+    def shrink_supports(self, values: th.Tensor, rewards: th.Tensor) -> None:
+        """
+        Every ``SHRINK_INTERVAL`` updates, shrink supports of which the targets since then used little: after an outlier, or
+        values that were overestimated, a few bins are left for all others.
+
+        :param values: Value targets, any shape
+        :param rewards: Reward targets, any shape
+        """
+        for name, targets in (("reward", rewards), ("value", values)):
+            used = self._used_ranges[name].to(targets.device)
+            self._used_ranges[name] = th.stack(th.cat([used, targets.flatten()]).aminmax())
+        self._num_updates_of_ranges += 1
+        if self._num_updates_of_ranges >= self.SHRINK_INTERVAL:
+            ranges, model = self._used_ranges, self.policy.latent_model
+            self._rescale_support("reward", "dynamics", model.reward_support.shrunk_bounds(ranges["reward"], headroom=0.0))
+            # A value can be any single reward
+            used = th.stack(th.cat([ranges["value"], model.reward_support.bounds]).aminmax())
+            self._rescale_support("value", "prediction", model.value_support.shrunk_bounds(used, self.VALUE_HEADROOM))
+            self._forget_ranges()
+
+    def _forget_ranges(self) -> None:
+        # Lowest and highest target, or zero, of the updates since supports were last shrunk
+        self._used_ranges = {name: th.zeros(2) for name in ("reward", "value")}
+        self._num_updates_of_ranges = 0
 
     def _rescale_support(self, name: str, network: str, bounds: tuple[float, float] | None) -> None:
         if bounds is not None:
@@ -204,9 +237,13 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """:return: What a resumed run goes on with, besides the policy's own state"""
-        return {"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row}
+        numbers = {name: getattr(self, name) for name in self._NUMBERS}
+        return {**numbers, "used_ranges": {name: used.numpy(force=True) for name, used in self._used_ranges.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """:param state: What ``state`` returned"""
-        self.skipped_updates = validate_number("skipped_updates", state["skipped_updates"], int, 0)
-        self.skipped_in_a_row = validate_number("skipped_in_a_row", state["skipped_in_a_row"], int, 0)
+        for name in self._NUMBERS:
+            setattr(self, name, validate_number(name, state[name], int, 0))
+        for name in self._used_ranges:
+            used = validate_array(f"used_ranges.{name}", state["used_ranges"][name], np.zeros(2, np.float32))
+            self._used_ranges[name] = th.from_numpy(used)

@@ -31,7 +31,8 @@ class CategoricalSupport(nn.Module):
     Evenly spaced bins between two bounds. A head predicts a scalar as a categorical distribution over the bins.
 
     Unlike MuZero (https://arxiv.org/abs/1911.08265, Appendix F), which uses bins of width 1 and an invertible transform, the
-    bins are linear. By default the bounds start at zero and expand with the targets (``expanded_bounds``, ``rescale_head``).
+    bins are linear. By default the bounds start at zero and follow the targets (``expanded_bounds``, ``shrunk_bounds``,
+    ``rescale_head``).
 
     :param num_bins: Number of bins, at least 2
     :param bounds: Lowest and highest scalar that can be represented, or ``None`` for an automatic range
@@ -39,6 +40,8 @@ class CategoricalSupport(nn.Module):
     """
 
     TOLERANCE = 1e-4  # for rounding errors, as a fraction of the range
+    MIN_USED_FRACTION = 1 / 8
+    """A support shrinks if its targets use less of it."""
 
     bounds: th.Tensor
     grid: th.Tensor
@@ -117,13 +120,27 @@ class CategoricalSupport(nn.Module):
         new_high = high if largest <= high else max(largest, min(limits[1], largest + room))
         return new_low, new_high
 
+    def shrunk_bounds(self, used: th.Tensor, headroom: float) -> tuple[float, float] | None:
+        """
+        Compute narrower bounds, within the old ones.
+
+        :param used: Lowest and highest recent target, or 0 if it is beyond them, shape ``[2]``
+        :param headroom: Headroom as a fraction of their range
+        :return: New bounds, or ``None`` if the bounds are fixed, or all targets are zero or use enough of the old range
+        """
+        (low, high), (old_low, old_high) = used.tolist(), self.bounds.tolist()
+        if not (self.auto_range and 0 < high - low < self.MIN_USED_FRACTION * (old_high - old_low)):
+            return None
+        room = headroom * (high - low)
+        return max(old_low, low - room), min(old_high, high + room)
+
     @th.no_grad()
     def rescale_head(self, bounds: tuple[float, float], head: nn.Linear, optimizer: th.optim.Optimizer | None = None) -> None:
         """
-        Take new bounds and re-read the head's logits at the new bins, so that what it predicts stays (about) what it was. The
-        optimizer's moments of the head follow.
+        Take new bounds and re-read the head's logits at the new bins, so that what it predicts stays (about) what it was,
+        within both ranges. The optimizer's moments of the head follow.
 
-        :param bounds: New lower and upper bound, enclosing the old ones
+        :param bounds: New lower and upper bound
         :param head: The linear layer that outputs the logits, shape ``[num_bins, hidden]``
         :param optimizer: Of the head, if it has one
         """

@@ -18,7 +18,9 @@ class RewardBonus(Protocol):
 
     def fit(self, observations: np.ndarray) -> None:
         """
-        :param observations: Early ones, to learn their scale from, shape ``[N, *obs_shape]``, records for a Dict space
+        Forget all counts.
+
+        :param observations: Stored ones, to learn their scale from, shape ``[N, *obs_shape]``, records for a Dict space
         """
 
     def update_counts(self, observations: np.ndarray) -> np.ndarray:
@@ -48,7 +50,8 @@ class StoredBonus:
     Connects a bonus with the steps of a ring: keeps the bucket of each step, so that the bonus of an old step is what it is
     by now, and the mean size of the rewards other than zero, which is the bonus's unit.
 
-    Counting begins when the bonus is first asked for; what is stored by then is counted, too.
+    Counting begins when the bonus is first asked for; what is stored by then is counted, too. The bonus is fitted again, and
+    all that is stored is counted again, whenever the number of stored steps has doubled since: the agent has come further.
 
     :param bonus: Has counted nothing yet
     :param observations: Observations of the ring
@@ -56,13 +59,18 @@ class StoredBonus:
 
     MIN_TRANSITIONS = 256
     """There is no bonus before that many are stored."""
+    MIN_TRANSITIONS_FOR_REFIT = 1000
+    """Before that many are stored, the bonus is fitted only once."""
     MAX_TRANSITIONS_FOR_FIT = 10_000
+    MAX_BYTES_FOR_FIT = 1 << 24
 
     def __init__(self, bonus: RewardBonus | None, observations: ObservationRing) -> None:
         self.bonus = bonus
         self.observations = observations
         self.bucket_ids: np.ndarray | None = None
         """Shape ``[num_rows, n_envs]``; ``None`` until counting begins."""
+        # Number of stored steps at which the bonus is fitted again
+        self._next_fit = 0
         # Mean size of the rewards other than zero, and their number
         self._reward_size = 1.0
         self._num_rewards = 0
@@ -91,26 +99,31 @@ class StoredBonus:
         if self.bonus is None:
             raise ValueError("`bonus_coef` above 0 needs a replay buffer with a `reward_bonus`")
         index = self.observations.index
-        if index.lengths.sum() < self.MIN_TRANSITIONS:
+        num_stored = int(index.lengths.sum())
+        if num_stored < self.MIN_TRANSITIONS:
             return 0.0
-        if self.bucket_ids is None:
-            self._begin(self.bonus)
-            assert self.bucket_ids is not None
+        if self.bucket_ids is None or num_stored >= self._next_fit:
+            self.bucket_ids = self._count_stored(self.bonus)
+            self._next_fit = max(2 * num_stored, self.MIN_TRANSITIONS_FOR_REFIT)
         unit: Any = 1.0
         if self._num_rewards > 0:
             unit = np.array(self._reward_size)
             unit = unit if env is None else env.normalize_reward(unit).astype(np.float32)
         return coef * unit * self.bonus.bonus(take(self.bucket_ids, index.places(ids)))
 
-    def _begin(self, bonus: RewardBonus) -> None:
-        index = self.observations.index
+    def _count_stored(self, bonus: RewardBonus) -> np.ndarray:
+        """:return: Bucket ids of all stored steps, shape ``[num_rows, n_envs]``, after fitting to what is stored"""
+        index, observations = self.observations.index, self.observations
         ids = index.stored()
-        some = ids[np.linspace(0, len(ids) - 1, min(len(ids), self.MAX_TRANSITIONS_FOR_FIT)).astype(np.int64)]
-        bonus.fit(self.observations.at(np.zeros_like(some), some))
-        self.bucket_ids = np.zeros((index.num_rows, index.n_envs), dtype=np.int64)
-        for first in range(0, len(ids), index.n_envs):
-            row = ids[first : first + index.n_envs]
-            flat(self.bucket_ids)[index.places(row)] = bonus.update_counts(self.observations.at(np.ones_like(row), row))
+        observation_bytes = observations.packing.given.itemsize * observations.frame_stack
+        num_fitted = min(len(ids), self.MAX_TRANSITIONS_FOR_FIT, max(self.MAX_BYTES_FOR_FIT // observation_bytes, 1))
+        some = ids[np.linspace(0, len(ids) - 1, num_fitted).astype(np.int64)]
+        bonus.fit(observations.at(np.zeros_like(some), some))
+        bucket_ids = np.zeros((index.num_rows, index.n_envs), dtype=np.int64)
+        for first in range(0, len(ids), 256):  # few enough that copies of images are small
+            steps = ids[first : first + 256]
+            flat(bucket_ids)[index.places(steps)] = bonus.update_counts(observations.at(np.ones_like(steps), steps))
+        return bucket_ids
 
     def state(self) -> dict[str, Any]:
         """:return: All that is to be saved, for ``sb3_muzero.common.serialization``"""
@@ -118,6 +131,7 @@ class StoredBonus:
         if self.bucket_ids is not None:
             assert self.bonus is not None
             state["bucket_ids"] = self.bucket_ids[: self.observations.index.lengths.max()]
+            state["next_fit"] = self._next_fit
             state["counts"] = self.bonus.state()
         return state
 
@@ -130,6 +144,7 @@ class StoredBonus:
         self._num_rewards = validate_number("num_rewards", state["num_rewards"], int, low=0)
         if "counts" in state and self.bonus is not None:
             self.bonus.load_state(state["counts"])
+            self._next_fit = validate_number("next_fit", state["next_fit"], int, low=1)
             index = self.observations.index
             bucket_ids = np.zeros((index.num_rows, index.n_envs), dtype=np.int64)
             like, high = bucket_ids[: index.lengths.max()], self.bonus.num_buckets - 1

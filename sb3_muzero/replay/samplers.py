@@ -77,7 +77,7 @@ class RecentSampler:
 class PrioritizedSampler(RecentSampler):
     """
     Starts sequences in proportion to the priority of their first step (Prioritized Experience Replay,
-    https://arxiv.org/abs/1511.05952). A priority is an error to a power; new steps get the largest error so far.
+    https://arxiv.org/abs/1511.05952). A priority is an error to a power; new steps get the largest of the latest errors.
 
     :param priority_exponent: Power of the errors
     :param importance_exponent: Power of the importance weights that correct for priorities, from 0 to 1; a float or a
@@ -86,7 +86,9 @@ class PrioritizedSampler(RecentSampler):
     """
 
     MIN_PRIORITY_FRACTION = 1e-3
-    """Smaller errors count as this fraction of the largest one so far."""
+    """Smaller errors count as this fraction of the largest of the latest ones."""
+    LARGEST_ERROR_DECAY = 0.98
+    """Factor of the largest error with each update, so that an exceptional one is forgotten after a few hundred."""
 
     def __init__(self, priority_exponent: float, importance_exponent: float | Schedule) -> None:
         if not (is_number(priority_exponent) and 0 <= priority_exponent < float("inf")):
@@ -118,7 +120,7 @@ class PrioritizedSampler(RecentSampler):
         ids, errors = ids[is_readable], errors[is_readable]
         if len(ids) == 0 or self.priorities is None:
             return
-        self._largest_error = max(self._largest_error, float(errors.max()))
+        self._largest_error = max(self.LARGEST_ERROR_DECAY * self._largest_error, float(errors.max()))
         errors = np.maximum(errors, self.MIN_PRIORITY_FRACTION * (self._largest_error or 1.0))
         self.priorities.update(index.places(ids), errors**self.priority_exponent)
 
