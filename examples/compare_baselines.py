@@ -6,7 +6,7 @@ MuZero against PPO and DQN under one evaluation protocol: a table, a JSON file w
 Every algorithm is evaluated every ``--eval-every`` environment steps on the same 20 seeded episodes with a deterministic
 policy, and on others at the end. Times exclude evaluation; each run has one thread. MuZero takes its settings from
 ``zoo_configs/muzero.yml``, PPO and DQN from the installed RL Zoo (``pip install rl_zoo3``), or their defaults for environments
-that are not listed there.
+that are not listed there. With ``--defaults`` all three have their defaults.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
 
@@ -63,6 +64,12 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
         "MiniGrid-DoorKey-5x5-v0": dict(env_wrapper="minigrid.wrappers.FlatObsWrapper"),
     },
 }
+# Environments whose observations SB3 does not take as they are: wrappers for every algorithm without settings of its own
+WRAPPERS: dict[str, list[str]] = {
+    "Blackjack": ["gymnasium.wrappers.FlattenObservation"],
+    "MiniGrid": ["minigrid.wrappers.ImgObsWrapper", "gymnasium.wrappers.FlattenObservation"],
+}
+NATURE_CNN_PIXELS = 36  # the smallest images of SB3's CnnPolicy
 
 
 def label_of(algo: str) -> str:
@@ -77,21 +84,25 @@ def zoo_settings(algo: str) -> dict[str, dict[str, Any]]:
     return yaml.safe_load((Path(spec.origin).parent / "hyperparams" / f"{algo}.yml").read_text())
 
 
-def settings_for(algo: str, env_id: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def settings_for(algo: str, env_id: str, overrides: dict[str, Any], defaults: bool = False) -> dict[str, Any]:
     """
     :param algo: Algorithm, for MuZero perhaps with the settings of a variant, as ``muzero n_steps=5``
-    :param env_id: Gymnasium id; an environment without settings gets SB3's defaults
+    :param env_id: Gymnasium id; an environment without settings gets each algorithm's defaults, and the same wrappers
     :param overrides: Other settings of MuZero
+    :param defaults: Treat the environment as one without settings
     :return: Settings in RL Zoo's format
     """
+    plain = {"env_wrapper": WRAPPERS[name]} if (name := env_id.partition("-")[0]) in WRAPPERS else {}
     is_atari = env_id.startswith("ALE/") or "NoFrameskip" in env_id
     family = "atari" if is_atari else env_id.rpartition("/")[0]
     if algo.startswith("muzero"):
-        sections = yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
-        return sections.get(env_id, sections.get(family, {})) | overrides | dict(map(key_value, algo.split()[1:]))
+        sections = {} if defaults else yaml.safe_load((ROOT / "zoo_configs" / "muzero.yml").read_text())
+        return sections.get(env_id, sections.get(family, plain)) | overrides | dict(map(key_value, algo.split()[1:]))
+    if defaults:
+        return plain
     sections = zoo_settings(algo)
     ours = OURS[algo].get(env_id, OURS[algo].get(family, {}))
-    settings = sections.get(env_id, sections.get("atari" if family == "MinAtar" else family, {})) | ours
+    settings = sections.get(env_id, sections.get("atari" if family == "MinAtar" else family, plain)) | ours
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -102,10 +113,19 @@ def resolve(value: Any) -> Any:
     return eval(value) if isinstance(value, str) and value.startswith("dict(") else value
 
 
+def default_policy(algo: str, space: gym.Space) -> str:
+    """:return: policy for the observations of an environment without settings"""
+    if isinstance(space, gym.spaces.Dict):
+        return "MultiInputPolicy"
+    if not is_image_space(space) or (algo in ("ppo", "dqn") and sorted(space.shape or ())[-2] < NATURE_CNN_PIXELS):
+        return "MlpPolicy"
+    return "CnnPolicy"
+
+
 def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Namespace) -> tuple[BaseAlgorithm, VecEnv]:
     """:return: the model, and an evaluation environment wrapped as its training environment is"""
     kwargs = {key: resolve(value) for key, value in settings.items() if key != "n_timesteps"}
-    policy, normalize = kwargs.pop("policy", "MlpPolicy"), kwargs.pop("normalize", False)
+    policy, normalize = kwargs.pop("policy", None), kwargs.pop("normalize", False)
     # AtariWrapper skips frames, so that the emulator must not
     defaults = {"frameskip": 1, "repeat_action_probability": 0.0} if args.env.startswith("ALE/") else {}
     env_kwargs: dict[str, Any] = {
@@ -125,6 +145,7 @@ def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Na
         env, eval_env = VecFrameStack(env, frame_stack), VecFrameStack(eval_env, frame_stack)
     if isinstance(kwargs.get("train_freq"), list):
         kwargs["train_freq"] = tuple(kwargs["train_freq"])
+    policy = policy or default_policy(algo, env.observation_space)
     return ALGORITHMS[algo.split()[0]](policy, env, seed=seed, device=args.device, **kwargs), eval_env
 
 
@@ -224,7 +245,8 @@ def run_all(record: dict[str, Any], args: argparse.Namespace) -> None:
     """Runs what ``record`` still lacks, ``--jobs`` processes side by side, and writes the JSON after every run."""
     done = {(r["algo"], r["seed"]) for r in record["runs"]}
     # Seeds outermost, so that an interrupted comparison has about as many seeds of every algorithm
-    todo = [(algo, seed) for seed in range(args.seeds) for algo in args.algos if (algo, seed) not in done]
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    todo = [(algo, seed) for seed in seeds for algo in args.algos if (algo, seed) not in done]
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = "1"
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
@@ -239,7 +261,7 @@ def run_all(record: dict[str, Any], args: argparse.Namespace) -> None:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(record, indent=1) + "\n")
             solved = f"{r['solved']['steps']} steps" if r["solved"] else "not reached"
-            print(f"{label_of(r['algo'])} seed {r['seed']}: threshold {solved}, final return {r['final_return']:.1f}, "
+            print(f"{label_of(r['algo'])} seed {r['seed']}: threshold {solved}, final return {r['final_return']:.4g}, "
                   f"{r['total']['cpu']:.0f} s of CPU", flush=True)  # fmt: skip
 
 
@@ -256,7 +278,7 @@ def new_record(args: argparse.Namespace) -> dict[str, Any]:
         "versions": versions(),
         "protocol": {key: getattr(args, key) for key in PROTOCOL}
         | {"curve_episodes": CURVE_EPISODES},
-        "settings": {algo: settings_for(algo, args.env, args.set) for algo in args.algos},
+        "settings": {algo: settings_for(algo, args.env, args.set, args.defaults) for algo in args.algos},
         "runs": [],
     }  # fmt: skip
     record = json.loads(json.dumps(record))  # tuples as lists, as a file has them
@@ -292,7 +314,7 @@ def table(record: dict[str, Any]) -> str:
         cpu, wall = (np.median([r["total"][clock] for r in runs]) for clock in ("cpu", "wall"))
         lines.append(
             f"| {label_of(algo)} | {steps(np.median(reached))} | {steps(reached[-1])} | {', '.join(map(steps, reached))} "
-            f"| {np.median(final):.1f} | {min(final):.1f} | {f'{cpu_solved:.1f}' if np.isfinite(cpu_solved) else '-'} "
+            f"| {np.median(final):.4g} | {min(final):.4g} | {f'{cpu_solved:.1f}' if np.isfinite(cpu_solved) else '-'} "
             f"| {cpu:.1f} | {wall:.1f} |"
         )
     return "\n".join(lines)
@@ -318,7 +340,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--env-kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="of the environment")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
     parser.add_argument("--algos", nargs="+", choices=list(LABELS), default=list(LABELS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 of every algorithm")
+    parser.add_argument("--seeds", type=int, default=5, help="how many of every algorithm")
+    parser.add_argument("--first-seed", type=int, default=0, help="of every algorithm; trials have seeds from 100 on")
+    parser.add_argument("--defaults", action="store_true", help="defaults of all algorithms, whatever settings are listed")
     parser.add_argument("--steps", type=int, default=20_000, help="environment steps of every run")
     parser.add_argument("--eval-every", type=int, default=1000, help="environment steps between two evaluations")
     parser.add_argument("--threshold", type=float, help="mean return that counts as solved (default: the environment's own)")
@@ -329,7 +353,8 @@ def parse_args() -> argparse.Namespace:
                         help="compare variants of MuZero too, each with settings like 'n_steps=5 unroll_steps=3'")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="default: examples/results/compare_<env>.json")
+    parser.add_argument("--json", type=Path,
+                        help="default: examples/results/compare_<env>.json, with --defaults untuned_<env>.json")  # fmt: skip
     parser.add_argument("--png", type=Path, help="default: next to the JSON")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the JSON already has")
     parser.add_argument("--wandb", action="store_true", help="log every run to Weights & Biases, as one group")
@@ -337,7 +362,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     args.set = dict(args.set)
     args.algos += [f"muzero {variant}" for variant in args.variants]
-    args.json = args.plot_only or args.json or ROOT / "examples" / "results" / f"compare_{args.env.replace('/', '_')}.json"
+    name = f"{'untuned' if args.defaults else 'compare'}_{args.env.replace('/', '_')}.json"
+    args.json = args.plot_only or args.json or ROOT / "examples" / "results" / name
     args.png = args.png or args.json.with_suffix(".png")
     for package in args.gym_packages:
         importlib.import_module(package)
