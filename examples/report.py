@@ -3,27 +3,39 @@ Tables and figures of the results in ``examples/results``: every comparison, the
 
     python examples/report.py
 
-The first table shows results beside the thresholds that were registered before the runs.
+The first table shows results beside the thresholds that were registered before the runs; ``examples/reproduce.sh`` has the
+commands. MuZero is *ahead* of another algorithm that needs more steps to the threshold in median, or, where both need as many
+or neither reaches it, has the lower median of final returns; it is *behind* one that is better in either by more than the
+standard deviation over seeds, the larger one of the two algorithms. A seed that never reaches the threshold counts with all
+steps of the run.
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import compare_baselines
-import gymnasium as gym
 import numpy as np
+from compare_baselines import label_of
 
 from sb3_muzero.analysis.plotting import COLOURS, new_figure
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Record = dict[str, Any]
+Measure = Callable[..., tuple[str, bool]]
 
 
 def runs(record: Record, algo: str = "muzero") -> list[dict[str, Any]]:
-    return [run for run in record["runs"] if run["algo"] == algo]
+    """
+    :return: Runs of an algorithm; records of self-play, which name none, have MuZero's only
+    :raises LookupError: if there are none
+    """
+    found = [run for run in record["runs"] if run.get("algo", "muzero") == algo]
+    if not found:
+        raise LookupError(f"{label_of(algo)} not run")
+    return found
 
 
 def steps_to(record: Record, threshold: float, algo: str = "muzero") -> list[float]:
@@ -34,110 +46,218 @@ def steps_to(record: Record, threshold: float, algo: str = "muzero") -> list[flo
     )
 
 
-def returns_at(record: Record, step: int, algo: str) -> float:
-    """:return: median over seeds of the last evaluation until then"""
-    return float(np.median([np.array(r["returns"])[np.array(r["steps"]) <= step][-1] for r in runs(record, algo)]))
-
-
 def final(record: Record, algo: str = "muzero") -> list[float]:
-    return [r["final_return"] for r in runs(record, algo)]
-
-
-def cpu_to_threshold(record: Record, algo: str) -> float:
-    return float(np.median([r["solved"]["cpu"] if r["solved"] else np.inf for r in runs(record, algo)]))
-
-
-def optimal_success(env_id: str) -> float:
-    """:return: probability of the goal under the best policy within the time limit, by value iteration backwards from it"""
-    env = gym.make(env_id)
-    model, limit = env.unwrapped.P, env.spec.max_episode_steps  # type: ignore[attr-defined, union-attr]
-    values = np.zeros(len(model))
-    for _ in range(limit or 0):
-        values = np.array(
-            [
-                max(sum(p * (r + (not end) * values[s]) for p, s, r, end in actions) for actions in model[state].values())
-                for state in range(len(model))
-            ]
-        )
-    return float(env.unwrapped.initial_state_distrib @ values)  # type: ignore[attr-defined]
+    return sorted(r["final_return"] for r in runs(record, algo))
 
 
 def k(steps: float) -> str:
     return f"{steps / 1000:g} k" if np.isfinite(steps) else "never"
 
 
-def median_steps(threshold: float) -> Callable[[Record], str]:
-    def measure(record: Record) -> str:
+def each(values: list[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
+
+
+def reaches(threshold: float, median: float = np.inf, worst: float = np.inf) -> Measure:
+    """Steps of the first evaluation at the threshold, over seeds"""
+
+    def measure(record: Record) -> tuple[str, bool]:
         reached = steps_to(record, threshold)
-        return f"{k(float(np.median(reached)))} ({', '.join(map(k, reached))})"
+        middle = float(np.median(reached))
+        return f"median {k(middle)}, worst {k(reached[-1])} ({', '.join(map(k, reached))})", (
+            middle <= median and reached[-1] <= worst
+        )
 
     return measure
 
 
-def worst_steps(threshold: float) -> Callable[[Record], str]:
-    return lambda record: k(steps_to(record, threshold)[-1])
+def earns(median: float = -np.inf, worst: float = -np.inf) -> Measure:
+    """Mean return of the episodes after training, over seeds"""
 
-
-def worst_final(record: Record) -> str:
-    return f"{min(final(record)):.1f}"
-
-
-def median_final(record: Record) -> str:
-    return f"{np.median(final(record)):.1f} ({', '.join(f'{value:.0f}' for value in sorted(final(record)))})"
-
-
-def cpu_seconds(record: Record) -> str:
-    ours, ppo, dqn = (cpu_to_threshold(record, algo) for algo in ("muzero", "ppo", "dqn"))
-    return f"{ours:.1f} s, PPO {ppo:.1f} s, DQN {dqn:.1f} s"
-
-
-def return_at(step: int) -> Callable[[Record], str]:
-    def measure(record: Record) -> str:
-        ours, ppo, dqn = (returns_at(record, step, algo) for algo in ("muzero", "ppo", "dqn"))
-        return f"{ours:.0f}, PPO {ppo:.0f}, DQN {dqn:.0f}"
+    def measure(record: Record) -> tuple[str, bool]:
+        returns = final(record)
+        middle = float(np.median(returns))
+        return f"median {middle:.4g}, worst {returns[0]:.4g} ({each(returns)})", middle >= median and returns[0] >= worst
 
     return measure
 
 
-def times_dqn(record: Record) -> str:
+def cpu_seconds(record: Record) -> tuple[str, bool]:
+    seconds = {algo: [r["solved"]["cpu"] if r["solved"] else np.inf for r in runs(record, algo)] for algo in ("muzero", "ppo")}
+    ours, ppo = (float(np.median(values)) for values in seconds.values())
+    return f"{ours:.1f} s ({each(sorted(seconds['muzero']))}), PPO {ppo:.1f} s ({each(sorted(seconds['ppo']))})", ours <= ppo
+
+
+def times_dqn(record: Record) -> tuple[str, bool]:
     ours, dqn = (float(np.median(final(record, algo))) for algo in ("muzero", "dqn"))
-    each = ", ".join(f"{value:.1f}" for value in sorted(final(record)))
-    return f"{ours:.1f} ({each}), DQN {dqn:.1f}: {ours / dqn:.2f} times"
+    text = f"{ours:.1f} ({each(final(record))}), DQN {dqn:.1f} ({each(final(record, 'dqn'))})"
+    return f"{text}: {ours / dqn:.2f} times" if dqn > 0 else text, ours >= 1.5 * dqn
 
 
-def success_rate(record: Record) -> str:
-    optimum = optimal_success(record["protocol"]["env"])
-    median = float(np.median(final(record)))
-    return f"{median:.3f} of {optimum:.3f} ({median / optimum:.1%})"
+def standing(record: Record, algo: str) -> str:
+    """:return: ``ahead``, ``level`` or ``behind``: MuZero against another algorithm"""
+    threshold, steps = record["protocol"]["threshold"], record["protocol"]["steps"]
+    both = [
+        (-np.minimum(steps_to(record, threshold, name), steps), np.array(final(record, name))) for name in ("muzero", algo)
+    ]
+    leads = [float(np.median(ours) - np.median(theirs)) for ours, theirs in zip(*both, strict=True)]
+    spreads = [max(ours.std(), theirs.std()) for ours, theirs in zip(*both, strict=True)]
+    if any(lead < -spread for lead, spread in zip(leads, spreads, strict=True)):
+        return "behind"
+    return "ahead" if leads[0] > 0 or (leads[0] == 0 and leads[1] > 0) else "level"
 
 
-THRESHOLDS: list[tuple[str, str, str, Callable[[Record], str]]] = [
-    ("CartPole-v1", "steps to 475, median", "<= 3 k", median_steps(475)),
-    ("CartPole-v1", "steps to 475, worst", "<= 6 k", worst_steps(475)),
-    ("CartPole-v1", "return over 100 episodes after 20 k, worst", ">= 475", worst_final),
-    ("CartPole-v1", "CPU seconds to 475, median", "<= tuned PPO's", cpu_seconds),
-    ("Acrobot-v1", "steps to -100, median", "<= 15 k", median_steps(-100)),
-    ("MountainCar-v0", "steps to -115, median", "<= 60 k", median_steps(-115)),
-    ("LunarLander-v3", "return over 100 episodes after 100 k, median", ">= 200", median_final),
-    ("LunarLander-v3", "return at 25 k", "> DQN's and PPO's", return_at(25_000)),
-    ("LunarLander-v3", "return at 50 k", "> DQN's and PPO's", return_at(50_000)),
-    ("LunarLander-v3", "return at 100 k", "> DQN's and PPO's", return_at(100_000)),
-    ("FrozenLake8x8-v1", "success rate, median", ">= 95 % of the optimal policy's", success_rate),
-    ("Taxi-v4", "steps to 7.5, median", "<= 100 k", median_steps(7.5)),
-    ("MiniGrid-DoorKey-5x5-v0", "steps to 0.9, median", "<= 50 k", median_steps(0.9)),
-    ("MinAtar/Breakout-v1", "return after 300 k, median", ">= 1.5 times DQN's", times_dqn),
-    ("MinAtar/SpaceInvaders-v1", "return after 300 k, median", ">= 1.5 times DQN's", times_dqn),
-    ("MinAtar/Freeway-v1", "return after 300 k, median", ">= 1.5 times DQN's", times_dqn),
+def ahead_of(*algos: str) -> Measure:
+    def measure(record: Record) -> tuple[str, bool]:
+        threshold = record["protocol"]["threshold"]
+        figures = [
+            f"{label_of(algo)} {k(float(np.median(steps_to(record, threshold, algo))))}, {np.median(final(record, algo)):.4g}"
+            for algo in ("muzero", *algos)
+        ]
+        standings = [standing(record, algo) for algo in algos]
+        seeds = f"{', '.join(map(k, steps_to(record, threshold)))}; {each(final(record))}"
+        return f"{'; '.join(figures)}: {', '.join(standings)} ({seeds})", set(standings) == {"ahead"}
+
+    return measure
+
+
+def ahead_on_four(*records: Record) -> tuple[str, bool]:
+    standings = {record["protocol"]["env"]: [standing(record, algo) for algo in ("ppo", "dqn")] for record in records}
+    ahead = [env for env, found in standings.items() if set(found) == {"ahead"}]
+    behind = [env for env, found in standings.items() if "behind" in found]
+    return f"ahead of both on {len(ahead)}, behind on {', '.join(behind) or 'none'}", len(ahead) >= 4 and not behind
+
+
+def lost_games(record: Record) -> tuple[str, bool]:
+    """Of all games that can be played from either seat"""
+    lost = sorted(sum(r["grade"][f"leaves_{seat}"][2] for seat in ("first", "second")) for r in runs(record))
+    return ", ".join(map(str, lost)), lost.count(0) >= 9 and lost[-1] <= 1
+
+
+def times_mctx(bar: float, single: bool) -> Measure:
+    """
+    Speed of the search relative to mctx
+
+    :param bar: Least ratio
+    :param single: Of searches of one observation, or of all others
+    """
+
+    def measure(*records: Record) -> tuple[str, bool]:
+        ratios = {
+            record["heads"]: [
+                row["mctx_us"] / row["search_us"] for row in record["rows"] if (row["batch_size"] == 1) == single
+            ]
+            for record in records
+        }
+        text = "; ".join(f"{heads}: {', '.join(f'{ratio:.2f}' for ratio in values)}" for heads, values in ratios.items())
+        return text, min(min(values) for values in ratios.values()) >= bar
+
+    return measure
+
+
+class Row(NamedTuple):
+    """
+    A line of the table of thresholds.
+
+    :param task: What was learned or measured
+    :param files: Names of the JSON files without ``.json``
+    :param bar: The threshold, as registered
+    :param measure: Takes the records of the files and returns the result, with every seed, and whether it meets the bar
+    :param seeds: Of MuZero that the bar speaks of
+    """
+
+    task: str
+    files: list[str]
+    bar: str
+    measure: Measure
+    seeds: int = 5
+
+
+def compare(env_id: str, *bars: tuple[str, Measure], defaults: bool = False, seeds: int = 5) -> list[Row]:
+    """:return: a row for each bar of a comparison"""
+    file = f"{'untuned' if defaults else 'compare'}_{env_id.replace('/', '_')}"
+    return [Row(env_id, [file], bar, measure, seeds) for bar, measure in bars]
+
+
+UNTUNED = ["Blackjack-v1", "tasks/CliffWalking-v0", "MiniGrid-Empty-8x8-v0", "Acrobot-v1", "tasks/TwoRooms-v0"]
+SEARCHES = ["benchmark_search_a2_scalar", "benchmark_search_a2_101_bins"]
+ROWS: list[Row] = [
+    *compare(
+        "CartPole-v1",
+        ("475 in median <= 2.5 k, worst of 10 <= 4 k", reaches(475, median=2500, worst=4000)),
+        ("100 episodes >= 475 at 20 k on all", earns(worst=475)),
+        ("median CPU seconds to 475 <= tuned PPO's", cpu_seconds),
+        seeds=10,
+    ),
+    *compare(
+        "LunarLander-v3",
+        ("200 in median <= 35 k", reaches(200, median=35_000)),
+        (">= 250 at 100 k", earns(median=250)),
+    ),
+    *compare(
+        "Acrobot-v1",
+        ("-100 in median <= 8 k, worst <= 15 k", reaches(-100, median=8000, worst=15_000)),
+        ("ahead of PPO", ahead_of("ppo")),
+    ),
+    *compare(
+        "MountainCar-v0",
+        ("-115 in median <= 15 k, worst <= 40 k", reaches(-115, median=15_000, worst=40_000)),
+        ("ahead of PPO", ahead_of("ppo")),
+    ),
+    *compare("Taxi-v4", ("7.5 by 100 k on 5 of 5 seeds", reaches(7.5, worst=100_000))),
+    *compare("FrozenLake8x8-v1", (">= 0.87 of episodes on 5 of 5 seeds", earns(worst=0.87))),
+    *compare("MiniGrid-DoorKey-5x5-v0", ("0.9 in median <= 15 k", reaches(0.9, median=15_000))),
+    *compare(
+        "MiniGrid-KeyCorridorS3R1-v0",
+        ("0.9 in median <= 100 k (PPO: 500 k published)", reaches(0.9, median=100_000)),
+    ),
+    *[
+        row
+        for game in ("Breakout", "SpaceInvaders", "Freeway", "Asterix", "Seaquest")
+        for row in compare(f"MinAtar/{game}-v1", (">= 1.5 times DQN after 300 k frames", times_dqn), seeds=3)
+    ],
+    *compare("tasks/Bandit-v0", (">= 45 of 50 after 4 k on 5 of 5 seeds", earns(worst=45))),
+    *compare("tasks/DotBandit-v0", (">= 19 of 20 after 6 k on 5 of 5 seeds", earns(worst=19))),
+    *compare("tasks/CliffWalking-v0", ("goal reached by 8 k on 5 of 5 seeds", reaches(-199, worst=8000)), defaults=True),
+    *compare("tasks/ConstantCost-v0", ("goal reached by 8 k on 5 of 5 seeds", reaches(-99_000, worst=8000))),
+    Row("TicTacToe", ["self_play_TicTacToe"], "0 lost games of all on 9 of 10 seeds, at most 1 on the tenth", lost_games, 10),
+    *[
+        row
+        for env_id in UNTUNED
+        for row in compare(env_id, ("defaults: ahead of PPO and DQN", ahead_of("ppo", "dqn")), defaults=True)
+    ],
+    Row(
+        "these five, defaults",
+        [f"untuned_{env_id.replace('/', '_')}" for env_id in UNTUNED],
+        "ahead of PPO and DQN on at least four, behind on none by more than seeds' spread",
+        ahead_on_four,
+    ),
+    Row("search, one observation", SEARCHES, ">= 1.3 times mctx", times_mctx(1.3, single=True), 0),
+    Row("search, every other size", SEARCHES, ">= 1.5 times mctx", times_mctx(1.5, single=False), 0),
 ]
 
 
-def thresholds_table() -> str:
+def evaluate(row: Row, folder: Path) -> tuple[str, str]:
+    """:return: cells of the table: the result, and whether it meets the bar"""
+    paths = [folder / f"{file}.json" for file in row.files]
+    if not all(path.exists() for path in paths):
+        return "not run", "-"
+    records = [json.loads(path.read_text()) for path in paths]
+    try:
+        result, is_met = row.measure(*records)
+        seeds = min(len(runs(record)) for record in records) if row.seeds else 0
+    except LookupError as error:
+        return str(error.args[0]), "-"
+    if seeds < row.seeds:
+        return result, f"{seeds} of {row.seeds} seeds"
+    return result, "yes" if is_met else "no"
+
+
+def thresholds_table(folder: Path = RESULTS) -> str:
     """:return: Markdown table of thresholds and results"""
-    lines = ["| environment | measure | pre-registered threshold | result (each seed) |", "|---|---|---|---|"]
-    for env_id, name, threshold, measure in THRESHOLDS:
-        path = RESULTS / f"compare_{env_id.replace('/', '_')}.json"
-        record = json.loads(path.read_text()) if path.exists() else {"runs": []}
-        lines.append(f"| {env_id} | {name} | {threshold} | {measure(record) if runs(record) else 'not run'} |")
+    lines = ["| task | threshold | result (each seed) | met |", "|---|---|---|---|"]
+    for row in ROWS:
+        lines.append(f"| {row.task} | {row.bar} | {' | '.join(evaluate(row, folder))} |")
     return "\n".join(lines)
 
 
@@ -195,7 +315,7 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     print(thresholds_table())
-    for path in sorted(RESULTS.glob("compare_*.json")):
+    for path in sorted([*RESULTS.glob("compare_*.json"), *RESULTS.glob("untuned_*.json")]):
         record = json.loads(path.read_text())
         print(f"\n{compare_baselines.table(record)}")
         compare_baselines.plot(record, args.output / f"{path.stem}.png")
