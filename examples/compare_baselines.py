@@ -354,7 +354,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path,
-                        help="default: examples/results/compare_<env>.json, with --defaults untuned_<env>.json")  # fmt: skip
+                        help="default: examples/results/compare_<env>.json, untuned_<env>.json with --defaults, "
+                             "trials_... with --first-seed")  # fmt: skip
     parser.add_argument("--png", type=Path, help="default: next to the JSON")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the JSON already has")
     parser.add_argument("--wandb", action="store_true", help="log every run to Weights & Biases, as one group")
@@ -362,7 +363,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     args.set = dict(args.set)
     args.algos += [f"muzero {variant}" for variant in args.variants]
-    name = f"{'untuned' if args.defaults else 'compare'}_{args.env.replace('/', '_')}.json"
+    kind = ("trials_" if args.first_seed else "") + ("untuned" if args.defaults else "compare")
+    name = f"{kind}_{args.env.replace('/', '_')}.json"
     args.json = args.plot_only or args.json or ROOT / "examples" / "results" / name
     args.png = args.png or args.json.with_suffix(".png")
     for package in args.gym_packages:

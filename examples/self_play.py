@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=10, help="during training")
     parser.add_argument("--resume", action="store_true", help="go on with runs that were interrupted")
     parser.add_argument("--output", type=Path, default=Path("self_play_output"), help="folder for models and results")
+    parser.add_argument("--json", type=Path, help="default: self_play_<game>.json in the folder of results")
     args = parser.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -181,7 +182,7 @@ def main() -> None:
     settings = SECTIONS[f"sb3_muzero/{args.game}-v0"] | dict(args.set) | (WITHOUT_DYNAMICS if args.simulator else {})
     record = {"game": args.game, "simulator": args.simulator, "command": command, "versions": versions(), "settings": settings}
     record["runs"] = runs
-    path = args.output / f"self_play_{args.game}{'_simulator' if args.simulator else ''}.json"
+    path = args.json or args.output / f"self_play_{args.game}{'_simulator' if args.simulator else ''}.json"
     path.write_text(json.dumps(record, indent=1))
     total: dict[str, Score] = {}
     for result in runs:

@@ -25,6 +25,7 @@ class Bandit(gym.Env):
     """
 
     action_space = spaces.Discrete(2)
+    observation: np.ndarray
 
     def __init__(self, size: int = 16, index: int = 3) -> None:
         self.index = index
@@ -85,7 +86,7 @@ class NoisyCartPole(CartPoleEnv):
         observation, info = super().reset(seed=seed, options=options)
         return self._with_noise(observation), info
 
-    def step(self, action: int) -> Step:
+    def step(self, action: int | np.ndarray) -> Step:
         observation, reward, terminated, truncated, info = super().step(action)
         return self._with_noise(observation), float(reward), terminated, truncated, info
 

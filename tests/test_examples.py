@@ -1,16 +1,20 @@
 """Every example can be imported, says how it is used, and runs."""
 
+import importlib
 import json
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.env_checker import check_env
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-LIBRARIES = {"mctx_peer"}  # examples that others import, without a command line
+LIBRARIES = {"mctx_peer", "tasks"}  # examples that others import, without a command line
 
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
@@ -25,6 +29,13 @@ def test_import(name, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     namespace = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name=name)
     assert name in LIBRARIES or callable(namespace["main"])
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """:return: Function that imports an example"""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
 
 
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - LIBRARIES))
@@ -62,6 +73,105 @@ def test_compare_baselines(tmp_path, monkeypatch, capsys):
     assert file.with_suffix(".png").exists()
 
 
+@pytest.mark.parametrize("env_id", ["Bandit", "DotBandit", "NoisyCartPole", "ConstantCost", "CliffWalking", "TwoRooms"])
+def test_tasks_are_environments(env_id, example):
+    assert f"tasks/{env_id}-v0" in example("tasks").TASKS
+    env = gym.make(f"tasks/{env_id}-v0")
+    check_env(env, warn=False)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(env.spec.max_episode_steps)]
+    assert any(terminated or truncated for terminated, truncated in ends)
+
+
+def play(env_id, policy):
+    """:return: Return of an episode, and its steps"""
+    env = gym.make(env_id)
+    obs, _ = env.reset(seed=0)
+    total, steps, over = 0.0, 0, False
+    while not over:
+        obs, reward, terminated, truncated, _ = env.step(policy(obs))
+        total, steps, over = total + reward, steps + 1, terminated or truncated
+    return total, steps
+
+
+def test_best_returns_of_tasks(example):
+    example("tasks")
+    assert play("tasks/Bandit-v0", lambda obs: int(obs[3] > 0)) == (50, 50)
+    assert play("tasks/Bandit-v0", lambda obs: int(obs[3] <= 0)) == (-50, 50)
+    assert play("tasks/DotBandit-v0", lambda obs: int(obs[:, :, 10:].any())) == (20, 20)
+    assert play("tasks/ConstantCost-v0", lambda obs: 1) == (-5000, 5)
+    assert play("tasks/ConstantCost-v0", lambda obs: 0) == (-100_000, 100)
+    cliff = {36: 0} | {24 + x: 1 for x in range(11)} | {35: 2}  # up, right along the cliff, down
+    assert play("tasks/CliffWalking-v0", cliff.get) == (-13, 13)
+    assert play("tasks/CliffWalking-v0", lambda obs: 0) == (-200, 200)
+
+    def through_the_door(obs):
+        x, y = obs
+        if x <= 5:
+            return 0 if y == 3 else 2 if y < 3 else 3
+        return 3 if y > 0 else 0
+
+    total, steps = play("tasks/TwoRooms-v0", through_the_door)
+    assert total == 1 and steps <= 16
+    assert play("tasks/TwoRooms-v0", lambda obs: 0) == (0, 100)  # into the wall
+
+
+def test_compare_baselines_with_defaults_and_other_seeds(tmp_path, monkeypatch):
+    file = tmp_path / "untuned.json"
+    options = "--env Acrobot-v1 --threshold 0 --steps 30 --eval-every 15 --final-episodes 20 --jobs 1 --seeds 2".split()
+    run(monkeypatch, "compare_baselines", *options, "--defaults", "--first-seed", 100, "--algos", "muzero", "--json", file)
+    run(monkeypatch, "compare_baselines", *options, "--defaults", "--first-seed", 101, "--algos", "muzero", "--json", file,
+        "--resume")  # fmt: skip
+    record = json.loads(file.read_text())
+    assert record["settings"] == {"muzero": {}}
+    assert [run["seed"] for run in record["runs"]] == [100, 101, 102]
+
+
+def test_names_of_comparisons_say_what_they_are(example, monkeypatch):
+    compare = example("compare_baselines")
+    for options, name in {
+        "": "compare_Acrobot-v1.json",
+        "--defaults": "untuned_Acrobot-v1.json",
+        "--first-seed 100": "trials_compare_Acrobot-v1.json",  # must not be taken for reported seeds
+        "--defaults --first-seed 100": "trials_untuned_Acrobot-v1.json",
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", "Acrobot-v1", *options.split()])
+        assert compare.parse_args().json.name == name
+
+
+@pytest.mark.parametrize("algo", ["muzero", "ppo", "dqn"])
+def test_defaults_leave_out_settings_but_not_wrappers(algo, example):
+    compare = example("compare_baselines")
+    assert compare.settings_for(algo, "Acrobot-v1", {}) and not compare.settings_for(algo, "Acrobot-v1", {}, defaults=True)
+    # The same wrappers for all, with settings of their own or without
+    for env_id, defaults in (("Blackjack-v1", False), ("Blackjack-v1", True), ("MiniGrid-DoorKey-5x5-v0", True)):
+        settings = compare.settings_for(algo, env_id, {}, defaults)
+        assert settings == compare.settings_for("muzero", env_id, {}, True) and list(settings) == ["env_wrapper"]
+
+
+@pytest.mark.parametrize(
+    "env_id, policies",
+    {
+        "Blackjack-v1": ["MlpPolicy"] * 3,
+        "MiniGrid-Empty-8x8-v0": ["MlpPolicy"] * 3,
+        "tasks/CliffWalking-v0": ["MlpPolicy"] * 3,
+        "tasks/DotBandit-v0": ["CnnPolicy", "MlpPolicy", "MlpPolicy"],  # too small for SB3's convolutions
+    }.items(),
+)
+def test_environments_without_settings_get_a_policy_that_fits(env_id, policies, example, monkeypatch):
+    if env_id.startswith("MiniGrid"):
+        pytest.importorskip("minigrid")
+    compare = example("compare_baselines")
+    example("tasks")
+    monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", env_id, "--threshold", "1", "--defaults"])
+    args = compare.parse_args()
+    for algo, policy in zip(compare.ALGORITHMS, policies, strict=True):
+        model, eval_env = compare.make_model(algo, compare.settings_for(algo, env_id, {}, True), 0, args)
+        assert isinstance(model.policy, type(model).policy_aliases[policy])
+        model.predict(eval_env.reset())
+
+
 def test_self_play(tmp_path, monkeypatch, capsys):
     budget = [
         "--set",
@@ -89,9 +199,105 @@ def test_soak(tmp_path, monkeypatch):
 
 def test_report(tmp_path, monkeypatch, capsys):
     run(monkeypatch, "report", "--output", tmp_path)
-    assert "| CartPole-v1 | steps to 475, median | <= 3 k |" in capsys.readouterr().out
+    assert "| CartPole-v1 | 475 in median <= 2.5 k, worst of 10 <= 4 k |" in capsys.readouterr().out
     results = EXAMPLES / "results"
     assert {f"{path.stem}.png" for path in results.glob("compare_*.json")} <= {path.name for path in tmp_path.iterdir()}
+
+
+def comparison(env, **algos):
+    """:return: Record of runs over 20 k steps with a threshold of 1; each seed is (steps to the threshold, final return)"""
+    runs = [
+        {"algo": algo, "seed": seed, "solved": {"steps": solved, "cpu": solved / 1000}, "final_return": final,
+         "steps": [1000, solved, 20_000], "returns": [0.0, float(solved < 20_000), 0.0]}
+        for algo, seeds in algos.items() for seed, (solved, final) in enumerate(seeds)
+    ]  # fmt: skip
+    return {"protocol": {"env": env, "threshold": 1.0, "steps": 20_000}, "runs": runs}
+
+
+def cells(report, folder, task, bar):
+    (line,) = [line for line in report.thresholds_table(folder).splitlines() if line.startswith(f"| {task} | {bar}")]
+    return tuple(line.strip("| ").split(" | ")[2:])
+
+
+def test_report_says_whether_a_bar_is_met(tmp_path, example):
+    report = example("report")
+    row = report.Row("X", ["compare_X"], "5 by 9 k", report.reaches(1, median=4000, worst=9000), 3)
+    assert report.evaluate(row, tmp_path) == ("not run", "-")
+    for steps, cell in {
+        (3000, 9000, 4000): "yes",
+        (3000, 9000, 5000): "no",
+        (2000, 10_000, 3000): "no",
+        (3000, 3000): "2 of 3 seeds",
+        (3000, 9000, 4000, 15_000): "yes",  # one seed more than the bar speaks of
+    }.items():
+        record = comparison("X", muzero=[(value, 1.0) for value in steps])
+        (tmp_path / "compare_X.json").write_text(json.dumps(record))
+        assert report.evaluate(row, tmp_path)[1] == cell
+    assert report.evaluate(row, tmp_path)[0] == "median 4 k, worst 9 k (3 k, 4 k, 9 k)"
+    against = report.Row("X", ["compare_X"], "ahead of PPO", report.ahead_of("ppo"), 3)
+    assert report.evaluate(against, tmp_path) == ("PPO not run", "-")
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, standing",
+    [
+        ([(3000, 1.0)] * 3, [(4000, 1.0)] * 3, "ahead"),
+        ([(3000, 1.0)] * 3, [(3000, 1.0)] * 3, "level"),
+        ([(3000, 1.0)] * 3, [(3000, 0.9)] * 3, "ahead"),
+        ([(3000, 0.9)] * 3, [(4000, 1.0)] * 3, "behind"),  # sooner, but worse in the end
+        ([(3000, 0.9), (3000, 1.0), (3000, 0.7)], [(4000, 1.0)] * 3, "ahead"),  # by less than the spread
+        ([(2000, 1.0), (5000, 1.0), (9000, 1.0)], [(4000, 1.0)] * 3, "level"),
+        ([(20_000, 0.2)] * 3, [(20_000, 0.1)] * 3, "ahead"),  # neither reaches the threshold
+    ],
+)
+def test_report_compares_steps_and_returns(ours, theirs, standing, example):
+    assert example("report").standing(comparison("X", muzero=ours, ppo=theirs), "ppo") == standing
+
+
+def test_report_counts_untuned_tasks(tmp_path, example):
+    report = example("report")
+    for number, env_id in enumerate(report.UNTUNED):
+        record = comparison(env_id, muzero=[(3000, 1.0)] * 5, ppo=[(4000, 1.0)] * 5, dqn=[(4000 if number else 3000, 1.0)] * 5)
+        (tmp_path / f"untuned_{env_id.replace('/', '_')}.json").write_text(json.dumps(record))
+    assert cells(report, tmp_path, "these five", "") == ("ahead of both on 4, behind on none", "yes")
+    assert cells(report, tmp_path, report.UNTUNED[0], "defaults")[1] == "no"
+    record["runs"] = [run | {"final_return": 0.5} if run["algo"] == "muzero" else run for run in record["runs"]]
+    (tmp_path / f"untuned_{env_id.replace('/', '_')}.json").write_text(json.dumps(record))
+    assert cells(report, tmp_path, "these five", "") == (f"ahead of both on 3, behind on {env_id}", "no")
+
+
+@pytest.mark.parametrize("lost, met", [([0] * 9 + [1], "yes"), ([0] * 8 + [1, 1], "no"), ([0] * 9 + [2], "no")])
+def test_report_counts_lost_games(lost, met, tmp_path, example):
+    runs = [
+        {"seed": seed, "grade": {"leaves_first": [90, 5, 0], "leaves_second": [300, 70, count]}}
+        for seed, count in enumerate(lost)
+    ]
+    (tmp_path / "self_play_TicTacToe.json").write_text(json.dumps({"runs": runs}))
+    assert cells(example("report"), tmp_path, "TicTacToe", "")[1] == met
+
+
+def test_report_compares_searches_of_one_observation_and_of_more(tmp_path, example):
+    report = example("report")
+    for file, ratio in zip(report.SEARCHES, (1.5, 1.4), strict=True):
+        rows = [{"batch_size": size, "mctx_us": ratio * 100.0, "search_us": 100.0} for size in (1, 8)]
+        (tmp_path / f"{file}.json").write_text(json.dumps({"heads": file, "rows": rows}))
+    assert cells(report, tmp_path, "search, one observation", "")[1] == "yes"
+    assert cells(report, tmp_path, "search, every other size", "")[1] == "no"
+
+
+def test_every_row_of_the_report_has_a_command(example, monkeypatch):
+    compare, report = example("compare_baselines"), example("report")
+    lines = [shlex.split(line) for line in (EXAMPLES / "reproduce.sh").read_text().splitlines() if line.startswith("python")]
+    seeds = {}
+    for _, script, *options in lines:
+        monkeypatch.setattr(sys, "argv", [script, *options])
+        if script.endswith("compare_baselines.py"):
+            args = compare.parse_args()
+            assert args.resume and args.jobs == 2
+            seeds[args.json.stem] = args.seeds
+        elif "--json" in options:
+            seeds[Path(options[options.index("--json") + 1]).stem] = 10
+    assert all(row.seeds <= seeds[file] for row in report.ROWS for file in row.files)
 
 
 def test_benchmark_training(tmp_path, monkeypatch):
