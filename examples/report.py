@@ -227,7 +227,7 @@ ROWS: list[Row] = [
         for row in compare(env_id, ("defaults: ahead of PPO and DQN", ahead_of("ppo", "dqn")), defaults=True)
     ],
     Row(
-        "these five, defaults",
+        "five untuned tasks, defaults",
         [f"untuned_{env_id.replace('/', '_')}" for env_id in UNTUNED],
         "ahead of PPO and DQN on at least four, behind on none by more than seeds' spread",
         ahead_on_four,

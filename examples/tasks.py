@@ -55,10 +55,11 @@ class DotBandit(Bandit):
     """
 
     def __init__(self, size: int = 20) -> None:
+        self.size = size
         self.observation_space = spaces.Box(0, 255, (1, size, size), np.uint8)
 
     def _observe(self) -> np.ndarray:
-        self.observation = np.zeros(self.observation_space.shape, np.uint8)
+        self.observation = np.zeros((1, self.size, self.size), np.uint8)
         self.observation.flat[self.np_random.integers(self.observation.size)] = 255
         return self.observation
 
