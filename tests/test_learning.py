@@ -141,7 +141,8 @@ def test_the_optimizers_moments_follow_a_support_that_expands(network, name):
     head, support = latent_model.get_submodule(f"{network}.{name}_head"), getattr(latent_model, f"{name}_support")
     old_bins, old = support.bins.numpy(), state[head.bias]["exp_avg"].numpy().copy()
     assert old.any()
-    model.learner.expand_supports(10 * support.bounds, 10 * support.bounds if name == "reward" else th.zeros(1))
+    wide = tuple((10 * support.bounds).tolist())
+    model.learner.expand_supports(wide, wide if name == "reward" else (0.0, 0.0))
     assert support.bounds[1] > old_bins[-1]
     expected = np.interp(support.bins.numpy(), old_bins, old)
     np.testing.assert_allclose(state[head.bias]["exp_avg"].numpy(), expected, atol=1e-4 * np.abs(old).max())
@@ -173,11 +174,11 @@ def test_an_outlier_does_not_make_the_bins_useless_for_ever(monkeypatch):
 def test_a_support_shrinks_only_if_all_targets_of_an_interval_used_little_of_it():
     model = MuZero("MlpPolicy", "CartPole-v1", **QUICK)
     learner, support = model.learner, model.policy.latent_model.reward_support
-    small, large, interval = th.tensor([-1.0, 0.5]), th.tensor([100.0, 3.0]), learner.SHRINK_INTERVAL
+    small, large, interval = (-1.0, 0.5), (3.0, 100.0), learner.SHRINK_INTERVAL
     learner.expand_supports(large, large)
     learner.expand_supports(small, small)
     for update in range(3 * interval):
-        targets = large if update == 7 else th.zeros(2) if interval <= update < 2 * interval else small
+        targets = large if update == 7 else (0.0, 0.0) if interval <= update < 2 * interval else small
         learner.shrink_supports(targets, targets)
         used_little = update == 3 * interval - 1
         assert support.bounds.tolist() == ([-1.0, 0.5] if used_little else [-1.0, 100.0]), "zeros alone leave it as it is"
@@ -193,7 +194,8 @@ def test_frozen_batch_overfits_to_the_entropy_floor():
     policy = model.policy
     samples = model.replay_buffer.sample(8, unroll_steps=3, n_steps=5)
     targets = unroll_targets(samples, th.zeros(4, 8), model.gamma)
-    model.learner.expand_supports(targets.values, targets.rewards)
+    values, rewards = (tuple(th.stack(part.aminmax()).tolist()) for part in (targets.values, targets.rewards))
+    model.learner.expand_supports(values, rewards)
 
     def two_hot_entropy(support, scalars):
         share = ((scalars - support.bounds[0]) / (support.bounds[1] - support.bounds[0]) * (support.num_bins - 1)) % 1

@@ -28,7 +28,7 @@ def test_scalars_outside_count_as_the_nearest_bound_and_are_reported():
     support = CategoricalSupport(5, (0.0, 4.0))
     assert th.allclose(code(support, 9.0), th.tensor([0.0, 0, 0, 0, 1]), atol=1e-6)
     assert support.out_of_range(th.tensor([-1.0, 0.0, 4.0, 4.1])).tolist() == [True, False, False, True]
-    assert support.expanded_bounds(th.tensor([9.0]), (0.0, 100.0), 0.5) is None, "fixed bounds never move"
+    assert support.expanded_bounds((9.0, 9.0), (0.0, 100.0), 0.5) is None, "fixed bounds never move"
 
 
 def test_of_nan_the_cross_entropy_is_nan():
@@ -48,11 +48,11 @@ def test_uniform_head_predicts_the_middle():
 
 def test_headroom_is_on_the_growing_side_and_within_the_limits():
     support = CategoricalSupport(11)
-    assert support.expanded_bounds(th.tensor([0.0]), (0.0, 0.0), 0.5) is None
-    assert support.expanded_bounds(th.tensor([4.0, 2.0]), (-100.0, 100.0), 0.5) == (0.0, 6.0)
-    assert support.expanded_bounds(th.tensor([4.0]), (0.0, 5.0), 0.5) == (0.0, 5.0)
+    assert support.expanded_bounds((0.0, 0.0), (0.0, 0.0), 0.5) is None
+    assert support.expanded_bounds((2.0, 4.0), (-100.0, 100.0), 0.5) == (0.0, 6.0)
+    assert support.expanded_bounds((4.0, 4.0), (0.0, 5.0), 0.5) == (0.0, 5.0)
     support.bounds.copy_(th.tensor([0.0, 6.0]))
-    assert support.expanded_bounds(th.tensor([-2.0]), (-100.0, 100.0), 0.5) == (-6.0, 6.0)
+    assert support.expanded_bounds((-2.0, -2.0), (-100.0, 100.0), 0.5) == (-6.0, 6.0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])

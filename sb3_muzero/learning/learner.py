@@ -1,5 +1,6 @@
 """One gradient update: targets, loss, optimizer, target network."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -88,11 +89,14 @@ class Learner:
         policy.latent_model.update_statistics(tree_map(lambda part: part[0], samples.observations))
         targets = self.targets(samples)
         known_values = targets.values[targets.value_weights > 0]
-        if not bool(known_values.isfinite().all() & targets.rewards.isfinite().all()):
+        # One synchronization with a GPU; extremes are NaN if a target is
+        extremes = th.stack([*known_values.aminmax(), *targets.rewards.aminmax()]).tolist()
+        if not all(map(math.isfinite, extremes)):
             self._skip("value or reward target", num_updates, step)
             return None
-        self.expand_supports(known_values, targets.rewards)
-        self.shrink_supports(known_values, targets.rewards)
+        values, rewards = (extremes[0], extremes[1]), (extremes[2], extremes[3])
+        self.expand_supports(values, rewards)
+        self.shrink_supports(values, rewards)
         clipped = support.out_of_range(known_values).float().mean()
 
         parameters = self.parameters
@@ -100,7 +104,7 @@ class Learner:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         grad_norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        if not bool((loss + grad_norm).isfinite()):
+        if not math.isfinite(loss + grad_norm):
             broken = [name for name, term in output.losses.items() if not bool(term.isfinite())]
             self._skip(f"{' and '.join(broken)} loss" if broken else "gradient", num_updates, step)
             return None
@@ -113,8 +117,9 @@ class Learner:
 
         scalars = {"loss": loss, **{f"{name}_loss": term for name, term in output.losses.items()}}
         scalars |= {"value_error": value_error, "grad_norm": grad_norm, "value_target_clipped": clipped}
-        # A CUDA graph overwrites them in the next update
-        return UpdateResult({name: value.clone() for name, value in scalars.items()}, output.value_errors.numpy(force=True))
+        # Stacked, which copies them: a CUDA graph overwrites them in the next update
+        scalars = dict(zip(scalars, th.stack([*scalars.values()]), strict=True))
+        return UpdateResult(scalars, output.value_errors.numpy(force=True))
 
     def _skip(self, cause: str, num_updates: int, step: int) -> None:
         self.skipped_updates += 1
@@ -144,13 +149,13 @@ class Learner:
         values[needed] = model.predict_values(tree_map(lambda part: part[needed], observations)).squeeze(-1)
         return values
 
-    def expand_supports(self, values: th.Tensor, rewards: th.Tensor) -> None:
+    def expand_supports(self, values: tuple[float, float], rewards: tuple[float, float]) -> None:
         """
         Expand supports with an automatic range until they cover the targets, in the online and in the target model. No value
         exceeds the discounted sum of the most extreme reward, so its support does not grow beyond that.
 
-        :param values: Value targets, any shape
-        :param rewards: Reward targets, any shape
+        :param values: Lowest and highest value target
+        :param rewards: Lowest and highest reward target
         """
         model, discount = self.policy.latent_model, self.settings.discount
         everything = (-float("inf"), float("inf"))
@@ -162,29 +167,30 @@ class Learner:
         limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
         self._rescale_support("value", "prediction", model.value_support.expanded_bounds(values, limits, self.VALUE_HEADROOM))
 
-    def shrink_supports(self, values: th.Tensor, rewards: th.Tensor) -> None:
+    def shrink_supports(self, values: tuple[float, float], rewards: tuple[float, float]) -> None:
         """
         Every ``SHRINK_INTERVAL`` updates, shrink supports of which the targets since then used little: after an outlier, or
         values that were overestimated, a few bins are left for all others.
 
-        :param values: Value targets, any shape
-        :param rewards: Reward targets, any shape
+        :param values: Lowest and highest value target
+        :param rewards: Lowest and highest reward target
         """
         for name, targets in (("reward", rewards), ("value", values)):
-            used = self._used_ranges[name].to(targets.device)
-            self._used_ranges[name] = th.stack(th.cat([used, targets.flatten()]).aminmax())
+            low, high = self._used_ranges[name]
+            self._used_ranges[name] = min(low, targets[0]), max(high, targets[1])
         self._num_updates_of_ranges += 1
         if self._num_updates_of_ranges >= self.SHRINK_INTERVAL:
             ranges, model = self._used_ranges, self.policy.latent_model
             self._rescale_support("reward", "dynamics", model.reward_support.shrunk_bounds(ranges["reward"], headroom=0.0))
             # A value can be any single reward
-            used = th.stack(th.cat([ranges["value"], model.reward_support.bounds]).aminmax())
+            used = (*ranges["value"], *model.reward_support.bounds.tolist())
+            used = min(used), max(used)
             self._rescale_support("value", "prediction", model.value_support.shrunk_bounds(used, self.VALUE_HEADROOM))
             self._forget_ranges()
 
     def _forget_ranges(self) -> None:
         # Lowest and highest target, or zero, of the updates since supports were last shrunk
-        self._used_ranges = {name: th.zeros(2) for name in ("reward", "value")}
+        self._used_ranges = {name: (0.0, 0.0) for name in ("reward", "value")}
         self._num_updates_of_ranges = 0
 
     def _rescale_support(self, name: str, network: str, bounds: tuple[float, float] | None) -> None:
@@ -221,7 +227,8 @@ class Learner:
         read = {"observations": samples.observations, "actions": samples.actions, "weights": samples.weights}
         optional = ("action_masks", "candidates", "turn_signs")
         read |= {name: tensor for name in optional if (tensor := getattr(samples, name)) is not None}
-        if type(self).weighted_losses is not Learner.weighted_losses:  # whose constants are unknown
+        # No graph without a GPU, nor of overridden losses, whose constants are unknown
+        if not samples.weights.is_cuda or type(self).weighted_losses is not Learner.weighted_losses:
             return backward(read, targets)
         constants = (*self.settings.loss_coefs.values(), *map(id, parameters))
         return self.policy.planner.cuda_graphed("backward", backward, (read, targets), model, *constants)(read, targets)
@@ -238,7 +245,7 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """:return: What a resumed run goes on with, besides the policy's own state"""
         numbers = {name: getattr(self, name) for name in self._NUMBERS}
-        return {**numbers, "used_ranges": {name: used.numpy(force=True) for name, used in self._used_ranges.items()}}
+        return {**numbers, "used_ranges": {name: np.array(used, np.float32) for name, used in self._used_ranges.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """:param state: What ``state`` returned"""
@@ -246,4 +253,4 @@ class Learner:
             setattr(self, name, validate_number(name, state[name], int, 0))
         for name in self._used_ranges:
             used = validate_array(f"used_ranges.{name}", state["used_ranges"][name], np.zeros(2, np.float32))
-            self._used_ranges[name] = th.from_numpy(used)
+            self._used_ranges[name] = tuple(used.tolist())

@@ -54,8 +54,9 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
     predicted = model.unroll(roots, samples.actions, augment=True)
 
     num_positions, batch_size = predicted.value_logits.shape[:2]
-    weights = (samples.weights / batch_size).repeat(num_positions, 1)
-    weights[1:] /= len(samples.actions)
+    root_weights = samples.weights / batch_size
+    step_weights = root_weights / len(samples.actions)
+    weights = th.stack([root_weights, *[step_weights] * (num_positions - 1)])
 
     distribution = legal = actions.distribution(predicted.policy_logits)
     policy_loss = -(targets.policies * distribution.log_prob(samples.candidates)).sum(-1)
@@ -74,13 +75,13 @@ def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceS
         "policy": (policy_loss * weights).sum(),
         "entropy": (-entropy * weights).sum(),
         "value": (value_loss * (weights * targets.value_weights)).sum(),
-        "reward": (reward_loss * (weights[1:] * targets.reward_weights)).sum(),
-        "consistency": (consistency_loss * (weights[1:] * targets.latent_weights)).sum(),
+        "reward": (reward_loss * (step_weights * targets.reward_weights)).sum(),
+        "consistency": (consistency_loss * (step_weights * targets.latent_weights)).sum(),
     }
     if model.turn_head is not None and samples.turn_signs is not None:
         signs = samples.turn_signs[: len(samples.actions)]
         same_player, known = (signs > 0).float(), (signs != 0).float()
         logits = model.turn_head(predicted.latents[1:]).squeeze(-1)
         turn_loss = F.binary_cross_entropy_with_logits(logits, same_player, reduction="none")
-        losses["turn"] = (turn_loss * (weights[1:] * known)).sum()
+        losses["turn"] = (turn_loss * (step_weights * known)).sum()
     return LossOutput(losses, value_errors)

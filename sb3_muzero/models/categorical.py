@@ -99,18 +99,20 @@ class CategoricalSupport(nn.Module):
         tolerance = self.TOLERANCE * (high - low)
         return (scalars < low - tolerance) | (scalars > high + tolerance)
 
-    def expanded_bounds(self, scalars: th.Tensor, limits: tuple[float, float], headroom: float) -> tuple[float, float] | None:
+    def expanded_bounds(
+        self, targets: tuple[float, float], limits: tuple[float, float], headroom: float
+    ) -> tuple[float, float] | None:
         """
         Compute bounds that include new targets. Headroom on the expanded side keeps expansions rare.
 
-        :param scalars: Targets, any shape
+        :param targets: Lowest and highest new target
         :param limits: Lowest and highest possible scalar, which bound the headroom
         :param headroom: Headroom as a fraction of the new range
         :return: New bounds, or ``None`` if the bounds are fixed or already include the targets
         """
         if not self.auto_range:
             return None
-        low, high, smallest, largest = th.cat([self.bounds, th.stack(scalars.aminmax())]).tolist()
+        (low, high), (smallest, largest) = self.bounds.tolist(), targets
         tolerance = self.TOLERANCE * (high - low)
         if not (smallest < low - tolerance or largest > high + tolerance):
             return None
@@ -120,15 +122,15 @@ class CategoricalSupport(nn.Module):
         new_high = high if largest <= high else max(largest, min(limits[1], largest + room))
         return new_low, new_high
 
-    def shrunk_bounds(self, used: th.Tensor, headroom: float) -> tuple[float, float] | None:
+    def shrunk_bounds(self, used: tuple[float, float], headroom: float) -> tuple[float, float] | None:
         """
         Compute narrower bounds, within the old ones.
 
-        :param used: Lowest and highest recent target, or 0 if it is beyond them, shape ``[2]``
+        :param used: Lowest and highest recent target, or 0 if it is beyond them
         :param headroom: Headroom as a fraction of their range
         :return: New bounds, or ``None`` if the bounds are fixed, or all targets are zero or use enough of the old range
         """
-        (low, high), (old_low, old_high) = used.tolist(), self.bounds.tolist()
+        (low, high), (old_low, old_high) = used, self.bounds.tolist()
         if not (self.auto_range and 0 < high - low < self.MIN_USED_FRACTION * (old_high - old_low)):
             return None
         room = headroom * (high - low)
