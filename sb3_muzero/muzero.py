@@ -65,8 +65,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
     :param search: "gumbel" (Gumbel MuZero) or "puct" (MuZero)
     :param search_kwargs: Keyword arguments for ``sb3_muzero.search.gumbel_muzero_search`` or ``muzero_search``
     :param unroll_steps: Steps that the model is unrolled over in training
-    :param reanalyze_ratio: Fraction of each batch whose first step is searched again with the target network (MuZero
-        Reanalyze, https://arxiv.org/abs/2104.06294); the new policy target also replaces the old one in the replay buffer.
+    :param reanalyze_ratio: Fraction of each batch of sequences whose steps are searched again with the target network (MuZero
+        Reanalyze, https://arxiv.org/abs/2104.06294); the new policy targets also replace the old ones in the replay buffer.
         Where the horizon of the value target is a single step (``n_steps``, ``n_steps_half_life``), the value of the new
         policy replaces the return of that step
     :param target_update_interval: update the target network every ``target_update_interval`` gradient steps
@@ -346,7 +346,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
             result = self.learner.update(samples, self._n_updates, self.num_timesteps)
             if result is None:
                 continue
-            self.replay_buffer.update_priorities(samples.ids, result.value_errors)
+            self.replay_buffer.update_priorities(samples.ids[0], result.value_errors)
             logs.append({**result.scalars, "policy_age": policy_age})
             self._n_updates += 1
 

@@ -184,7 +184,7 @@ def test_environments_of_unequal_length_are_sampled_uniformly(recent_fraction, n
     episodes = [one_episode(np.random.default_rng(0), length, 1e5 * (env + 1)) for env, length in enumerate(lengths)]
     for env, episode in enumerate(episodes):
         add_episode(buffer, episode, env)
-    ids = buffer.sample(70_000, unroll_steps=1, n_steps=1).ids
+    ids = buffer.sample(70_000, unroll_steps=1, n_steps=1).ids[0]
     counts = [np.bincount(ids[ids % 3 == env] // 3, minlength=length) for env, length in enumerate(lengths)]
     recent, others = zip(*((count[-num_recent:], count[:-num_recent]) for count in counts), strict=True)
     num = sum(map(len, recent))
@@ -196,7 +196,7 @@ def test_environments_of_unequal_length_are_sampled_uniformly(recent_fraction, n
 def test_answers_that_come_late_change_nothing(happened, tmp_path):
     past = list(history(30, 2, np.random.default_rng(0)))
     buffer = filled(make_buffer(10, 2, priority_exponent=1.0), past[:10])
-    ids = sequences_of(buffer, np.arange(10).repeat(2), np.tile(np.arange(2), 10), 1, 1).ids
+    ids = sequences_of(buffer, np.arange(10).repeat(2), np.tile(np.arange(2), 10), 1, 1).ids[0]
     is_gone = np.ones(20, bool)
     if happened == "overwritten":
         filled(buffer, past[10:14])
@@ -411,7 +411,7 @@ def test_steps_without_search_store_zeros():
     for search in (SearchStatistics(7, np.full((1, NUM_ACTIONS), 1 / NUM_ACTIONS)), None):
         buffer.add(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), np.zeros(1, bool), [{}], search)
     sequence = sequences_of(buffer, np.array([0, 1]), np.array([0, 0]), 1, 1)
-    assert sequence.model_versions.tolist() == [7, 0]
+    assert sequence.model_versions[0].tolist() == [7, 0]
     assert sequence.policies[0].sum(dim=-1).tolist() == pytest.approx([1, 0])
 
 
@@ -466,7 +466,7 @@ def test_priorities_decide_and_importance_weights_correct():
     stored = np.array([[float(step["obs"][env, 0]) for env in range(2)] for step in past[-20:]])
     ages, envs = (grid.flatten() for grid in np.meshgrid(np.arange(20), np.arange(2), indexing="ij"))
     errors = np.random.rand(40) * (np.arange(40) % 4 > 0)
-    buffer.update_priorities(sequences_of(buffer, ages, envs, 2, 2).ids, errors)
+    buffer.update_priorities(sequences_of(buffer, ages, envs, 2, 2).ids[0], errors)
     samples = buffer.sample(64_000, unroll_steps=2, n_steps=2)
     sampled, weights = samples.observations[0].flatten().numpy(), samples.weights.numpy()
     shares = np.array([(sampled == obs).mean() for obs in stored.flatten()])
@@ -486,7 +486,7 @@ def test_the_unit_of_the_errors_does_not_matter():
         buffer.update_priorities(buffer.index.stored(), errors * unit)
         filled(buffer, past[20:])
         np.random.seed(0)
-        drawn.append(buffer.sample(1000, unroll_steps=2, n_steps=2).ids)
+        drawn.append(buffer.sample(1000, unroll_steps=2, n_steps=2).ids[0])
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[2], drawn[1])
 
@@ -545,7 +545,7 @@ def test_old_sequences_bootstrap_sooner():
     np.random.seed(0)
     buffer = filled(make_buffer(100, 2), list(history(50, 2, np.random.default_rng(1))))
     samples = buffer.sample(500, unroll_steps=2, n_steps=16, n_steps_half_life=20.0)
-    ages = 2 * (49 - samples.ids // 2)
+    ages = 2 * (49 - samples.ids[0] // 2)
     np.testing.assert_array_equal(samples.horizons.numpy(), np.maximum(np.round(16 * 0.5 ** (ages / 20)), 1))
     assert (buffer.sample(500, unroll_steps=2, n_steps=16).horizons == 16).all()
 

@@ -395,9 +395,9 @@ def test_each_frame_is_stored_once_and_read_as_the_stack_it_came_in(name, termin
             np.testing.assert_array_equal(sequences.observations[0, i], expected)
             np.testing.assert_array_equal(sequences.observations[1, i], whole[oldest + age][1][env])
         positions = np.repeat([[0], [1]], len(ages), axis=1)
-        on_gpu = stacked_on_device(buffer, positions, sequences.ids)
+        on_gpu = stacked_on_device(buffer, positions, sequences.ids[0])
         assert th.equal(on_gpu, sequences.observations[:2])
-    ids = buffer.sample(2_000, unroll_steps=1, n_steps=1).ids
+    ids = buffer.sample(2_000, unroll_steps=1, n_steps=1).ids[0]
     assert not buffer.full or not np.isin(rows_of(buffer, ids), (buffer.pos + np.arange(3)) % buffer.buffer_size).any()
 
 
@@ -438,7 +438,7 @@ def test_the_oldest_frames_of_a_full_buffer_are_not_drawn_by_priority_either():
     model = tiny_model(stacked(LARGE), buffer_size=60, replay_buffer_kwargs=settings, learning_starts=1_000).learn(160)
     buffer = model.replay_buffer
     lost = (buffer.pos + np.arange(3)) % buffer.buffer_size
-    ids = buffer.sample(500, unroll_steps=1, n_steps=1).ids
+    ids = buffer.sample(500, unroll_steps=1, n_steps=1).ids[0]
     assert not np.isin(rows_of(buffer, ids), lost).any()
     leaves = (lost[:, None] * 2 + np.arange(2)).ravel()
     assert (buffer.sampler.priorities[leaves] == 0).all()
@@ -451,7 +451,7 @@ def test_a_buffer_without_priorities_gets_none_for_the_oldest_frames(tmp_path):
     save_npz(tmp_path / "buffer", uniform.state())
     buffer.load_state(load_npz(tmp_path / "buffer"))
     lost = (buffer.pos + np.arange(3)) % buffer.buffer_size
-    assert buffer.full and not np.isin(rows_of(buffer, buffer.sample(500, unroll_steps=1, n_steps=1).ids), lost).any()
+    assert buffer.full and not np.isin(rows_of(buffer, buffer.sample(500, unroll_steps=1, n_steps=1).ids[0]), lost).any()
 
 
 def test_environments_set_later_are_asked_for_their_stacks(tmp_path):

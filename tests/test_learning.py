@@ -231,6 +231,24 @@ def test_entropy_keeps_what_the_search_would_rule_out():
     assert 0.25 < policies[1][2] < 0.35 and policies[1].argmax() == 2
 
 
+def test_every_position_of_a_sequence_is_searched_again_and_stored():
+    """What a search of each observation alone finds, at all positions before the end."""
+    model = MuZero("MlpPolicy", "CartPole-v1", n_steps=1, **{**QUICK, "learning_starts": 100}).learn(200)
+    samples = model.sample(64, 3)
+    reanalyzed, update = model.reanalyzer(samples, 1.0, 77)
+    model.replay_buffer.update_search(*update)
+    policies, target = model.replay_buffer.policies, model.policy.latent_model_target
+    for k in range(4):
+        is_step = (samples.lengths > k).numpy()
+        found = model.policy.plan(samples.observations[k], deterministic=True, model=target)
+        np.testing.assert_allclose(reanalyzed.policies[k][is_step], found.action_weights[is_step], atol=1e-5)
+        np.testing.assert_allclose(reanalyzed.reanalyzed_values[k][is_step], found.improved_value[is_step], atol=1e-3)
+        assert not reanalyzed.policies[k][~is_step].any()
+        stored = policies[samples.ids[k][is_step]].squeeze(1)
+        np.testing.assert_allclose(stored, found.action_weights[is_step], atol=1e-5)
+        assert (model.replay_buffer.model_versions[samples.ids[k][is_step]] == 77).all()
+
+
 def test_fresh_values_are_those_of_acting_well_where_returns_are_those_of_random_actions():
     """Nothing but random actions in the buffer: one step of the optimal policy is worth more than one of theirs."""
     values = []

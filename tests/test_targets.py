@@ -25,8 +25,8 @@ def random_samples(length: int, terminated: bool, unroll: int, n: int, horizon: 
         terminated=th.tensor([terminated]),
         horizons=th.tensor([horizon]),
         weights=th.ones(1),
-        ids=np.zeros(1, int),
-        model_versions=np.zeros(1, int),
+        ids=np.zeros((unroll + 1, 1), int),
+        model_versions=np.zeros((unroll + 1, 1), int),
     )
     return samples, th.stack([state_values[min(k + horizon, length)] for k in range(unroll + 1)]).unsqueeze(-1)
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 class SearchUpdate(NamedTuple):
     """
-    New search results for stored steps: the arguments of the buffer's ``update_search``.
+    New search results for N stored steps: the arguments of the buffer's ``update_search``.
 
-    :param ids: The steps, as in ``SequenceSamples``, shape ``[B]``
-    :param weights: Policy targets, shape ``[B, num_candidates]``
+    :param ids: The steps, as in ``SequenceSamples``, shape ``[N]``
+    :param weights: Policy targets, shape ``[N, num_candidates]``
     :param model_version: Gradient updates of the model that searched
     :param candidates: Actions that the search considered, ``None`` for all actions in their order
     """
@@ -30,8 +30,8 @@ class SearchUpdate(NamedTuple):
 
 class Reanalyzer:
     """
-    Searches the first step of sequences again. Where the horizon of the value target is a single step, the value of the new
-    policy replaces the one-step return.
+    Searches all steps of sequences again, in one batch. Where the horizon of the value target is a single step, the value of
+    the new policy replaces the one-step return.
 
     :param policy: Policy whose target model searches
     """
@@ -49,38 +49,37 @@ class Reanalyzer:
         :param model_version: Gradient updates so far
         :return: Sequences with the new policies and values, and the update for the replay buffer, ``None`` without a search
         """
-        batch_size = samples.actions.shape[1]
+        num_positions, batch_size = samples.policies.shape[:2]
         count = round(ratio * batch_size)
         if count == 0:
             return samples, None
         chosen = np.random.permutation(batch_size)[:count]
-        observations = tree_map(lambda part: part[:, chosen], samples.observations)
-        roots = tree_map(lambda part: part[0], observations)
-        masks = None if samples.action_masks is None else samples.action_masks[0, chosen].numpy(force=True)
-        target = self.policy.latent_model_target
-        search = self.policy.plan(roots, deterministic=True, model=target, action_masks=masks)
+        roots = tree_map(lambda part: part[:, chosen].flatten(0, 1), samples.observations)
+        masks = None if samples.action_masks is None else samples.action_masks[:, chosen].flatten(0, 1).numpy(force=True)
+        search = self.policy.plan(roots, deterministic=True, model=self.policy.latent_model_target, action_masks=masks)
 
-        device = samples.policies.device
-        policies, model_versions = samples.policies.clone(), samples.model_versions.copy()
-        policies[0, chosen] = th.as_tensor(search.action_weights, device=device)
-        model_versions[chosen] = model_version
+        # Beyond its end a sequence has no steps
+        is_step = np.arange(num_positions)[:, None] < samples.lengths[chosen].numpy(force=True)
+        steps, device = is_step.flatten(), samples.policies.device
+        where = np.nonzero(is_step)[0], chosen[np.nonzero(is_step)[1]]
+
+        def replaced(tensor: th.Tensor, results: np.ndarray) -> th.Tensor:
+            tensor = tensor.clone()
+            tensor[where] = th.as_tensor(results[steps], device=device)
+            return tensor
+
+        model_versions, new_candidates = samples.model_versions.copy(), None
+        model_versions[where] = model_version
         candidates = samples.candidates
         if candidates is not None and search.candidates is not None:
-            candidates = candidates.clone()
-            candidates[0, chosen] = th.as_tensor(search.candidates, device=device)
-        values, known = th.zeros(policies.shape[:2], device=device), th.zeros(policies.shape[:2], dtype=th.bool, device=device)
-        single_step = (samples.horizons[chosen] == 1).numpy(force=True)
-        replaced = chosen[single_step]
-        if len(replaced) > 0:
-            values[0, replaced] = th.as_tensor(search.improved_value[single_step], device=device)
-            successors = tree_map(lambda part: part[1:, single_step], observations)
-            values[1:, replaced] = target.predict_values(successors).squeeze(-1)
-            known[:, replaced] = True
+            candidates, new_candidates = replaced(candidates, search.candidates), search.candidates[steps]
+        known = th.zeros(batch_size, dtype=th.bool, device=device)
+        known[chosen] = samples.horizons[chosen] == 1
         reanalyzed = samples._replace(
-            policies=policies,
+            policies=replaced(samples.policies, search.action_weights),
             model_versions=model_versions,
             candidates=candidates,
-            reanalyzed_values=values,
-            has_reanalyzed_value=known,
+            reanalyzed_values=replaced(th.zeros(samples.policies.shape[:2], device=device), search.improved_value),
+            has_reanalyzed_value=known.expand(num_positions, -1),
         )
-        return reanalyzed, SearchUpdate(samples.ids[chosen], search.action_weights, model_version, search.candidates)
+        return reanalyzed, SearchUpdate(samples.ids[where], search.action_weights[steps], model_version, new_candidates)

@@ -77,8 +77,8 @@ def read_sequences(
     return SequenceSamples(
         observations=tree_map(lambda part: part[: unroll_steps + 1], observations),
         bootstrap_observations=tree_map(lambda part: part[unroll_steps + 1 :], observations),
-        ids=ids,
-        model_versions=take(buffer.model_versions, places[0]),
+        ids=steps[: unroll_steps + 1],
+        model_versions=take(buffer.model_versions, shown),
         **tensors,
     )
 

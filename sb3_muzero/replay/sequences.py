@@ -49,9 +49,9 @@ class SequenceSamples(NamedTuple):
     :param terminated: Whether the sequence ends in a terminal state, shape ``[B]``
     :param horizons: Steps of the value targets before they bootstrap, from 1 to n, shape ``[B]``
     :param weights: Importance weights of prioritised sampling, at most 1, shape ``[B]``
-    :param ids: Ids of the first steps, shape ``[B]``. A step that overwrites another one has an id of its own, so an answer
-        that comes later than that changes nothing
-    :param model_versions: Gradient updates of the model that searched at position 0, shape ``[B]``
+    :param ids: Ids of the steps at positions 0..K, meaningless from the end on, shape ``[K + 1, B]``. A step that overwrites
+        another one has an id of its own, so an answer that comes later than that changes nothing
+    :param model_versions: Gradient updates of the model that searched at positions 0..K, shape ``[K + 1, B]``
     :param candidates: Actions that ``policies`` weighs, shape ``[K + 1, B, num_candidates, *action_shape]``; ``None`` for all
         actions in their order
     :param reanalyzed_values: Values that replace n-step returns, shape ``[K + 1, B]``; ``None`` for none
@@ -79,8 +79,8 @@ class SequenceSamples(NamedTuple):
     def policy_age(self, num_updates: int) -> th.Tensor:
         """
         :param num_updates: Gradient updates so far
-        :return: Mean age of the policy targets at position 0, in gradient updates, a scalar
+        :return: Mean age of the policy targets, in gradient updates, a scalar
         """
-        searched = (self.policies[0].sum(-1) > 0).numpy(force=True)
+        searched = (self.policies.sum(-1) > 0).numpy(force=True)
         age = np.mean(num_updates - self.model_versions[searched]) if searched.any() else 0.0
         return th.tensor(age, dtype=th.float32, device=self.policies.device)

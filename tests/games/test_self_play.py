@@ -287,11 +287,13 @@ def test_reanalyzed_values_are_the_movers_own() -> None:
     reanalyzed, _ = model.reanalyzer(samples, 1.0, model._n_updates)
     values = reanalyzed.reanalyzed_values
     assert values is not None and reanalyzed.has_reanalyzed_value is not None and reanalyzed.has_reanalyzed_value.all()
-    target, masks = model.policy.latent_model_target, samples.action_masks[0].numpy()  # type: ignore[index]
-    found = model.policy.plan(samples.observations[0], deterministic=True, model=target, action_masks=masks)  # type: ignore
-    assert np.allclose(values[0].numpy(), found.improved_value, atol=1e-4)
-    following = target.predict_values(samples.observations[1:]).squeeze(-1)  # type: ignore[index]
-    assert th.allclose(values[1:], following, atol=1e-4)
+    target, masks = model.policy.latent_model_target, samples.action_masks
+    assert masks is not None
+    for k, observations in enumerate(samples.observations):
+        is_step = samples.lengths > k
+        found = model.policy.plan(observations, deterministic=True, model=target, action_masks=masks[k].numpy())  # type: ignore
+        assert np.allclose(values[k][is_step].numpy(), found.improved_value[is_step.numpy()], atol=1e-4)
+        assert is_step.any() and not values[k][~is_step].any()
 
 
 def test_diagnostics_follow_the_sign() -> None:

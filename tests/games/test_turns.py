@@ -51,7 +51,7 @@ def test_value_targets_are_the_movers_own(gamma: float, n_steps: int) -> None:
     values = model.learner.targets(samples).values
     following = model.policy.latent_model_target.predict_values(samples.bootstrap_observations).squeeze(-1)
     checked = 0
-    for b, first in enumerate(samples.ids.tolist()):
+    for b, first in enumerate(samples.ids[0].tolist()):
         for k in range(min(4, int(samples.lengths[b]))):
             if first + k + n_steps >= 300:  # not known yet
                 continue
@@ -125,7 +125,7 @@ def test_a_time_limit_leaves_nobody_to_move() -> None:
     values = model.learner.targets(samples).values
     for b in range(64):
         length = int(samples.lengths[b])
-        if length <= 3 and samples.ids[b] % 1_000 + length < 100:
+        if length <= 3 and samples.ids[0, b] % 1_000 + length < 100:
             assert samples.turn_signs[length - 1, b] == 0
             assert values[length - 1, b] == samples.rewards[length - 1, b]
 
