@@ -12,6 +12,7 @@ steps of the run.
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,9 @@ def earns(median: float = -np.inf, worst: float = -np.inf) -> Measure:
 def cpu_seconds(record: Record) -> tuple[str, bool]:
     seconds = {algo: [r["solved"]["cpu"] if r["solved"] else np.inf for r in runs(record, algo)] for algo in ("muzero", "ppo")}
     ours, ppo = (float(np.median(values)) for values in seconds.values())
-    return f"{ours:.1f} s ({each(sorted(seconds['muzero']))}), PPO {ppo:.1f} s ({each(sorted(seconds['ppo']))})", ours <= ppo
+    return f"{ours:.1f} s ({each(sorted(seconds['muzero']))}), PPO {ppo:.1f} s ({each(sorted(seconds['ppo']))})", np.isfinite(
+        ours
+    ) and ours <= ppo
 
 
 def times_dqn(record: Record) -> tuple[str, bool]:
@@ -247,7 +250,8 @@ def evaluate(row: Row, folder: Path) -> tuple[str, str]:
         record["runs"] = [run for run in record.get("runs", []) if run["seed"] < row.seeds]
     try:
         result, is_met = row.measure(*records)
-        seeds = min(len(runs(record)) for record in records) if row.seeds else 0
+        algos = [Counter(run.get("algo", "muzero") for run in record["runs"]) for record in records]
+        seeds = min(min(counts.values(), default=0) for counts in algos) if row.seeds else 0
     except LookupError as error:
         return str(error.args[0]), "-"
     if seeds < row.seeds:

@@ -394,6 +394,15 @@ def test_networks_and_updates():
             super().__init__(**kwargs)
             self.value_head = th.nn.Sequential(self.value_head)  # type: ignore[assignment]
 
+    class OldDynamics(Dynamics):
+        def forward(self, latent: th.Tensor, action: th.Tensor) -> th.Tensor:  # type: ignore[override]
+            return super().forward(latent, action).latent
+
+    with pytest.raises(
+        ValueError, match=r"must return a DynamicsOutput\(latent, reward_logits\), got <class 'torch\.Tensor'>"
+    ):
+        tiny_model(TinyEnv(), policy_kwargs=dict(dynamics_class=OldDynamics)).learn(40)
+
     class OtherReward(Dynamics):
         def __init__(self, **kwargs: Any) -> None:
             super().__init__(**kwargs)

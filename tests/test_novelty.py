@@ -11,7 +11,15 @@ from sb3_muzero.replay.packing import FramePacking
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(500), spaces.MultiDiscrete([9, 9, 2]), spaces.Box(0, 255, (48,), np.uint8)])
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(500),
+        spaces.MultiDiscrete([9, 9, 2]),
+        spaces.Box(0, 255, (48,), np.uint8),
+        spaces.Box(0, 255, (7, 7, 3), np.uint8),
+    ],
+)
 def test_integers_are_counted_as_they_are(space):
     space.seed(0)
     observations = np.array([space.sample() for _ in range(300)])
@@ -102,27 +110,28 @@ def test_images_beside_vectors_and_integers_count_each_on_its_own():
         assert (visits.bucket_ids(rows) != visits.bucket_ids(changed)).mean() > 0.99
 
 
-def growing_world(num_steps: int) -> SequenceReplayBuffer:
+def growing_world(num_steps: int, buffer_size: int = 20_000) -> SequenceReplayBuffer:
     """The n-th observation is about n, in both directions: each doubling leaves the region known so far."""
     space, rng = spaces.Box(-np.inf, np.inf, (1,)), np.random.default_rng(0)
-    buffer = SequenceReplayBuffer(20_000, space, spaces.Discrete(2), "cpu", reward_bonus=CountBonus)
+    buffer = SequenceReplayBuffer(buffer_size, space, spaces.Discrete(2), "cpu", reward_bonus=CountBonus)
     walk(buffer, rng, num_steps)
     return buffer
 
 
 def walk(buffer: SequenceReplayBuffer, rng: np.random.Generator, num_steps: int) -> None:
     for _ in range(num_steps):
-        step = buffer.size()
+        step = int(buffer.index.num_written[0])
         now, then = rng.normal(size=(2, 1, 1)) * (step + 1)
         buffer.add(now, then, np.zeros(1), np.zeros(1), np.array([step % 50 == 49]), [{}])
         if step % 100 == 99:
             buffer.sample(8, unroll_steps=2, n_steps=3, bonus_coef=1.0)
 
 
-def test_cells_grow_with_the_world():
-    buffer = growing_world(6_000)
+@pytest.mark.parametrize("buffer_size", [20_000, 1_500])
+def test_cells_grow_with_the_world(buffer_size):
+    buffer = growing_world(6_000, buffer_size)
     counts = np.sort(buffer.bonus.bonus.counts)[::-1]
-    assert counts.sum() == 6_000
+    assert counts.sum() == (6_000 if buffer_size > 6_000 else 3_500), "stored at the last fit, and new since"
     assert (counts > 0).sum() < 25, "the cells of the first steps would be hundreds"
 
 

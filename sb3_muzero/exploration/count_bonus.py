@@ -19,13 +19,18 @@ def as_features(observations: np.ndarray) -> np.ndarray:
     return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
 
+MIN_IMAGE_SIDE = 10
+"""Smaller ones are grids of codes, as MiniGrid's views, which come again and are counted exactly."""
+
+
 def is_counted_as_image(space: spaces.Space) -> bool:
     """
     :param space: Observation space, or part of one
-    :return: Whether it is a ``Box`` with three axes, of floats or of bytes from 0 to 255
+    :return: Whether it is a ``Box`` with three axes, of floats, or of bytes from 0 to 255 and at least ``MIN_IMAGE_SIDE`` wide
     """
-    is_grid = isinstance(space, spaces.Box) and len(space.shape) == 3
-    return is_grid and (space.dtype.kind == "f" or is_image_space(space))  # type: ignore[union-attr]
+    if not (isinstance(space, spaces.Box) and len(space.shape) == 3):
+        return False
+    return space.dtype.kind == "f" or (is_image_space(space) and sorted(space.shape)[1] >= MIN_IMAGE_SIDE)
 
 
 class Cells:
@@ -52,10 +57,15 @@ class Cells:
             self._axes = np.linalg.qr(constants.normal(size=(num_features, self.num_axes)))[0]
         self._mean, self._scale = np.zeros(num_features), np.ones(num_features)
         self._axis_scale = np.ones(self.num_axes)
+        self._combine()
+
+    def _combine(self) -> None:
+        """Combine normalization and projection, so that images are not normalized pixel by pixel."""
+        self._matrix = None if self._axes is None else self._scale[:, None] * self._axes
+        self._offset = None if self._matrix is None else self._mean @ self._matrix
 
     def _positions(self, features: np.ndarray) -> np.ndarray:
-        normalized = (features - self._mean) * self._scale
-        return normalized if self._axes is None else normalized @ self._axes
+        return (features - self._mean) * self._scale if self._matrix is None else features @ self._matrix - self._offset
 
     def fit(self, features: np.ndarray) -> None:
         """
@@ -68,6 +78,7 @@ class Cells:
         is_constant = deviations <= 1e-6
         deviations[is_constant] = np.ptp(features) / len(features) ** 0.5 or 1.0 if self.is_image else 1.0
         self._scale = 1 / deviations
+        self._combine()
         if self._axes is not None:
             deviations = self._positions(features).std(axis=0)
             self._axis_scale = 1 / np.where(deviations > 1e-6, deviations, 1.0)
@@ -91,6 +102,7 @@ class Cells:
         """
         for name in self._STATE:
             setattr(self, name, validate_array(f"bonus.{name}", state[name], getattr(self, name)))
+        self._combine()
 
 
 class CountBonus:

@@ -89,7 +89,7 @@ class Learner:
         policy.latent_model.update_statistics(tree_map(lambda part: part[0], samples.observations))
         targets = self.targets(samples)
         known_values = targets.values[targets.value_weights > 0]
-        # One synchronization with a GPU; extremes are NaN if a target is
+        # Extremes are NaN if a target is
         extremes = th.stack([*known_values.aminmax(), *targets.rewards.aminmax()]).tolist()
         if not all(map(math.isfinite, extremes)):
             self._skip("value or reward target", num_updates, step)

@@ -54,25 +54,26 @@ class Reanalyzer:
         if count == 0:
             return samples, None
         chosen = np.random.permutation(batch_size)[:count]
-        roots = tree_map(lambda part: part[:, chosen].flatten(0, 1), samples.observations)
-        masks = None if samples.action_masks is None else samples.action_masks[:, chosen].flatten(0, 1).numpy(force=True)
-        search = self.policy.plan(roots, deterministic=True, model=self.policy.latent_model_target, action_masks=masks)
-
-        # Beyond its end a sequence has no steps
+        device = samples.policies.device
+        # Beyond its end a sequence has no steps; CUDA graphs need as many roots in each search
         is_step = np.arange(num_positions)[:, None] < samples.lengths[chosen].numpy(force=True)
-        steps, device = is_step.flatten(), samples.policies.device
-        where = np.nonzero(is_step)[0], chosen[np.nonzero(is_step)[1]]
+        is_root = is_step | (device.type == "cuda")
+        steps, where = is_step[is_root], (np.nonzero(is_step)[0], chosen[np.nonzero(is_step)[1]])
+        searched = th.as_tensor(is_root, device=device)
+        roots = tree_map(lambda part: part[:, chosen][searched], samples.observations)
+        masks = None if samples.action_masks is None else samples.action_masks[:, chosen][searched].numpy(force=True)
+        search = self.policy.plan(roots, deterministic=True, model=self.policy.latent_model_target, action_masks=masks)
 
         def replaced(tensor: th.Tensor, results: np.ndarray) -> th.Tensor:
             tensor = tensor.clone()
             tensor[where] = th.as_tensor(results[steps], device=device)
             return tensor
 
-        model_versions, new_candidates = samples.model_versions.copy(), None
+        model_versions = samples.model_versions.copy()
         model_versions[where] = model_version
-        candidates = samples.candidates
+        candidates, new_candidates = samples.candidates, None if search.candidates is None else search.candidates[steps]
         if candidates is not None and search.candidates is not None:
-            candidates, new_candidates = replaced(candidates, search.candidates), search.candidates[steps]
+            candidates = replaced(candidates, search.candidates)
         known = th.zeros(batch_size, dtype=th.bool, device=device)
         known[chosen] = samples.horizons[chosen] == 1
         reanalyzed = samples._replace(

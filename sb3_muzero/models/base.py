@@ -186,6 +186,20 @@ class LatentModel(nn.Module):
         predicted = checked("prediction", self.prediction(latent))
         return RootOutput(predicted.policy_logits, self.value_support.expectation(predicted.value_logits), latent)
 
+    def step(self, latent: Any, encoded_action: th.Tensor) -> DynamicsOutput:
+        """
+        Dynamics function g.
+
+        :param latent: Latent states, shape ``[B, latent_dim]``
+        :param encoded_action: Encoded actions, shape ``[B, ...]``
+        :return: Next latent states and logits of the reward
+        :raises ValueError: if the dynamics function returns anything else
+        """
+        output = checked("dynamics", self.dynamics(latent, encoded_action))
+        if not (isinstance(output, tuple) and len(output) == 2):
+            raise ValueError(f"The dynamics function must return a DynamicsOutput(latent, reward_logits), got {type(output)}")
+        return DynamicsOutput(*output)
+
     def recurrent_inference(self, latent: Any, action: th.Tensor, discount: float) -> RecurrentOutput:
         """
         Evaluate one step of the model, for the expansion of a node.
@@ -196,7 +210,7 @@ class LatentModel(nn.Module):
             its sign is predicted
         :return: Rewards, discounts, policy logits, values and next latent states
         """
-        next_latent, reward_logits = checked("dynamics", self.dynamics(latent, self.action_encoder(action)))
+        next_latent, reward_logits = self.step(latent, self.action_encoder(action))
         predicted = self.prediction(next_latent)
         reward = self.reward_support.expectation(reward_logits)
         discounts = th.full_like(reward, discount)
@@ -209,7 +223,7 @@ class LatentModel(nn.Module):
     def unroll(self, obs: PyTorchObs, actions: th.Tensor, augment: bool = False) -> UnrollOutput:
         """
         Unroll the model over a sequence of actions. The prediction function runs once, on all latent states. The gradient is
-        scaled by 1/2 at the input of the dynamics function (MuZero, Appendix G), but not at the input of the heads.
+        scaled by 1/2 at the input of the dynamics function (MuZero, Appendix G), but not at that of the prediction function.
 
         :param obs: Raw observations at the first position, shape ``[B, *obs_shape]``
         :param actions: Action indices, shape ``[K, B]``
@@ -220,7 +234,7 @@ class LatentModel(nn.Module):
         encoded = self.action_encoder(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
         for action in encoded:
             scaled = tree_map(lambda part: scale_gradient(part, 0.5), latents[-1])
-            next_latent, reward_logits = checked("dynamics", self.dynamics(scaled, action))
+            next_latent, reward_logits = self.step(scaled, action)
             latents.append(next_latent)
             rewards.append(reward_logits)
         stacked = tree_map(lambda *parts: th.stack(parts), *latents)

@@ -51,7 +51,7 @@ class StoredBonus:
     by now, and the mean size of the rewards other than zero, which is the bonus's unit.
 
     Counting begins when the bonus is first asked for; what is stored by then is counted, too. The bonus is fitted again, and
-    all that is stored is counted again, whenever the number of stored steps has doubled since: the agent has come further.
+    all that is stored is counted again, whenever the number of steps so far has doubled: the agent has come further.
 
     :param bonus: Has counted nothing yet
     :param observations: Observations of the ring
@@ -60,16 +60,16 @@ class StoredBonus:
     MIN_TRANSITIONS = 256
     """There is no bonus before that many are stored."""
     MIN_TRANSITIONS_FOR_REFIT = 1000
-    """Before that many are stored, the bonus is fitted only once."""
+    """Before that many steps, the bonus is fitted only once."""
     MAX_TRANSITIONS_FOR_FIT = 10_000
-    MAX_BYTES_FOR_FIT = 1 << 24
+    MAX_BYTES_FOR_FIT = 1 << 23
 
     def __init__(self, bonus: RewardBonus | None, observations: ObservationRing) -> None:
         self.bonus = bonus
         self.observations = observations
         self.bucket_ids: np.ndarray | None = None
         """Shape ``[num_rows, n_envs]``; ``None`` until counting begins."""
-        # Number of stored steps at which the bonus is fitted again
+        # Number of steps so far at which the bonus is fitted again
         self._next_fit = 0
         # Mean size of the rewards other than zero, and their number
         self._reward_size = 1.0
@@ -99,12 +99,12 @@ class StoredBonus:
         if self.bonus is None:
             raise ValueError("`bonus_coef` above 0 needs a replay buffer with a `reward_bonus`")
         index = self.observations.index
-        num_stored = int(index.lengths.sum())
-        if num_stored < self.MIN_TRANSITIONS:
+        if index.lengths.sum() < self.MIN_TRANSITIONS:
             return 0.0
-        if self.bucket_ids is None or num_stored >= self._next_fit:
+        num_steps = int(index.num_written.sum())
+        if self.bucket_ids is None or num_steps >= self._next_fit:
             self.bucket_ids = self._count_stored(self.bonus)
-            self._next_fit = max(2 * num_stored, self.MIN_TRANSITIONS_FOR_REFIT)
+            self._next_fit = max(2 * num_steps, self.MIN_TRANSITIONS_FOR_REFIT)
         unit: Any = 1.0
         if self._num_rewards > 0:
             unit = np.array(self._reward_size)

@@ -51,7 +51,7 @@ class SequenceSamples(NamedTuple):
     :param weights: Importance weights of prioritised sampling, at most 1, shape ``[B]``
     :param ids: Ids of the steps at positions 0..K, meaningless from the end on, shape ``[K + 1, B]``. A step that overwrites
         another one has an id of its own, so an answer that comes later than that changes nothing
-    :param model_versions: Gradient updates of the model that searched at positions 0..K, shape ``[K + 1, B]``
+    :param model_versions: Gradient updates of the model that searched there, meaningless from the end on, shape ``[K + 1, B]``
     :param candidates: Actions that ``policies`` weighs, shape ``[K + 1, B, num_candidates, *action_shape]``; ``None`` for all
         actions in their order
     :param reanalyzed_values: Values that replace n-step returns, shape ``[K + 1, B]``; ``None`` for none
