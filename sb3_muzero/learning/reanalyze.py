@@ -57,7 +57,7 @@ class Reanalyzer:
         device = samples.policies.device
         # Beyond its end a sequence has no steps; CUDA graphs need as many roots in each search
         is_step = np.arange(num_positions)[:, None] < samples.lengths[chosen].numpy(force=True)
-        is_root = is_step | (device.type == "cuda")
+        is_root = is_step | samples.policies.is_cuda
         steps, where = is_step[is_root], (np.nonzero(is_step)[0], chosen[np.nonzero(is_step)[1]])
         searched = th.as_tensor(is_root, device=device)
         roots = tree_map(lambda part: part[:, chosen][searched], samples.observations)
