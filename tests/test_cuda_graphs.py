@@ -150,7 +150,11 @@ def test_threads_do_not_overwrite_what_others_planned(recorded):
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "ResNetPolicy"])
 def test_training_with_recorded_functions_is_the_same_training(policy, recorded, monkeypatch):
-    """With their outputs overwritten each time; the bootstrap values, which only a GPU computes all of, aside."""
+    """
+    With their outputs overwritten each time; the bootstrap values, which only a GPU computes all of, aside. Convolutions of
+    reanalyzed batches round otherwise, since a GPU also searches what lies beyond an end.
+    """
+    tolerance = 1e-4 if policy == "ResNetPolicy" else 0.0
     space = spaces.Box(-1, 1, (5,)) if policy == "MlpPolicy" else spaces.Box(0, 255, (1, 12, 12), np.uint8)
     settings = dict(policy=policy, target_update_interval=3, reanalyze_ratio=1.0)
     found = tiny_model(TinyEnv(space), **settings).learn(60)
@@ -160,7 +164,7 @@ def test_training_with_recorded_functions_is_the_same_training(policy, recorded,
     expected = tiny_model(TinyEnv(space), **settings).learn(60)
     assert recorded == shapes
     for name, tensor in expected.policy.state_dict().items():
-        torch.testing.assert_close(found.policy.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(found.policy.state_dict()[name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
 def test_another_coefficient_is_recorded_anew(recorded):
