@@ -86,9 +86,8 @@ def earns(median: float = -np.inf, worst: float = -np.inf) -> Measure:
 def cpu_seconds(record: Record) -> tuple[str, bool]:
     seconds = {algo: [r["solved"]["cpu"] if r["solved"] else np.inf for r in runs(record, algo)] for algo in ("muzero", "ppo")}
     ours, ppo = (float(np.median(values)) for values in seconds.values())
-    return f"{ours:.1f} s ({each(sorted(seconds['muzero']))}), PPO {ppo:.1f} s ({each(sorted(seconds['ppo']))})", np.isfinite(
-        ours
-    ) and ours <= ppo
+    text = f"{ours:.1f} s ({each(sorted(seconds['muzero']))}), PPO {ppo:.1f} s ({each(sorted(seconds['ppo']))})"
+    return text, ours <= ppo and ours < np.inf
 
 
 def times_dqn(record: Record) -> tuple[str, bool]:

@@ -63,6 +63,7 @@ class StoredBonus:
     """Before that many steps, the bonus is fitted only once."""
     MAX_TRANSITIONS_FOR_FIT = 10_000
     MAX_BYTES_FOR_FIT = 1 << 23
+    """Of observations as they came; the bonus computes with eight bytes for each of their numbers."""
 
     def __init__(self, bonus: RewardBonus | None, observations: ObservationRing) -> None:
         self.bonus = bonus
