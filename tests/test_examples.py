@@ -238,6 +238,15 @@ def test_report_says_whether_a_bar_is_met(tmp_path, example):
     assert report.evaluate(row, tmp_path)[0] == "median 4 k, worst 9 k (3 k, 4 k, 9 k)"
     against = report.Row("X", ["compare_X"], "ahead of PPO", report.ahead_of("ppo"), 3)
     assert report.evaluate(against, tmp_path) == ("PPO not run", "-")
+    (tmp_path / "compare_X.json").write_text(json.dumps(comparison("X", muzero=[(3000, 1.0)] * 3, ppo=[(4000, 1.0)])))
+    assert report.evaluate(against, tmp_path)[1] == "1 of 3 seeds", "of the other algorithm"
+
+
+def test_report_finds_no_bar_met_that_nobody_reached(example):
+    record = comparison("X", muzero=[(20_000, 0.0)] * 3, ppo=[(20_000, 0.0)] * 3)
+    for run in record["runs"]:
+        run["solved"] = None
+    assert not example("report").cpu_seconds(record)[1]
 
 
 @pytest.mark.parametrize(
