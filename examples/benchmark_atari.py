@@ -88,7 +88,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         "targets": [
             (policy.latent_model, "update_statistics"),
             (model.learner, "targets"),
-            (model.learner, "expand_supports"),
+            (model.learner.supports, "update"),
         ],
         "loss and gradients": [(model.learner, "backward")],
         "optimiser": [(torch.nn.utils, "clip_grad_norm_"), (policy.optimizer, "step")],

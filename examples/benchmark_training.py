@@ -77,7 +77,7 @@ def phases(model: MuZero) -> dict[str, list[tuple[Any, str]]]:
         "targets": [
             (model.policy.latent_model, "update_statistics"),
             (model.learner, "targets"),
-            (model.learner, "expand_supports"),
+            (model.learner.supports, "update"),
         ],
         "forward": [(learner, "muzero_loss")],
         "backward": [(torch.Tensor, "backward")],

@@ -10,8 +10,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_muzero import MuZero
-from sb3_muzero.learning.learner import Learner
 from sb3_muzero.learning.losses import muzero_loss
+from sb3_muzero.learning.supports import AdaptiveSupports
 from sb3_muzero.learning.targets import unroll_targets
 
 QUICK = {"learning_starts": 100, "batch_size": 32, "train_freq": 2, "num_simulations": 8, "seed": 0, "device": "cpu"}
@@ -142,7 +142,7 @@ def test_the_optimizers_moments_follow_a_support_that_expands(network, name):
     old_bins, old = support.bins.numpy(), state[head.bias]["exp_avg"].numpy().copy()
     assert old.any()
     wide = tuple((10 * support.bounds).tolist())
-    model.learner.expand_supports(wide, wide if name == "reward" else (0.0, 0.0))
+    model.learner.supports.expand(model.policy, wide, wide if name == "reward" else (0.0, 0.0), model.discount)
     assert support.bounds[1] > old_bins[-1]
     expected = np.interp(support.bins.numpy(), old_bins, old)
     np.testing.assert_allclose(state[head.bias]["exp_avg"].numpy(), expected, atol=1e-4 * np.abs(old).max())
@@ -160,7 +160,7 @@ class OutlierFirst(Bandit):
 
 
 def test_an_outlier_does_not_make_the_bins_useless_for_ever(monkeypatch):
-    monkeypatch.setattr(Learner, "SHRINK_INTERVAL", 50)
+    monkeypatch.setattr(AdaptiveSupports, "SHRINK_INTERVAL", 50)
     model = MuZero("MlpPolicy", OutlierFirst(), buffer_size=200, **QUICK).learn(150)
     assert model.policy.latent_model.value_support.bounds[1] > 1e6 - 1
     model.learn(1500, reset_num_timesteps=False)
@@ -173,18 +173,18 @@ def test_an_outlier_does_not_make_the_bins_useless_for_ever(monkeypatch):
 
 def test_a_support_shrinks_only_if_all_targets_of_an_interval_used_little_of_it():
     model = MuZero("MlpPolicy", "CartPole-v1", **QUICK)
-    learner, support = model.learner, model.policy.latent_model.reward_support
-    small, large, interval = (-1.0, 0.5), (3.0, 100.0), learner.SHRINK_INTERVAL
-    learner.expand_supports(large, large)
-    learner.expand_supports(small, small)
+    supports, policy, support = AdaptiveSupports(), model.policy, model.policy.latent_model.reward_support
+    small, large, interval = (-1.0, 0.5), (3.0, 100.0), supports.SHRINK_INTERVAL
+    supports.expand(policy, large, large, model.discount)
+    supports.expand(policy, small, small, model.discount)
     for update in range(3 * interval):
         targets = large if update == 7 else (0.0, 0.0) if interval <= update < 2 * interval else small
-        learner.shrink_supports(targets, targets)
+        supports.shrink(policy, targets, targets)
         used_little = update == 3 * interval - 1
         assert support.bounds.tolist() == ([-1.0, 0.5] if used_little else [-1.0, 100.0]), "zeros alone leave it as it is"
         if update == 10:  # as a resumed run does
-            state, learner = learner.state(), Learner(model.policy, learner.settings)
-            learner.load_state(state)
+            state, supports = supports.state(), AdaptiveSupports()
+            supports.load_state(state)
 
 
 def test_frozen_batch_overfits_to_the_entropy_floor():
@@ -195,7 +195,7 @@ def test_frozen_batch_overfits_to_the_entropy_floor():
     samples = model.replay_buffer.sample(8, unroll_steps=3, n_steps=5)
     targets = unroll_targets(samples, th.zeros(4, 8), model.gamma)
     values, rewards = (tuple(th.stack(part.aminmax()).tolist()) for part in (targets.values, targets.rewards))
-    model.learner.expand_supports(values, rewards)
+    model.learner.supports.expand(policy, values, rewards, model.discount)
 
     def two_hot_entropy(support, scalars):
         share = ((scalars - support.bounds[0]) / (support.bounds[1] - support.bounds[0]) * (support.num_bins - 1)) % 1

@@ -10,8 +10,9 @@ import torch as th
 from torch import nn
 
 from sb3_muzero.common.pytree import tree_map
-from sb3_muzero.common.serialization import validate_array, validate_number
+from sb3_muzero.common.serialization import validate_number
 from sb3_muzero.learning.losses import LossOutput, muzero_loss
+from sb3_muzero.learning.supports import AdaptiveSupports
 from sb3_muzero.learning.targets import UnrollTargets, needs_bootstrap, unroll_targets
 from sb3_muzero.replay.sequences import SequenceSamples
 
@@ -59,18 +60,13 @@ class Learner:
 
     MAX_SKIPPED_UPDATES = 10
     """Non-finite updates in a row after which training fails."""
-    SHRINK_INTERVAL = 1000
-    """Updates after which supports shrink to the range of their targets."""
-    VALUE_HEADROOM = 1.0
-    """Headroom of the value support, as a fraction of the range of the targets."""
-
-    _NUMBERS = ("skipped_updates", "skipped_in_a_row", "_num_updates_of_ranges")
+    _NUMBERS = ("skipped_updates", "skipped_in_a_row")
 
     def __init__(self, policy: "MuZeroPolicy", settings: LearnerSettings) -> None:
         self.policy = policy
         self.settings = settings
         self.skipped_updates = self.skipped_in_a_row = 0
-        self._forget_ranges()
+        self.supports = AdaptiveSupports()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -94,9 +90,7 @@ class Learner:
         if not all(map(math.isfinite, extremes)):
             self._skip("value or reward target", num_updates, step)
             return None
-        values, rewards = (extremes[0], extremes[1]), (extremes[2], extremes[3])
-        self.expand_supports(values, rewards)
-        self.shrink_supports(values, rewards)
+        self.supports.update(policy, (extremes[0], extremes[1]), (extremes[2], extremes[3]), self.settings.discount)
         clipped = support.out_of_range(known_values).float().mean()
 
         parameters = self.parameters
@@ -149,56 +143,6 @@ class Learner:
         values[needed] = model.predict_values(tree_map(lambda part: part[needed], observations)).squeeze(-1)
         return values
 
-    def expand_supports(self, values: tuple[float, float], rewards: tuple[float, float]) -> None:
-        """
-        Expand supports with an automatic range until they cover the targets, in the online and in the target model. No value
-        exceeds the discounted sum of the most extreme reward, so its support does not grow beyond that.
-
-        :param values: Lowest and highest value target
-        :param rewards: Lowest and highest reward target
-        """
-        model, discount = self.policy.latent_model, self.settings.discount
-        everything = (-float("inf"), float("inf"))
-        self._rescale_support("reward", "dynamics", model.reward_support.expanded_bounds(rewards, everything, headroom=0.0))
-        low, high = model.reward_support.bounds.tolist()
-        if discount < 0:  # rewards of one player are losses of the other
-            low, high = -max(-low, high), max(-low, high)
-        horizon = 1 / (1 - abs(discount)) if abs(discount) < 1 else float("inf")
-        limits = (low * horizon if low < 0 else 0.0, high * horizon if high > 0 else 0.0)
-        self._rescale_support("value", "prediction", model.value_support.expanded_bounds(values, limits, self.VALUE_HEADROOM))
-
-    def shrink_supports(self, values: tuple[float, float], rewards: tuple[float, float]) -> None:
-        """
-        Every ``SHRINK_INTERVAL`` updates, shrink supports of which the targets since then used little: after an outlier, or
-        values that were overestimated, a few bins are left for all others.
-
-        :param values: Lowest and highest value target
-        :param rewards: Lowest and highest reward target
-        """
-        for name, targets in (("reward", rewards), ("value", values)):
-            low, high = self._used_ranges[name]
-            self._used_ranges[name] = min(low, targets[0]), max(high, targets[1])
-        self._num_updates_of_ranges += 1
-        if self._num_updates_of_ranges >= self.SHRINK_INTERVAL:
-            ranges, model = self._used_ranges, self.policy.latent_model
-            self._rescale_support("reward", "dynamics", model.reward_support.shrunk_bounds(ranges["reward"], headroom=0.0))
-            # A value can be any single reward
-            used = (*ranges["value"], *model.reward_support.bounds.tolist())
-            used = min(used), max(used)
-            self._rescale_support("value", "prediction", model.value_support.shrunk_bounds(used, self.VALUE_HEADROOM))
-            self._forget_ranges()
-
-    def _forget_ranges(self) -> None:
-        # Lowest and highest target, or zero, of the updates since supports were last shrunk
-        self._used_ranges = {name: (0.0, 0.0) for name in ("reward", "value")}
-        self._num_updates_of_ranges = 0
-
-    def _rescale_support(self, name: str, network: str, bounds: tuple[float, float] | None) -> None:
-        if bounds is not None:
-            for model in (self.policy.latent_model, self.policy.latent_model_target):
-                support, head = getattr(model, f"{name}_support"), getattr(getattr(model, network), f"{name}_head")
-                support.rescale_head(bounds, head, self.policy.optimizer)  # which has no moments of the target model
-
     def weighted_losses(self, losses: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
         :param losses: Terms of the loss
@@ -244,13 +188,10 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """:return: What a resumed run goes on with, besides the policy's own state"""
-        numbers = {name: getattr(self, name) for name in self._NUMBERS}
-        return {**numbers, "used_ranges": {name: np.array(used, np.float32) for name, used in self._used_ranges.items()}}
+        return {**{name: getattr(self, name) for name in self._NUMBERS}, "supports": self.supports.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """:param state: What ``state`` returned"""
         for name in self._NUMBERS:
             setattr(self, name, validate_number(name, state[name], int, 0))
-        for name in self._used_ranges:
-            used = validate_array(f"used_ranges.{name}", state["used_ranges"][name], np.zeros(2, np.float32))
-            self._used_ranges[name] = tuple(used.tolist())
+        self.supports.load_state(state["supports"])
