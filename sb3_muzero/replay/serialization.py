@@ -1,5 +1,6 @@
 """Serialization of what a replay buffer holds; ``sb3_muzero.common.serialization`` writes it to files."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -87,8 +88,11 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
         if isinstance(ring, BitRing):
             ring.load_state(name, given, size)
         else:
-            bounds = {"actions": (0, buffer.action_type.num_candidates - 1), "turn_signs": (-1, 1)}.get(name, ())
-            ring = copy_into(ring, validate_array(name, given, ring[:size], *bounds))
+            bounds = (-1, 1) if name == "turn_signs" else ()
+            validate_array(name, given, ring[:size], *bounds)
+            if name in ("actions", "candidates"):
+                buffer.action_type.check(given, given.size // math.prod(buffer.action_type.shape))
+            ring = copy_into(ring, given)
         setattr(buffer, name, ring)
     buffer.observations.load_state(state["observations"])
     buffer.sampler.load_state(buffer.index, state["sampler"])

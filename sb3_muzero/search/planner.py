@@ -67,6 +67,9 @@ class Planner:
     :param settings: settings of the searches; may be replaced between searches.
     """
 
+    QVALUE_SCOPE = "tree"
+    """What Q values are rescaled over by default."""
+
     def __init__(self, settings: PlannerSettings) -> None:
         self.settings = settings
         self._compiled_models: list[CompiledModel] = []
@@ -94,14 +97,14 @@ class Planner:
         :param value_error: mean absolute error of the model's values. By default, Q values are rescaled over the whole tree,
             and their range is taken to be at least twice this error.
         :param action_masks: True for actions that are legal at the root; None if all are legal. Below the root all actions
-            are legal (MuZero, Appendix A). Shape ``[B, num_actions]``, bool.
+            are legal (MuZero, Appendix A). Shape ``[B, mask_dim]``, bool.
         :return: the result of the search.
         :raises ValueError: for an invalid setting or model output, naming it and what is wrong.
         """
-        search, num_simulations, search_kwargs, _ = self.settings
+        search, _, search_kwargs, _ = self.settings
         kwargs = DEFAULTS[search] | {
             "action_masks": action_masks,
-            "qvalue_scope": "tree",
+            "qvalue_scope": self.QVALUE_SCOPE,
             "min_qvalue_range": max(1e-8, 2 * value_error),
             **(search_kwargs or {}),
         }
@@ -110,8 +113,19 @@ class Planner:
         if search == "puct":
             kwargs["dirichlet_fraction"] = min(kwargs["dirichlet_fraction"], 1.0)
         with torch.no_grad():
-            root, recurrent_fn = self.root_inference(model, obs)
-            return SEARCHES[search](root, recurrent_fn, num_simulations, **kwargs)
+            return self.search(model, obs, deterministic, kwargs)
+
+    def search(self, model: Any, obs: Any, deterministic: bool, kwargs: dict[str, Any]) -> SearchOutput:
+        """
+        :param model: the ``LatentModel`` to search with.
+        :param obs: observations. Shape ``[B, *obs_shape]``.
+        :param deterministic: whether to draw no random number.
+        :param kwargs: keyword arguments of the search function.
+        :return: the result of the search.
+        """
+        root, recurrent_fn = self.root_inference(model, obs)
+        search, num_simulations, *_ = self.settings
+        return SEARCHES[search](root, recurrent_fn, num_simulations, **kwargs)
 
     def compiled_model(self, model: Any) -> CompiledModel:
         """
@@ -141,16 +155,32 @@ class Planner:
         try:
             compiled = self.compiled_model(model)
         except UnsupportedModelError:
-            discount = self.settings.discount
-            root = self.cuda_graphed("root", model.initial_inference, (obs,), model)(obs)
+            root = self.root_output(model, obs)
             actions = torch.zeros(len(root.value), dtype=torch.int64, device=root.value.device)
-            step = partial(model.recurrent_inference, discount=discount)
-            used = [model]
-            if type(model).recurrent_inference.__module__.startswith("sb3_muzero."):  # which uses no features extractor
-                used = [model.action_encoder, model.dynamics, model.prediction, model.value_support, model.reward_support]
-                used += [] if model.turn_head is None else [model.turn_head]
-            return root, self.cuda_graphed("step", step, (root.latent, actions), model, discount, used=used)
+            step = partial(model.recurrent_inference, discount=self.settings.discount)
+            return root, self.graphed_step(model, step, (root.latent, actions))
         return compiled.initial_inference(model.features(obs)), compiled
+
+    def root_output(self, model: Any, obs: Any) -> RootOutput:
+        """
+        :param model: a ``LatentModel``.
+        :param obs: observations. Shape ``[B, *obs_shape]``.
+        :return: the model's output for the root states, computed in PyTorch.
+        """
+        return self.cuda_graphed("root", model.initial_inference, (obs,), model)(obs)
+
+    def graphed_step(self, model: Any, step: Callable[..., Any], inputs: tuple) -> Callable[..., Any]:
+        """
+        :param model: a ``LatentModel``.
+        :param step: computes a step of the model in PyTorch.
+        :param inputs: inputs as those it will get.
+        :return: its CUDA graph, or the function itself without a GPU.
+        """
+        used = [model]
+        if type(model).recurrent_inference.__module__.startswith("sb3_muzero."):  # which uses no features extractor
+            used = [model.action_encoder, model.dynamics, model.prediction, model.value_support, model.reward_support]
+            used += [] if model.turn_head is None else [model.turn_head]
+        return self.cuda_graphed("step", step, inputs, model, self.settings.discount, used=used)
 
     def cuda_graphed(
         self,

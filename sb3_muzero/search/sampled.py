@@ -1,0 +1,108 @@
+"""
+Plans with candidates that are drawn from the policy, for actions that cannot be listed (Sampled MuZero,
+https://arxiv.org/abs/2104.06303).
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from sb3_muzero.search.checks import to_numpy
+from sb3_muzero.search.planner import SEARCHES, Planner, PlannerSettings
+from sb3_muzero.search.types import RecurrentOutput, SearchOutput
+
+
+class Noise(NamedTuple):
+    """
+    The random numbers behind all candidates of a search, float32, on the host.
+
+    :param root: for the root. Shape ``[B, K, noise_dim]``.
+    :param inner: for the node that each simulation expands. Shape ``[N, B, K', noise_dim]``.
+    """
+
+    root: np.ndarray
+    inner: np.ndarray
+
+
+class CandidateSampler(Protocol):
+    """What draws the candidates of a node, as many at each one; a prior logit of minus infinity marks those to leave out."""
+
+    def draw_noise(self, generator: Any, num_simulations: int, batch_size: int) -> Noise:
+        """
+        :param generator: ``numpy.random`` or a generator.
+        :param num_simulations: number of simulations ``N``.
+        :param batch_size: number of roots ``B``.
+        :return: the noise of a search.
+        """
+
+    def propose(
+        self, outputs: torch.Tensor, noise: torch.Tensor, action_masks: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param outputs: outputs of the policy head. Shape ``[B, num_outputs]``.
+        :param noise: noise of the nodes. Shape ``[B, K, noise_dim]``.
+        :param action_masks: masks of the action space; None if all actions are legal. Shape ``[B, mask_dim]``, bool.
+        :return: candidates ``[B, A, *action_shape]`` and their prior logits ``[B, A]``.
+        """
+
+    def check_masks(self, action_masks: Any, batch_size: int) -> np.ndarray:
+        """
+        :param action_masks: True (or 1) for legal actions.
+        :param batch_size: number of roots.
+        :return: the masks, checked. Shape ``[B, mask_dim]``, bool.
+        :raises ValueError: for masks that do not fit.
+        """
+
+
+class SampledPlanner(Planner):
+    """
+    Planner whose searches draw the candidates of each node from the policy there. A node's candidates are part of its latent,
+    so the search itself sees a fixed number of actions.
+
+    By default, Q values are rescaled over each node, since differences between candidates are small beside those between
+    states.
+
+    :param settings: settings of the searches; may be replaced between searches.
+    :param sampler: draws the candidates.
+    """
+
+    QVALUE_SCOPE = "node"
+
+    def __init__(self, settings: PlannerSettings, sampler: CandidateSampler) -> None:
+        super().__init__(settings)
+        self.sampler = sampler
+
+    def search(self, model: Any, obs: Any, deterministic: bool, kwargs: dict[str, Any]) -> SearchOutput:
+        """
+        Noise is drawn from NumPy's global generator, once per search; a deterministic search has the same noise at each root.
+        """
+        num_simulations, discount, sampler = self.settings.num_simulations, self.settings.discount, self.sampler
+        root: Any = self.root_output(model, obs)
+        batch_size, device = len(root.value), root.value.device
+        masks = kwargs["action_masks"]
+        if masks is not None:
+            masks = torch.from_numpy(sampler.check_masks(masks, batch_size)).to(device)
+        generator = np.random.default_rng(0) if deterministic else np.random
+        noise = sampler.draw_noise(generator, num_simulations, 1 if deterministic else batch_size)
+        root_noise, inner_noise = (torch.from_numpy(part).to(device) for part in noise)
+        candidates, prior_logits = sampler.propose(root.prior_logits, root_noise.expand(batch_size, -1, -1), masks)
+
+        def step(nodes: tuple[Any, Any], action: Any, noise: Any) -> RecurrentOutput:
+            latent, candidates = nodes
+            chosen = candidates[torch.arange(len(candidates), device=action.device), action]
+            output = model.recurrent_inference(latent, chosen, discount)
+            candidates, prior_logits = sampler.propose(output.prior_logits, noise)
+            return output._replace(prior_logits=prior_logits, latent=(output.latent, candidates))
+
+        latents = root.latent, candidates
+        rows = iter(inner_noise.expand(-1, batch_size, -1, -1))
+        actions = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        run_step = self.graphed_step(model, step, (latents, actions, inner_noise[0].expand(batch_size, -1, -1)))
+        output = SEARCHES[self.settings.search](
+            root._replace(prior_logits=prior_logits, latent=latents),
+            lambda latent, action: run_step(latent, action, next(rows)),
+            num_simulations,
+            **(kwargs | {"action_masks": to_numpy(prior_logits > -torch.inf)}),
+        )
+        return output._replace(candidates=to_numpy(candidates))
