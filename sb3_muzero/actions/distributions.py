@@ -1,6 +1,7 @@
 """Policy distributions over vectors: a squashed Gaussian, and independent categorical distributions of each component."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,17 @@ def log_one_minus_square_of_tanh(x: th.Tensor) -> th.Tensor:
     return 2 * (math.log(2) - x - F.softplus(-2 * x))
 
 
+@cache  # since a CUDA graph cannot copy from the host
+def quadrature(device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param device: Device of the tensors
+    :param dtype: Dtype of the tensors
+    :return: Nodes and weights of Gauss-Hermite quadrature for the mean under a standard normal distribution, shape ``[16]``
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(16)
+    return th.as_tensor(nodes, dtype=dtype, device=device), th.as_tensor(weights / weights.sum(), dtype=dtype, device=device)
+
+
 class SquashedGaussianPolicy:
     """
     Diagonal Gaussian squashed to [-1, 1] by tanh. Mean and standard deviation before tanh are bounded as in EfficientZero V2
@@ -29,10 +41,6 @@ class SquashedGaussianPolicy:
 
     :param outputs: Outputs for the means, then for the standard deviations, shape ``[..., 2 * D]``
     """
-
-    # Gauss-Hermite quadrature, for expectations under a normal distribution
-    _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(8)
-    _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
     def __init__(self, outputs: th.Tensor) -> None:
         mean, std = outputs.chunk(2, dim=-1)
@@ -68,9 +76,9 @@ class SquashedGaussianPolicy:
         :param weights: Weights, shape ``[...]``
         :return: Weighted entropy in nats, shape ``[...]``
         """
-        entropy = self.std.log() + 0.5 * math.log(2 * math.pi * math.e)
-        for node, weight in zip(self._NODES.tolist(), self._WEIGHTS.tolist(), strict=True):
-            entropy = entropy + weight * log_one_minus_square_of_tanh(self.mean + node * self.std)
+        nodes, shares = quadrature(self.mean.device, self.mean.dtype)
+        x = th.addcmul(self.mean.unsqueeze(-1), self.std.unsqueeze(-1), nodes)
+        entropy = self.std.log() + 0.5 * math.log(2 * math.pi * math.e) + log_one_minus_square_of_tanh(x) @ shares
         return entropy.sum(-1) * weights
 
 

@@ -230,7 +230,6 @@ class CompositeActions(SampledActions):
         if not has_choice.all():
             row, component = np.argwhere(~has_choice)[0]
             raise ValueError(
-                f"`action_masks` must leave each component a value to choose from, got none for component {component} in "
-                f"row {row}"
+                f"`action_masks` must be True for a value of each component, got none for component {component} in row {row}"
             )
         return masks

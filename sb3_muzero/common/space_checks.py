@@ -1,5 +1,6 @@
 """Observation and action spaces that MuZero supports, and which wrapper makes another space one of these."""
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -90,8 +91,8 @@ def _flattens(space: spaces.Space) -> bool:
 def check_action_space(space: spaces.Space) -> None:
     """
     :param space: Action space
-    :raises AssertionError: unless it is Discrete, MultiDiscrete, MultiBinary, or a Box with finite bounds that differ; the
-        message names a wrapper that makes it one of these
+    :raises AssertionError: unless it is Discrete, MultiDiscrete, MultiBinary with one axis, or a Box with finite bounds that
+        differ; the message names a wrapper that makes it one of these
     """
     if not isinstance(space, (spaces.Box, *COUNTABLE_SPACES)):
         choose = "lambda action: choices[action], gymnasium.spaces.Discrete(len(choices))"
@@ -101,6 +102,12 @@ def check_action_space(space: spaces.Space) -> None:
         )
     if 0 in (space.shape or ()):
         raise AssertionError(f"The action space has no numbers: {space}")
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) > 1:  # SB3's buffers do not take it
+        flat = f"lambda action: np.reshape(action, {space.shape}), gymnasium.spaces.MultiBinary({math.prod(space.shape)})"
+        raise AssertionError(
+            f"MultiBinary action spaces must have one axis, got {space}: wrap each environment in "
+            f"`gymnasium.wrappers.TransformAction(env, {flat})`"
+        )
     if isinstance(space, spaces.Box):
         check_bounds(space)
 

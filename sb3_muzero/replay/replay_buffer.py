@@ -163,7 +163,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
         :param obs: Observations, shape ``[n_envs, *obs_shape]``
         :param next_obs: Their successors, the final observation where the episode ended
-        :param action: Actions as ``Actions`` represents them, Discrete ones as indices from 0, shape ``[n_envs, *action_shape]``
+        :param action: Actions as ``Actions`` represents them, Discrete ones from 0, shape ``[n_envs, *action_shape]``
         :param reward: Rewards, shape ``[n_envs]``
         :param done: Whether the episode ended, shape ``[n_envs]``
         :param infos: ``TimeLimit.truncated`` tells a truncation from a termination
