@@ -13,6 +13,9 @@ from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_muzero import MuZero
+from sb3_muzero.analysis import report
+from sb3_muzero.analysis.plotting import plot_policies, plot_search_tree
+from sb3_muzero.callbacks import DiagnosticsCallback
 from sb3_muzero.checkpointing import resume, save_checkpoint
 from sb3_muzero.learning.symmetries import Symmetries
 
@@ -164,3 +167,22 @@ def test_the_policy_acts_without_random_numbers_of_pytorch():
     state = th.get_rng_state()
     model.predict(model.observation_space.sample())
     assert th.equal(th.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("make", [pendulum, lambda: TinyEnv(action_space=MULTI)], ids=["Box", "MultiDiscrete"])
+def test_diagnostics_and_report(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "DECODER_UPDATES", 5)
+    callback = DiagnosticsCallback(log_freq=30)
+    model = tiny_model(make()).learn(90, callback=callback)
+    assert np.isfinite(callback.errors[-1].policy).all() and callback.errors[-1].policy.min() > -1e-6
+    model.replay_buffer.reset()
+    report.write_report(model, model.get_env(), tmp_path / "report.html", num_episodes=1, max_steps=60)
+    assert "search tree of step 0" in (tmp_path / "report.html").read_text()
+
+
+def test_plots_name_the_candidates():
+    search = tiny_model(pendulum()).policy.plan(th.zeros(1, 3))
+    texts = [text.get_text() for text in plot_search_tree(search).axes[0].texts]
+    assert any(text.startswith(f"{search.candidates[0, 0, 0]:.3g}") for text in texts)
+    labels = [label.get_text() for label in plot_policies(search).axes[0].get_xticklabels()]
+    assert labels[1].startswith(f"{search.candidates[0, 1, 0]:.3g}\n")

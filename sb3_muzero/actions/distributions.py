@@ -45,7 +45,7 @@ class SquashedGaussianPolicy:
     def __init__(self, outputs: th.Tensor) -> None:
         mean, std = outputs.chunk(2, dim=-1)
         self.mean = 5 * th.tanh(mean / 5)
-        self.std = F.softplus(std + 1) + 0.1
+        self.std = F.softplus(std) + 0.1
 
     def sample(self, noise: th.Tensor) -> th.Tensor:
         """
