@@ -101,7 +101,7 @@ def test_candidates_are_the_mode_first(name):
     np.testing.assert_array_equal(found.selected_actions, found.candidates[np.arange(6), found.action])
 
 
-@pytest.mark.parametrize("name", [*COMPOSITE, "bins"])
+@pytest.mark.parametrize("name", [*COMPOSITE, "bins", "Box"])
 def test_no_candidate_is_considered_twice(name):
     space, kwargs = (SPACES["Box"], {"num_bins": 9}) if name == "bins" else (SPACES[name], {})
     _, _, found = planned(space, policy_kwargs=dict(action_kwargs=kwargs))
@@ -128,7 +128,8 @@ def test_few_joint_actions_are_all_candidates_with_the_policy_as_prior():
 
 
 def test_nodes_below_the_root_have_fewer_candidates():
-    _, _, found = planned(SPACES["Box"], policy_kwargs=dict(action_kwargs=dict(num_candidates=6, num_inner_candidates=2)))
+    kwargs = dict(policy_kwargs=dict(action_kwargs=dict(num_candidates=6, num_inner_candidates=2)))
+    found = tiny_model(TinyEnv(action_space=SPACES["Box of two axes"]), **kwargs).policy.plan(th.randn(6, 3))
     is_expanded = found.tree.node_visits > 0
     num_possible = (found.tree.children_prior_probs > 0).sum(-1)
     assert (num_possible[:, 0] == 6).all() and (num_possible[:, 1:][is_expanded[:, 1:]] == 2).all()
@@ -144,7 +145,7 @@ def test_deterministic_actions_do_not_depend_on_chance_nor_on_the_batch(name):
     np.testing.assert_array_equal(again.selected_actions, found.selected_actions)
     for row in range(len(obs)):
         alone = policy.plan(obs[row : row + 1], deterministic=True)
-        np.testing.assert_allclose(alone.selected_actions[0], found.selected_actions[row], atol=1e-5)
+        np.testing.assert_allclose(alone.selected_actions[0], found.selected_actions[row], atol=1e-4)
 
 
 def test_searches_of_training_draw_other_candidates_each_time():

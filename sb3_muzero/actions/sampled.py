@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sb3_muzero.actions.base import Actions
 from sb3_muzero.actions.distributions import MASKED_LOGIT, FactoredCategoricalPolicy, Factors, SquashedGaussianPolicy
 from sb3_muzero.common.validation import check_integer
+from sb3_muzero.search.backends.numba.candidates import CandidateRules
 from sb3_muzero.search.checks import check_action_masks
 from sb3_muzero.search.planner import PlannerSettings
 from sb3_muzero.search.sampled import Noise, SampledPlanner
@@ -61,6 +62,21 @@ class SampledActions(Actions):
         self.noise_dim = num_components if factors is None else factors.num_values
         self.num_policy_outputs = 2 * num_components if factors is None else factors.num_values
         self.mask_dim = self.noise_dim
+        self.rules = self.make_rules()
+
+    def make_rules(self) -> CandidateRules:
+        """:return: How compiled code draws candidates"""
+        factors, is_one_hot, everything = self.factors, self.dtype == np.int64, np.zeros((0, *self.shape), np.int64)
+        if factors is None:
+            return CandidateRules(np.zeros(self.shape[0] + 1, np.int64), 0.0, 0.0, everything, is_one_hot)
+        if self.has_all_candidates:
+            everything = factors.indices(factors.all_actions(th.device("cpu"))).numpy()
+        offsets = np.append(factors.offsets, factors.num_values)
+        return CandidateRules(offsets, float(factors.low), float(factors.step), everything, is_one_hot)
+
+    def is_known(self, encoder: nn.Module) -> bool:
+        """See ``CandidateSampler``."""
+        return type(encoder) is type(self.make_encoder())
 
     def make_planner(self, settings: PlannerSettings) -> SampledPlanner:
         return SampledPlanner(settings, self)
@@ -92,9 +108,8 @@ class SampledActions(Actions):
             log_probs = policy.log_prob(candidates)
             return candidates, log_probs.masked_fill(log_probs < MASKED_LOGIT / 2, -th.inf)
         candidates = policy.sample(noise)
-        logits = th.zeros(candidates.shape[:2], device=outputs.device) if self.factors is None else log_shares(candidates)
         missing = self.num_candidates - candidates.shape[1]
-        return F.pad(candidates, (0, 0, 0, missing)), F.pad(logits, (0, missing), value=-th.inf)
+        return F.pad(candidates, (0, 0, 0, missing)), F.pad(log_shares(candidates), (0, missing), value=-th.inf)
 
 
 def log_shares(candidates: th.Tensor) -> th.Tensor:

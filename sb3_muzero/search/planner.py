@@ -139,10 +139,19 @@ class Planner:
         if compiled is None or not compiled.is_current():
             check_inference(model)
             others = [known for known in self._compiled_models if known.model is not model]
-            compiled = CompiledModel(model, self.settings.discount)
+            compiled = self.compile(model)
             self._compiled_models = [*others, compiled][-MAX_COMPILED_MODELS:]
         compiled.discount = self.settings.discount
         return compiled
+
+    def compile(self, model: Any) -> CompiledModel:
+        """
+        :param model: a ``LatentModel``.
+        :return: its compiled model.
+        :raises UnsupportedModelError: if the compiled planner does not support it.
+        """
+        check_encoder(model.action_encoder, getattr(model.action_encoder, "is_one_hot", False))
+        return CompiledModel(model, self.settings.discount)
 
     def root_inference(self, model: Any, obs: Any) -> tuple[RootOutput, RecurrentFn]:
         """
@@ -209,13 +218,20 @@ class Planner:
 def check_inference(model: Any) -> None:
     """
     :param model: a ``LatentModel``.
-    :raises UnsupportedModelError: if the inference of its class is not that of this package, or its actions are not one-hot.
+    :raises UnsupportedModelError: if the inference of its class is not that of this package.
     """
     for name in ("features", "represent", "initial_inference", "recurrent_inference"):
         owner = next(kind for kind in type(model).__mro__ if name in vars(kind))
         if not owner.__module__.startswith("sb3_muzero.models."):
             reason = f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
             raise UnsupportedModelError(reason)
-    encoder = model.action_encoder
-    if not (getattr(encoder, "is_one_hot", False) and type(encoder).__module__.startswith("sb3_muzero.")):
+
+
+def check_encoder(encoder: Any, is_known: bool) -> None:
+    """
+    :param encoder: module that encodes actions.
+    :param is_known: whether it says that it encodes them as the compiled planner does.
+    :raises UnsupportedModelError: if it does not, or is a module of another package.
+    """
+    if not (is_known and type(encoder).__module__.startswith(("sb3_muzero.", "torch.nn."))):
         raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")

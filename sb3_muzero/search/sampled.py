@@ -8,9 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from sb3_muzero.search.backends.numba.candidates import CandidateRules
+from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
+from sb3_muzero.search.backends.numba.sampled_model import CandidateSearch, CompiledSampledModel
+from sb3_muzero.search.backends.snapshot import UnsupportedModelError
 from sb3_muzero.search.checks import to_numpy
-from sb3_muzero.search.planner import SEARCHES, Planner, PlannerSettings
-from sb3_muzero.search.types import RecurrentOutput, SearchOutput
+from sb3_muzero.search.planner import SEARCHES, Planner, PlannerSettings, check_encoder
+from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
 
 
 class Noise(NamedTuple):
@@ -27,6 +31,17 @@ class Noise(NamedTuple):
 
 class CandidateSampler(Protocol):
     """What draws the candidates of a node, as many at each one; a prior logit of minus infinity marks those to leave out."""
+
+    num_candidates: int
+    encoding_dim: int
+    dtype: Any
+    rules: CandidateRules
+
+    def is_known(self, encoder: Any) -> bool:
+        """
+        :param encoder: module that encodes actions.
+        :return: whether it encodes them as ``rules`` say.
+        """
 
     def draw_noise(self, generator: Any, num_simulations: int, batch_size: int) -> Noise:
         """
@@ -77,32 +92,60 @@ class SampledPlanner(Planner):
         """
         Noise is drawn from NumPy's global generator, once per search; a deterministic search has the same noise at each root.
         """
-        num_simulations, discount, sampler = self.settings.num_simulations, self.settings.discount, self.sampler
-        root: Any = self.root_output(model, obs)
-        batch_size, device = len(root.value), root.value.device
-        masks = kwargs["action_masks"]
-        if masks is not None:
-            masks = torch.from_numpy(sampler.check_masks(masks, batch_size)).to(device)
+        recurrent_fn: Any
+        try:
+            compiled: Any = self.compiled_model(model)
+            root = compiled.initial_inference(model.features(obs))
+        except UnsupportedModelError:
+            compiled, root = None, self.root_output(model, obs)
+        batch_size, masks = len(root.value), kwargs["action_masks"]
+        masks = None if masks is None else self.sampler.check_masks(masks, batch_size)
         generator = np.random.default_rng(0) if deterministic else np.random
-        noise = sampler.draw_noise(generator, num_simulations, 1 if deterministic else batch_size)
+        noise = self.sampler.draw_noise(generator, self.settings.num_simulations, 1 if deterministic else batch_size)
+        if compiled is None:
+            candidates, prior_logits, recurrent_fn = self.in_pytorch(model, root, noise, masks)
+            latent = root.latent, candidates
+        else:
+            candidates, prior_logits = compiled.propose_roots(root.prior_logits, noise.root, masks)
+            latent, recurrent_fn = root.latent, CandidateSearch(compiled, candidates, noise.inner)
+        output = SEARCHES[self.settings.search](
+            RootOutput(prior_logits, root.value, latent),
+            recurrent_fn,
+            self.settings.num_simulations,
+            **(kwargs | {"action_masks": to_numpy(prior_logits > -np.inf)}),
+        )
+        return output._replace(candidates=to_numpy(candidates).astype(self.sampler.dtype, copy=False))
+
+    def compile(self, model: Any) -> CompiledModel:
+        sampler = self.sampler
+        check_encoder(model.action_encoder, sampler.is_known(model.action_encoder))
+        return CompiledSampledModel(model, self.settings.discount, sampler.encoding_dim, sampler.rules, sampler.num_candidates)
+
+    def in_pytorch(
+        self, model: Any, root: Any, noise: Noise, masks: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor, RecurrentFn]:
+        """
+        :param model: the ``LatentModel`` to search with.
+        :param root: its output for the roots.
+        :param noise: noise of the search.
+        :param masks: masks of the roots.
+        :return: candidates of the roots ``[B, A, D]``, their prior logits ``[B, A]``, and the ``recurrent_fn`` to search with.
+        """
+        sampler, batch_size, device = self.sampler, len(root.value), root.value.device
         root_noise, inner_noise = (torch.from_numpy(part).to(device) for part in noise)
-        candidates, prior_logits = sampler.propose(root.prior_logits, root_noise.expand(batch_size, -1, -1), masks)
+        legal = None if masks is None else torch.from_numpy(masks).to(device)
+        candidates, prior_logits = sampler.propose(root.prior_logits, root_noise.expand(batch_size, -1, -1), legal)
 
         def step(nodes: tuple[Any, Any], action: Any, noise: Any) -> RecurrentOutput:
             latent, candidates = nodes
             chosen = candidates[torch.arange(len(candidates), device=action.device), action]
-            output = model.recurrent_inference(latent, chosen, discount)
+            output = model.recurrent_inference(latent, chosen, self.settings.discount)
             candidates, prior_logits = sampler.propose(output.prior_logits, noise)
             return output._replace(prior_logits=prior_logits, latent=(output.latent, candidates))
 
-        latents = root.latent, candidates
         rows = iter(inner_noise.expand(-1, batch_size, -1, -1))
         actions = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        run_step = self.graphed_step(model, step, (latents, actions, inner_noise[0].expand(batch_size, -1, -1)))
-        output = SEARCHES[self.settings.search](
-            root._replace(prior_logits=prior_logits, latent=latents),
-            lambda latent, action: run_step(latent, action, next(rows)),
-            num_simulations,
-            **(kwargs | {"action_masks": to_numpy(prior_logits > -torch.inf)}),
+        run_step = self.graphed_step(
+            model, step, ((root.latent, candidates), actions, inner_noise[0].expand(batch_size, -1, -1))
         )
-        return output._replace(candidates=to_numpy(candidates))
+        return candidates, prior_logits, lambda latent, action: run_step(latent, action, next(rows))
