@@ -16,6 +16,7 @@ from sb3_muzero.search.checks import check_action_masks
 from sb3_muzero.search.planner import PlannerSettings
 from sb3_muzero.search.sampled import Noise, SampledPlanner
 
+TINY = np.float32(1e-10)
 WIDE = 3.0
 """Factor of the noise of wide proposals, which look beyond what the policy considers probable (EfficientZero V2, Appendix)."""
 
@@ -88,15 +89,16 @@ class SampledActions(Actions):
             return SquashedGaussianPolicy(outputs)
         return FactoredCategoricalPolicy(outputs, self.factors, action_masks)
 
-    def draw_noise(self, generator: Any, num_simulations: int, batch_size: int) -> Noise:
+    def draw_noise(self, generator: np.random.Generator, num_simulations: int, batch_size: int) -> Noise:
         """See ``CandidateSampler``."""
-        draw = generator.standard_normal if self.factors is None else generator.gumbel
-        num_wide = self.num_candidates // 2
-        scales = np.ones((self.num_candidates, 1))
-        scales[0], scales[self.num_candidates - num_wide :] = 0.0, WIDE
-        root = scales * draw(size=(batch_size, self.num_candidates, self.noise_dim))
-        inner = draw(size=(num_simulations, batch_size, self.num_inner_candidates, self.noise_dim))
-        return Noise(root.astype(np.float32), inner.astype(np.float32))
+        nodes = (batch_size, self.num_candidates), (num_simulations, batch_size, self.num_inner_candidates)
+        draw = generator.standard_normal if self.factors is None else generator.standard_exponential
+        root, inner = (draw((*shape, self.noise_dim), dtype=np.float32) for shape in nodes)
+        if self.factors is not None:  # Gumbel noise
+            root, inner = (-np.log(np.maximum(noise, TINY)) for noise in (root, inner))
+        root[:, 0] = 0.0
+        root[:, -(self.num_candidates // 2) :] *= WIDE
+        return Noise(root, inner)
 
     def propose(
         self, outputs: th.Tensor, noise: th.Tensor, action_masks: th.Tensor | None = None

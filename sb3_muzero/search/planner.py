@@ -67,8 +67,8 @@ class Planner:
     :param settings: settings of the searches; may be replaced between searches.
     """
 
-    QVALUE_SCOPE = "tree"
-    """What Q values are rescaled over by default."""
+    QVALUE_SCOPE, MIN_RANGE = "tree", 2.0
+    """What Q values are rescaled over by default, and their minimum range in units of the value error."""
 
     def __init__(self, settings: PlannerSettings) -> None:
         self.settings = settings
@@ -105,7 +105,7 @@ class Planner:
         kwargs = DEFAULTS[search] | {
             "action_masks": action_masks,
             "qvalue_scope": self.QVALUE_SCOPE,
-            "min_qvalue_range": max(1e-8, 2 * value_error),
+            "min_qvalue_range": max(1e-8, self.MIN_RANGE * value_error),
             **(search_kwargs or {}),
         }
         for name in NOISE & kwargs.keys():

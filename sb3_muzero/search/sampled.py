@@ -43,9 +43,9 @@ class CandidateSampler(Protocol):
         :return: whether it encodes them as ``rules`` say.
         """
 
-    def draw_noise(self, generator: Any, num_simulations: int, batch_size: int) -> Noise:
+    def draw_noise(self, generator: np.random.Generator, num_simulations: int, batch_size: int) -> Noise:
         """
-        :param generator: ``numpy.random`` or a generator.
+        :param generator: source of randomness.
         :param num_simulations: number of simulations ``N``.
         :param batch_size: number of roots ``B``.
         :return: the noise of a search.
@@ -82,7 +82,7 @@ class SampledPlanner(Planner):
     :param sampler: draws the candidates.
     """
 
-    QVALUE_SCOPE = "node"
+    QVALUE_SCOPE, MIN_RANGE = "node", 0.0
 
     def __init__(self, settings: PlannerSettings, sampler: CandidateSampler) -> None:
         super().__init__(settings)
@@ -100,7 +100,8 @@ class SampledPlanner(Planner):
             compiled, root = None, self.root_output(model, obs)
         batch_size, masks = len(root.value), kwargs["action_masks"]
         masks = None if masks is None else self.sampler.check_masks(masks, batch_size)
-        generator = np.random.default_rng(0) if deterministic else np.random
+        state: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        generator = np.random.default_rng(0) if deterministic else np.random.Generator(state)
         noise = self.sampler.draw_noise(generator, self.settings.num_simulations, 1 if deterministic else batch_size)
         if compiled is None:
             candidates, prior_logits, recurrent_fn = self.in_pytorch(model, root, noise, masks)
