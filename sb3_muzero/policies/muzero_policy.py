@@ -21,7 +21,7 @@ from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import CenteredFeatures, MultiInputExtractor, Preprocessor, needs_float64
 from sb3_muzero.models.mlp import Dynamics, Prediction, Representation, hidden_layers, zero_linear
 from sb3_muzero.models.normalization import LATENT_NORMS, RunningNorm
-from sb3_muzero.search import SearchOutput, UnsupportedModelError, is_cached
+from sb3_muzero.search import SearchOutput, UnsupportedModelError
 from sb3_muzero.search.planner import Planner, PlannerSettings
 
 
@@ -286,7 +286,8 @@ class MuZeroPolicy(BasePolicy):
         """:return: Message about the planner to print before training, ``None`` for none"""
         if (reason := self.uncompiled_reason) is not None:
             return f"Using the PyTorch planner: {reason}"
-        return None if is_cached() else "The first search compiles the planner, which takes some seconds and is cached on disk"
+        compiles = "The first search compiles the planner, which takes some seconds and is cached on disk"
+        return None if self.planner.is_cached() else compiles
 
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
         return self._predict(obs, deterministic=deterministic)

@@ -10,6 +10,7 @@ import torch
 
 from sb3_muzero.search.backends.cuda_graphs import CudaGraphCache
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
+from sb3_muzero.search.backends.numba.fused import is_cached
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
 from sb3_muzero.search.checks import SETTINGS, check_setting
 from sb3_muzero.search.gumbel import gumbel_muzero_search
@@ -69,6 +70,8 @@ class Planner:
 
     QVALUE_SCOPE, MIN_RANGE = "tree", 2.0
     """What Q values are rescaled over by default, and their minimum range in units of the value error."""
+    is_cached = staticmethod(is_cached)
+    """Whether the compiled search is cached on disk, so that the first search does not compile."""
 
     def __init__(self, settings: PlannerSettings) -> None:
         self.settings = settings

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from sb3_muzero.search.backends.numba.candidates import CandidateRules
+from sb3_muzero.search.backends.numba.candidates import CandidateRules, is_cached
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.sampled_model import CandidateSearch, CompiledSampledModel
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
@@ -83,6 +83,7 @@ class SampledPlanner(Planner):
     """
 
     QVALUE_SCOPE, MIN_RANGE = "node", 0.0
+    is_cached = staticmethod(is_cached)
 
     def __init__(self, settings: PlannerSettings, sampler: CandidateSampler) -> None:
         super().__init__(settings)
