@@ -3,6 +3,7 @@ Plans with candidates that are drawn from the policy, for actions that cannot be
 https://arxiv.org/abs/2104.06303).
 """
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -108,8 +109,9 @@ class SampledPlanner(Planner):
             candidates, prior_logits, recurrent_fn = self.in_pytorch(model, root, noise, masks)
             latent = root.latent, candidates
         else:
-            candidates, prior_logits = compiled.propose_roots(root.prior_logits, noise.root, masks)
-            latent, recurrent_fn = root.latent, CandidateSearch(compiled, candidates, noise.inner)
+            padded, prior_logits = compiled.propose_roots(root.prior_logits, noise.root, masks)
+            latent, recurrent_fn = root.latent, CandidateSearch(compiled, padded, noise.inner)
+            candidates = padded[:, : math.prod(compiled.shape)].reshape(batch_size, *compiled.shape)
         output = SEARCHES[self.settings.search](
             RootOutput(prior_logits, root.value, latent),
             recurrent_fn,

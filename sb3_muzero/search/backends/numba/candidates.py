@@ -8,12 +8,24 @@ import numpy as np
 from sb3_muzero.common.jit import is_on_disk, njit_cached, njit_inline, njit_uncached
 from sb3_muzero.search.backends.numba.fused import DYNAMICS, forward
 from sb3_muzero.search.backends.numba.program import BLOCK, GROUPS, Program
-from sb3_muzero.search.backends.numba.simd import FLOAT_BYTES, LANES, LANES_BYTES, lanes_to_rows, rows_to_lanes
+from sb3_muzero.search.backends.numba.simd import (
+    FLOAT_BYTES,
+    LANES,
+    LANES_BYTES,
+    exponential,
+    lanes_to_rows,
+    load,
+    maximum,
+    minimum,
+    rows_to_lanes,
+    splat,
+    store,
+)
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree
 
-ZERO, ONE, FIVE = np.float32(0.0), np.float32(1.0), np.float32(5.0)
+ZERO, ONE, TWO, FIVE = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float32(5.0)
 MIN_STD, MAX_ACTION = np.float32(0.1), np.float32(0.999)
 MASKED_LOGIT = np.float32(-1e8)
 
@@ -41,14 +53,18 @@ class CandidateRules(NamedTuple):
 @njit_inline
 def draw_gaussian(outputs: np.ndarray, noise: np.ndarray, candidates: np.ndarray) -> None:
     """As ``SquashedGaussianPolicy.sample``."""
-    dim = candidates.shape[1]
+    num_drawn, dim = noise.shape
     for d in range(dim):
         x = outputs[dim + d]
         std = max(x, ZERO) + np.float32(math.log1p(math.exp(-abs(x)))) + MIN_STD
         mean = FIVE * np.float32(math.tanh(outputs[d] / FIVE))
-        for k in range(noise.shape[0]):
-            squashed = np.float32(math.tanh(mean + std * noise[k, d]))
-            candidates[k, d] = min(max(squashed, -MAX_ACTION), MAX_ACTION)
+        for k in range(num_drawn):
+            candidates[k * dim + d] = mean + std * noise[k, d]
+    start = candidates.ctypes.data
+    for address in range(start, start + num_drawn * dim * FLOAT_BYTES, LANES_BYTES):
+        x = load(address)
+        squashed = splat(TWO) / (splat(ONE) + exponential(splat(ZERO) - (x + x))) - splat(ONE)
+        store(address, minimum(splat(MAX_ACTION), maximum(splat(-MAX_ACTION), squashed)))
 
 
 @njit_inline
@@ -56,26 +72,27 @@ def draw_values(
     rules: CandidateRules, outputs: np.ndarray, noise: np.ndarray, mask: np.ndarray, candidates: np.ndarray
 ) -> None:
     """As ``FactoredCategoricalPolicy.sample``."""
+    dim = rules.offsets.size - 1
     for k in range(noise.shape[0]):
-        for d in range(candidates.shape[1]):
+        for d in range(dim):
             best, best_score = 0, np.float32(-np.inf)
             for value in range(rules.offsets[d], rules.offsets[d + 1]):
                 is_legal = mask.size == 0 or mask[value]
                 score = (outputs[value] if is_legal else MASKED_LOGIT) + noise[k, value]
                 if score > best_score:
                     best, best_score = value - rules.offsets[d], score
-            candidates[k, d] = np.float32(rules.low + rules.step * best)
+            candidates[k * dim + d] = np.float32(rules.low + rules.step * best)
 
 
 @njit_inline
-def log_shares(num_drawn: int, candidates: np.ndarray, logits: np.ndarray) -> None:
+def log_shares(num_drawn: int, dim: int, candidates: np.ndarray, logits: np.ndarray) -> None:
     """As ``sb3_muzero.actions.sampled.log_shares``."""
     for k in range(num_drawn):
         logits[k] = ONE
         for earlier in range(k):
             is_equal = logits[earlier] > ZERO
-            for d in range(candidates.shape[1]):
-                is_equal = is_equal and candidates[earlier, d] == candidates[k, d]
+            for d in range(dim):
+                is_equal = is_equal and candidates[earlier * dim + d] == candidates[k * dim + d]
             if is_equal:
                 logits[earlier] += ONE
                 logits[k] = ZERO
@@ -87,12 +104,13 @@ def log_shares(num_drawn: int, candidates: np.ndarray, logits: np.ndarray) -> No
 @njit_inline
 def list_all(rules: CandidateRules, outputs: np.ndarray, mask: np.ndarray, candidates: np.ndarray, logits: np.ndarray) -> None:
     """All joint actions, with the policy's logits; those of a component need not be normalised."""
-    for j in range(rules.all_actions.shape[0]):
+    num_actions, dim = rules.all_actions.shape
+    for j in range(num_actions):
         logits[j] = ZERO
-        for d in range(candidates.shape[1]):
+        for d in range(dim):
             index = rules.all_actions[j, d]
             value = rules.offsets[d] + index
-            candidates[j, d] = np.float32(rules.low + rules.step * index)
+            candidates[j * dim + d] = np.float32(rules.low + rules.step * index)
             logits[j] += outputs[value] if mask.size == 0 or mask[value] else np.float32(-np.inf)
 
 
@@ -107,7 +125,7 @@ def propose(
     :param outputs: outputs of the policy head. Shape ``[P]``.
     :param noise: noise. Shape ``[K, noise_dim]``.
     :param mask: True for legal values; empty if all are legal. Shape ``[S]``.
-    :param candidates: receives the candidates. Shape ``[A, D]``.
+    :param candidates: receives the candidates, one after the other. Shape ``[padded A * D]``.
     :param logits: receives their prior logits, minus infinity beyond those that were drawn. Shape ``[A]``.
     """
     if rules.all_actions.shape[0] > 0:
@@ -117,7 +135,7 @@ def propose(
         draw_gaussian(outputs, noise, candidates)
     else:
         draw_values(rules, outputs, noise, mask, candidates)
-    log_shares(noise.shape[0], candidates, logits)
+    log_shares(noise.shape[0], rules.offsets.size - 1, candidates, logits)
     for k in range(noise.shape[0], logits.size):
         logits[k] = np.float32(-np.inf)
 
@@ -137,7 +155,7 @@ def propose_roots(
     :param outputs: shape ``[B, P]``.
     :param noise: shape ``[B, K, noise_dim]``, or of a single root for all.
     :param masks: shape ``[B, S]``, or ``[B, 0]``.
-    :param candidates: shape ``[B, A, D]``.
+    :param candidates: shape ``[B, padded A * D]``.
     :param logits: shape ``[B, A]``.
     """
     for row in range(outputs.shape[0]):
@@ -151,16 +169,16 @@ def write_chosen(
     """
     Write the encodings of the chosen candidates behind the latents in the inputs of the dynamics function.
 
-    :param candidates: of all nodes of a block. Shape ``[N + 1, BLOCK, A, D]``.
+    :param candidates: of all nodes of a block. Shape ``[N + 1, BLOCK, padded A * D]``.
     """
-    dim = candidates.shape[3]
+    dim = rules.offsets.size - 1
     for row in range(num_rows):
         group, lane, node, chosen = row // LANES, row % LANES, leaves.parent[row], leaves.action[row]
         if rules.is_one_hot:
             for value in range(rules.offsets[dim]):
                 buffers[0, group, latent_dim + value, lane] = ZERO
         for d in range(dim):
-            number = candidates[node, row, chosen, d]
+            number = candidates[node, row, chosen * dim + d]
             if rules.is_one_hot:
                 buffers[0, group, latent_dim + rules.offsets[d] + np.int64(number), lane] = ONE
             else:
@@ -193,20 +211,20 @@ def run_sampled_simulations(
     :param settings: settings of the search.
     :param root_latents: latents of the roots. Shape ``[B, latent_dim]``.
     :param rules: how candidates are drawn.
-    :param root_candidates: candidates of the roots. Shape ``[B, A, D]``.
+    :param root_candidates: candidates of the roots. Shape ``[B, padded A * D]``.
     :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, noise_dim]``.
     :param program: the model.
     :param latents: scratch for the latents of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
     :param parents: scratch for the addresses of the parents' latents. Shape ``[BLOCK]``, int64.
     :param leaves: scratch for one simulation of a block; holds the discount already.
     :param outputs: the same arrays, but for ``prior_logits``, which receive the outputs of the policy head.
-    :param candidates: scratch for the candidates of all nodes of a block. Shape ``[N + 1 or more, BLOCK, A, D]``.
+    :param candidates: scratch for the candidates of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded A * D]``.
     :param first_row: first root to search from.
     :param end_row: last root to search from, plus one.
     :return: -1, or the first row whose root or model output is not finite, at which the search stopped.
     """
     buffers = program.activation_buffers
-    latent_dim, num_slots, dim = root_latents.shape[1], candidates.shape[2], candidates.shape[3]
+    latent_dim, dim = root_latents.shape[1], rules.offsets.size - 1
     num_inputs = latent_dim + (rules.offsets[dim] if rules.is_one_hot else dim)
     latents_start, row_bytes = latents.ctypes.data, latents.shape[2] * FLOAT_BYTES
     group_bytes = buffers.shape[2] * LANES_BYTES
@@ -219,9 +237,8 @@ def run_sampled_simulations(
         for row in range(num_rows):
             for unit in range(latent_dim):
                 latents[ROOT_INDEX, row, unit] = root_latents[first + row, unit]
-            for slot in range(num_slots):
-                for d in range(dim):
-                    candidates[ROOT_INDEX, row, slot, d] = root_candidates[first + row, slot, d]
+            for number in range(candidates.shape[2]):
+                candidates[ROOT_INDEX, row, number] = root_candidates[first + row, number]
         for simulation in range(settings.num_nodes - 1):
             select_leaves(tree, roots, settings, simulation, first, num_rows, leaves)
             for row in range(BLOCK):

@@ -1,5 +1,6 @@
 """The compiled planner where the candidates of each node are drawn from its policy."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from sb3_muzero.search.backends.numba.candidates import CandidateRules, propose_roots, run_sampled_simulations
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.program import BLOCK, Program
-from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
+from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves, rounded_up
 from sb3_muzero.search.tree import Tree
 from sb3_muzero.search.types import Array
 
@@ -49,10 +50,11 @@ class CompiledSampledModel(CompiledModel):
         :param outputs: outputs of the policy head. Shape ``[B, P]``.
         :param noise: noise of the roots, or of a single one for all. Shape ``[B, K, noise_dim]``.
         :param masks: True for legal values; None if all are legal. Shape ``[B, S]``.
-        :return: candidates ``[B, A, D]`` and their prior logits ``[B, A]``, float32.
+        :return: candidates, padded, ``[B, padded A * D]``, and their prior logits ``[B, A]``, float32.
         """
         batch_size = len(outputs)
-        candidates, logits = np.zeros((batch_size, *self.shape), np.float32), np.empty((batch_size, self.shape[0]), np.float32)
+        candidates = np.zeros((batch_size, rounded_up(math.prod(self.shape))), np.float32)
+        logits = np.empty((batch_size, self.shape[0]), np.float32)
         masks = np.empty((batch_size, 0), np.bool_) if masks is None else masks
         propose_roots(self.rules, outputs, noise, masks, candidates, logits)
         return candidates, logits
@@ -61,7 +63,7 @@ class CompiledSampledModel(CompiledModel):
         program, latents, parents, outputs = super()._make_workspace(num_nodes)
         own = instantiate_leaves(BLOCK, self.shape[0])
         leaves = outputs._replace(prior_logits=own.prior_logits, scores=own.scores)
-        candidates = np.zeros((num_nodes, BLOCK, *self.shape), np.float32)
+        candidates = np.zeros((num_nodes, BLOCK, rounded_up(math.prod(self.shape))), np.float32)
         return SampledWorkspace(program, latents, parents, leaves, outputs, candidates)
 
 
@@ -70,7 +72,7 @@ class CandidateSearch:
     One search with a ``CompiledSampledModel``, as a ``recurrent_fn``.
 
     :param model: the model.
-    :param root_candidates: candidates of the roots. Shape ``[B, A, D]``.
+    :param root_candidates: candidates of the roots. Shape ``[B, padded A * D]``.
     :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, noise_dim]``.
     """
 
