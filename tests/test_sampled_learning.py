@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from conftest import TinyEnv
 from gymnasium import spaces
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_muzero import MuZero
 
 SETTINGS: dict[str, Any] = {
     "learning_starts": 100, "train_freq": 1, "unroll_steps": 2, "n_steps": 1, "reanalyze_ratio": 0.5, "ent_coef": 0.01,
-    "learning_rate": 3e-3, "search_kwargs": {"value_scale": 1.0}, "seed": 100, "device": "cpu",
+    "learning_rate": LinearSchedule(3e-3, 3e-4, 1.0), "search_kwargs": {"value_scale": 1.0}, "seed": 100, "device": "cpu",
 }  # fmt: skip
 
 
@@ -46,10 +47,10 @@ class Quadratic(OneStep):
 )
 def test_the_optimum_of_a_quadratic_reward(dim, steps):
     env = Quadratic(dim)
-    assert np.mean([env.reward(env.action_space.sample()) for _ in range(100)]) < -dim
+    of_random_actions = np.mean([env.reward(env.action_space.sample()) for _ in range(100)])
     model = MuZero("MlpPolicy", env, **SETTINGS).learn(steps)
     action, _ = model.predict(np.zeros(1, np.float32), deterministic=True)
-    assert env.reward(action) > -1e-2
+    assert env.reward(action) > 1e-2 * of_random_actions
 
 
 class Agreement(OneStep):

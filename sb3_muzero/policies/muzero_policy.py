@@ -62,8 +62,8 @@ class MuZeroPolicy(BasePolicy):
     :param num_simulations: Number of simulations per decision
     :param search: "gumbel" or "puct"
     :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``. By default Q values are
-        normalized over the whole tree (over the node for actions that are not Discrete), and over at least twice the model's
-        value error, so that errors are not amplified
+        normalized over the whole tree, and over at least twice the model's value error, so that errors are not amplified;
+        where candidates are drawn, whose values differ less, over the node
     :raises ValueError: for an invalid argument
     """
 

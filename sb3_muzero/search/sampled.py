@@ -76,8 +76,8 @@ class SampledPlanner(Planner):
     Planner whose searches draw the candidates of each node from the policy there. A node's candidates are part of its latent,
     so the search itself sees a fixed number of actions.
 
-    By default, Q values are rescaled over each node, since differences between candidates are small beside those between
-    states.
+    By default, Q values are rescaled over each node, however small their range is: differences between candidates are small
+    beside those between states, and beside the value error, which contains what the policy's own randomness costs.
 
     :param settings: settings of the searches; may be replaced between searches.
     :param sampler: draws the candidates.
