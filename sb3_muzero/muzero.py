@@ -37,7 +37,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
     MuZero: plans with Monte Carlo tree search inside a latent model that it learns.
 
     Paper: https://arxiv.org/abs/1911.08265 (MuZero), https://openreview.net/forum?id=bERaNdoegnO (Gumbel MuZero, the default
-    search), https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss)
+    search), https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss), https://arxiv.org/abs/2104.06303 (Sampled
+    MuZero, for Box, MultiDiscrete and MultiBinary actions)
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ResNetPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str). If it has ``two_player = True``, each step is
