@@ -32,7 +32,7 @@ def sound(model: Any) -> None:
     assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values() if tensor.is_floating_point())
     obs = model.observation_space.sample()
     action, _ = model.predict(obs, deterministic=True)
-    assert model.action_space.contains(int(action))
+    assert model.action_space.contains(action if action.ndim else int(action))
 
 
 HANDLED: dict[str, Any] = {

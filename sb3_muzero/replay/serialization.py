@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 
 from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
@@ -91,12 +92,20 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
             bounds = (-1, 1) if name == "turn_signs" else ()
             validate_array(name, given, ring[:size], *bounds)
             if name in ("actions", "candidates"):
-                buffer.action_type.check(given, given.size // math.prod(buffer.action_type.shape))
+                _check_actions(name, given, buffer)
             ring = copy_into(ring, given)
         setattr(buffer, name, ring)
     buffer.observations.load_state(state["observations"])
     buffer.sampler.load_state(buffer.index, state["sampler"])
     buffer.bonus.load_state(state["bonus"])
+
+
+def _check_actions(name: str, given: np.ndarray, buffer: "SequenceReplayBuffer") -> None:
+    """:raises ValueError: if an action is not in the action space"""
+    try:
+        buffer.action_type.check(given, given.size // math.prod(buffer.action_type.shape))
+    except ValueError as error:
+        raise ValueError(f"`{name}` must hold actions in {buffer.action_space}: {error}") from error
 
 
 def _shape(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
