@@ -24,9 +24,9 @@ class Decision(NamedTuple):
     """
     Selected actions of all environments, and the search that selected them.
 
-    :param actions: Action indices, shape ``[n_envs]``
+    :param actions: Actions as ``Actions`` represents them, shape ``[n_envs, *action_shape]``
     :param search: What the search found, ``None`` where actions are random
-    :param action_masks: True for legal actions, shape ``[n_envs, num_actions]``; ``None`` if the environments were not asked
+    :param action_masks: True for legal actions, shape ``[n_envs, mask_dim]``; ``None`` if the environments were not asked
     :param seconds: How long the search took
     :param root_values: Values of the observations under the improved policy, shape ``[n_envs]``; ``None`` without search
     :param to_play: Whose turn it was, see ``Turns``
@@ -225,9 +225,9 @@ class Collector:
         obs_tensor, _ = self.policy.obs_to_tensor(obs)
         search = self.policy.plan(obs_tensor, deterministic=deterministic, exploration=exploration, action_masks=masks)
         explores = self.episode_steps < self.exploration_steps_per_episode
-        actions = np.where(explores, search.action, search.action_weights.argmax(axis=1))
+        search = search._replace(action=np.where(explores, search.action, search.action_weights.argmax(axis=1)))
         seconds = time.perf_counter() - start
-        return Decision(actions, search, masks, seconds, search.improved_value, self.turns.to_play())
+        return Decision(search.selected_actions, search, masks, seconds, search.improved_value, self.turns.to_play())
 
     def step(self, decision: Decision) -> Step:
         """

@@ -19,7 +19,7 @@ from sb3_muzero.collector import Collector
 from sb3_muzero.common.evaluation_checks import predict_warning
 from sb3_muzero.common.space_checks import check_spaces
 from sb3_muzero.common.turns import has_to_play
-from sb3_muzero.common.validation import SETTINGS, check_muzero_arguments, check_number
+from sb3_muzero.common.validation import COUNTABLE_SPACES, SETTINGS, check_muzero_arguments, check_number
 from sb3_muzero.common.vec_env_checks import check_axes, check_two_player, is_two_player
 from sb3_muzero.learning.learner import Learner, LearnerSettings
 from sb3_muzero.learning.reanalyze import Reanalyzer
@@ -37,7 +37,8 @@ class MuZero(SequenceOffPolicyAlgorithm):
     MuZero: plans with Monte Carlo tree search inside a latent model that it learns.
 
     Paper: https://arxiv.org/abs/1911.08265 (MuZero), https://openreview.net/forum?id=bERaNdoegnO (Gumbel MuZero, the default
-    search), https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss)
+    search), https://arxiv.org/abs/2111.00210 (EfficientZero, the consistency loss), https://arxiv.org/abs/2104.06303 (Sampled
+    MuZero, for Box, MultiDiscrete and MultiBinary actions)
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ResNetPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str). If it has ``two_player = True``, each step is
@@ -170,7 +171,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
             device=device,
             seed=seed,
             sde_support=False,
-            supported_action_spaces=(spaces.Discrete,),
+            supported_action_spaces=(spaces.Box, *COUNTABLE_SPACES),
             support_multi_env=True,
         )
         self.n_steps = n_steps

@@ -80,7 +80,7 @@ class TinyEnv(gym.Env):
         assert self.action_space.contains(action), f"illegal action {action!r}"
         self.steps += 1
         self.taken[-1].append(action)
-        self.rewards[-1].append(float(action == self.action_space.start))
+        self.rewards[-1].append(float(np.all(action == getattr(self.action_space, "start", 0))))
         end = len(self.taken[-1]) >= self.length
         return self._show(), self.rewards[-1][-1], end and self.terminates, end and not self.terminates, {}
 

@@ -156,7 +156,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
     "MiniGrid": (minigrid, "MlpPolicy", {}),
     "MiniGrid, Dict": (minigrid, "MultiInputPolicy", {}),
     "Blackjack": (lambda: "Blackjack-v1", "MlpPolicy", {}),
-    "Pendulum": (lambda: "Pendulum-v1", "MlpPolicy", {}),
     "PettingZoo": (lambda: pettingzoo("tictactoe_v3"), "MlpPolicy", {}),
     "PettingZoo, boards": (lambda: pettingzoo("connect_four_v3"), "ResNetPolicy", {}),
     "Tuple": (observing(spaces.Tuple([BOX, spaces.Discrete(3)])), "MlpPolicy", {}),
@@ -177,12 +176,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
     "vector for a CNN": (TinyEnv, "CnnPolicy", {}),
     "plane for a CNN": (observing(spaces.Box(0, 255, (9, 9), np.uint8)), "CnnPolicy", {}),
     "floats for a CNN": (observing(spaces.Box(-5, 5, (2, 9, 9), np.float32)), "ResNetPolicy", {}),
-    "Box actions": (acting(spaces.Box(-1, 1, (2, 2), np.float32)), "MlpPolicy", {}),
-    "Box actions without bounds": (acting(spaces.Box(0, np.inf, (1,))), "MlpPolicy", {"choices": [np.float32([1])] * 2}),
-    "MultiDiscrete actions": (acting(spaces.MultiDiscrete([[2, 3], [1, 4]], start=[[5, 0], [0, 0]])), "MlpPolicy", {}),
-    "MultiBinary actions": (acting(spaces.MultiBinary(3)), "MlpPolicy", {}),
+    "Box actions without bounds": (acting(spaces.Box(-np.inf, np.inf, (2, 2))), "MlpPolicy", {}),
+    "Box actions with one bound": (acting(spaces.Box(0, np.inf, (1,), np.float64)), "MlpPolicy", {}),
+    "Box actions with some bounds": (acting(spaces.Box(np.float32([-np.inf, 3]), np.float32([5, np.inf]))), "MlpPolicy", {}),
+    "MultiBinary of two axes": (acting(spaces.MultiBinary([2, 3])), "MlpPolicy", {}),
+    "constant actions": (
+        acting(spaces.Box(np.float32([0, 1]), np.float32([1, 1]))),
+        "MlpPolicy",
+        {"complete": lambda action: np.append(action, np.float32(1)), "space": spaces.Box(0, 1, (1,))},
+    ),
     "Tuple of actions": (acting(spaces.Tuple([BOX, BOX])), "MlpPolicy", {"choices": [(np.zeros(2, np.float32),) * 2] * 3}),
-    "many actions": (acting(spaces.MultiDiscrete([99] * 9)), "MlpPolicy", {"choices": [np.zeros(9, np.int64)] * 2}),
+    "Dict of actions": (acting(spaces.Dict(a=spaces.Discrete(3))), "MlpPolicy", {"choices": [{"a": 0}, {"a": 2}]}),
 }  # fmt: skip
 
 
@@ -190,7 +194,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
 @follows(": use MultiInputPolicy", "use MlpPolicy", "`policy_kwargs=dict(normalize_images=False)` takes", "encode them as")
 @follows("supports the observation spaces")
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.skipif(not hasattr(gymnasium.wrappers, "DiscretizeAction"), reason="needs Gymnasium 1.1")
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_spaces(name):
     make, policy, given = REFUSED[name]
@@ -219,18 +222,6 @@ def test_refused_spaces(name):
         assert "'mission'" in refusals[0]
 
 
-def test_joint_actions_are_all_different():
-    """Following the advice loses none of them."""
-    space = spaces.MultiDiscrete([[2, 3], [1, 4]], start=[[5, 0], [0, 0]])
-    with pytest.raises(AssertionError) as refusal:
-        tiny_model(TinyEnv(action_space=space))
-    wrapper = re.search(r"`([\w.]+\(env.*?\))`", str(refusal.value))
-    assert wrapper is not None
-    env = eval(wrapper[1], {"gymnasium": gymnasium, "np": np, "env": TinyEnv(action_space=space)})
-    actions = [env.action(action) for action in range(int(env.action_space.n))]
-    assert len({action.tobytes() for action in actions}) == 24 and all(map(space.contains, actions))
-
-
 @follows("MultiInputPolicy, or a features extractor")
 @pytest.mark.parametrize("follow", [{"policy": "MultiInputPolicy"}, {"features_extractor_class": CombinedExtractor}], ids=str)
 def test_dict_observations(follow):
@@ -239,6 +230,18 @@ def test_dict_observations(follow):
         tiny_model(env, MlpPolicy)
     policy = follow.pop("policy", MlpPolicy)
     tiny_model(env, policy, policy_kwargs=follow).learn(40)
+
+
+@follows("`learn(use_masking=False)` ignores them")
+def test_masks_of_continuous_actions():
+    class Masked(TinyEnv):
+        def action_masks(self) -> np.ndarray:
+            return np.ones(2, np.bool_)
+
+    env = Masked(action_space=BOX)
+    with pytest.raises(ValueError, match=r"masks need a Discrete, .*, got Box.*; `learn\(use_masking=False\)` ignores them"):
+        tiny_model(env).learn(30)
+    tiny_model(env).learn(30, use_masking=False)
 
 
 @follows("if the channels come last, use")

@@ -254,10 +254,10 @@ def test_candidates_of_a_search_come_back(tmp_path):
     assert sequences_of(buffer, np.array([0]), np.array([0]), 1, 1).candidates is None
     buffer.add(*row, search=SearchStatistics(0, np.full((1, 3), 1 / 3), candidates))
     buffer.add(*row, search=SearchStatistics(0, np.full((1, 3), 1 / 3), candidates))
-    buffer.update_search(np.array([2]), np.full((1, 3), 1 / 3), 0, candidates + 5)
+    buffer.update_search(np.array([2]), np.full((1, 3), 1 / 3), 0, candidates[:, ::-1])
     buffer.load_state(saved(buffer, tmp_path))
     samples = sequences_of(buffer, np.array([1]), np.array([0]), 1, 1)
-    assert samples.candidates[:, 0].tolist() == [[2, 0, 1], [7, 5, 6]]
+    assert samples.candidates[:, 0].tolist() == [[2, 0, 1], [1, 0, 2]]
 
 
 @pytest.mark.parametrize(("recent_fraction", "num_recent"), [(1.0, 20), (0.75, 15), (0.46, 10), (1e-9, 1)])

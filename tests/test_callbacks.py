@@ -220,7 +220,7 @@ def test_progress_bar_tells_the_return_and_what_takes_time(callback, monkeypatch
 def test_progress_bar_tells_what_takes_so_long_the_first_time(cached, monkeypatch):
     described = []
     monkeypatch.setattr(MuZeroProgressBar, "EVERY", 0.0)
-    monkeypatch.setattr("sb3_muzero.off_policy.algorithm.is_cached", lambda: cached)
+    monkeypatch.setattr("sb3_muzero.search.planner.Planner.is_cached", lambda self: cached)
     monkeypatch.setattr(tqdm, "set_description_str", lambda self, text, refresh: described.append(text))
     tiny_model(TinyEnv(), learning_starts=20).learn(40, progress_bar=True)
     assert [step for step, text in enumerate(described, start=1) if "compiles" in text] == ([] if cached else [20])

@@ -32,7 +32,7 @@ def sound(model: Any) -> None:
     assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values() if tensor.is_floating_point())
     obs = model.observation_space.sample()
     action, _ = model.predict(obs, deterministic=True)
-    assert model.action_space.contains(int(action))
+    assert model.action_space.contains(action if action.ndim else int(action))
 
 
 HANDLED: dict[str, Any] = {
@@ -177,8 +177,13 @@ SPACES: dict[str, tuple[spaces.Space, spaces.Space, str | None]] = {
     "Discrete from -3": (spaces.Discrete(7, start=-3), spaces.Discrete(3), None),
     "MultiBinary of two axes": (spaces.MultiBinary((2, 3)), spaces.Discrete(3), None),
     "MultiDiscrete": (spaces.MultiDiscrete([2, 5]), spaces.Discrete(3), None),
-    "continuous actions": (spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), "Discrete"),
-    "several actions": (spaces.Box(-1, 1, (3,)), spaces.MultiDiscrete([2, 2]), "Discrete"),
+    "continuous actions": (spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), None),
+    "several actions": (spaces.Box(-1, 1, (3,)), spaces.MultiDiscrete([2, 2]), None),
+    "a Dict of actions": (spaces.Box(-1, 1, (3,)), spaces.Dict(a=spaces.Discrete(2)), "only supports Box, Discrete"),
+    "unbounded actions": (spaces.Box(-1, 1, (3,)), spaces.Box(-np.inf, 1, (2,)), "must be finite"),
+    "constant actions": (spaces.Box(-1, 1, (3,)), spaces.Box(np.float32([0, 1]), np.float32([1, 1])), "must differ"),
+    "no actions": (spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (0,)), "no numbers"),
+    "no components": (spaces.Box(-1, 1, (3,)), spaces.MultiDiscrete([]), "no numbers"),
     "Tuple": (spaces.Tuple([spaces.Discrete(2)]), spaces.Discrete(3), "observation space"),
     "Text": (spaces.Text(5), spaces.Discrete(3), "observation space"),
     "nested Dict": (spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(2)})}), spaces.Discrete(3), "[Nn]ested"),

@@ -7,7 +7,6 @@ import torch as th
 from conftest import TinyEnv, differences, scramble, sequences_of, snapshot, tiny_model
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
-from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvMultiBinary, IdentityEnvMultiDiscrete
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_muzero import MuZero
@@ -115,20 +114,6 @@ def test_environments_whose_observations_are_python_lists_and_numbers(name, term
     model = tiny_model(Unwrapped(SPACES[name], terminates=terminates)).learn(32)
     sequences = sequences_of(model.replay_buffer, np.array([0]), np.array([0]), 10, 1)
     np.testing.assert_allclose(sequences.observations[:, 0], np.stack(model.env.envs[0].unwrapped.shown[0]))
-
-
-@pytest.mark.filterwarnings("ignore:Treating image space")
-@pytest.mark.parametrize(
-    "env", [IdentityEnvMultiBinary(3), IdentityEnvMultiDiscrete(2), FakeImageEnv(8, 8, 1, discrete=False)]
-)
-def test_other_action_spaces_are_refused_by_name(env):
-    with pytest.raises(AssertionError, match=r"only supports.*Discrete"):
-        tiny_model(env)
-
-
-def test_box_actions_are_refused_by_name():
-    with pytest.raises(AssertionError, match=r"only supports.*Discrete"):
-        MuZero("MlpPolicy", "Pendulum-v1")
 
 
 def test_dict_observations_are_pointed_to_their_policy():

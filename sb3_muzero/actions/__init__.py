@@ -1,5 +1,43 @@
-"""Action spaces: encoding, policy distribution, sampling and masks of actions."""
+"""Action spaces: encoding, policy distribution, sampling and masks of actions, candidates of searches."""
 
-from sb3_muzero.actions.discrete import ActionTable, CategoricalPolicy, DiscreteActions, make_actions
+from typing import Any
 
-__all__ = ["ActionTable", "CategoricalPolicy", "DiscreteActions", "make_actions"]
+from gymnasium import spaces
+
+from sb3_muzero.actions.base import Actions, PolicyDistribution
+from sb3_muzero.actions.discrete import ActionTable, CategoricalPolicy, DiscreteActions
+from sb3_muzero.actions.sampled import BoxActions, CompositeActions, SampledActions
+
+__all__ = [
+    "ActionTable",
+    "Actions",
+    "BoxActions",
+    "CategoricalPolicy",
+    "CompositeActions",
+    "DiscreteActions",
+    "PolicyDistribution",
+    "SampledActions",
+    "make_actions",
+]
+
+
+def make_actions(space: spaces.Space, action_kwargs: dict[str, Any] | None = None) -> Actions:
+    """
+    :param space: Action space
+    :param action_kwargs: Keyword arguments of ``BoxActions`` or ``CompositeActions``
+    :return: The corresponding actions object
+    :raises ValueError: if the space is not supported, or for an argument that it does not have
+    """
+    kwargs = action_kwargs or {}
+    allowed = ["num_candidates", "num_inner_candidates", *["num_bins"] * isinstance(space, spaces.Box)]
+    if isinstance(space, spaces.Discrete):
+        allowed = []
+    if unknown := sorted(kwargs.keys() - set(allowed)):
+        raise ValueError(f"`action_kwargs` of {space} must be of {allowed}, got {unknown}")
+    if isinstance(space, spaces.Discrete):
+        return DiscreteActions(space)
+    if isinstance(space, spaces.Box):
+        return BoxActions(space, **kwargs)
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        return CompositeActions(space, **kwargs)
+    raise ValueError(f"The action space must be Box, Discrete, MultiDiscrete or MultiBinary, got {space}")

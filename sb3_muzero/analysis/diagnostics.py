@@ -87,7 +87,8 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
     values = model.value_support.expectation(predicted.value_logits)
     rewards = model.reward_support.expectation(predicted.reward_logits)
     log_targets = targets.policies.clamp(min=1e-30).log()
-    divergence = (targets.policies * (log_targets - F.log_softmax(predicted.policy_logits, dim=-1))).sum(-1)
+    log_policies = policy.actions.distribution(predicted.policy_logits).log_prob(samples.candidates)
+    divergence = (targets.policies * (log_targets - F.log_softmax(log_policies, dim=-1))).sum(-1)
     inside = (th.arange(len(values), device=samples.lengths.device).unsqueeze(-1) <= samples.lengths).float()
     errors = (
         ((rewards - targets.rewards).abs(), targets.reward_weights),

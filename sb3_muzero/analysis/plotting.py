@@ -84,6 +84,20 @@ def plot_learning_curves(
     return figure
 
 
+def names_of_candidates(search: SearchOutput, index: int, action_names: Sequence[str] | None) -> list[str]:
+    """
+    :param search: Result of a search
+    :param index: Which of its decisions
+    :param action_names: Names of the actions, if they were given
+    :return: Names of the candidates at the root: by default their indices, or the vectors if they were drawn
+    """
+    if action_names is not None:
+        return list(action_names)
+    if search.candidates is None:
+        return [str(action) for action in range(search.action_weights.shape[1])]
+    return [" ".join(f"{number:.3g}" for number in np.ravel(candidate)) for candidate in search.candidates[index]]
+
+
 def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequence[str] | None = None) -> Figure:
     """
     The tree of one decision. The size of a node shows its visits, its colour its value; the line of play that the search
@@ -91,7 +105,8 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
 
     :param search: Result of a search
     :param index: Which of its decisions
-    :param action_names: Names of the actions, their indices by default
+    :param action_names: Names of the actions, their indices by default. Where candidates were drawn, those of the root are
+        shown as vectors, and others have their index
     :return: The figure
     """
     tree = search.tree
@@ -99,6 +114,7 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
     children = tree.children_index[index]
     num_actions = children.shape[1]
     names = [str(action) for action in range(num_actions)] if action_names is None else list(action_names)
+    root_names = names_of_candidates(search, index, action_names)
     expected = principal_variation(search, index)
 
     order, height = node_positions(children)
@@ -125,7 +141,7 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
     figure.colorbar(dots, ax=ax, label="value", shrink=0.6, aspect=30)
     for node in order[1:]:
         parent, action = tree.parents[index, node], tree.action_from_parent[index, node]
-        text = names[action]
+        text = names[action] if parent else root_names[action]
         if visits[node] > 1 or node in expected or parent == 0:
             at = index, parent, action
             text += (
@@ -137,7 +153,7 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
             color=FOUND if node in expected else "0.25",
         )  # fmt: skip
     ax.set_xlim(-0.3, depths.max() + 1.0)
-    played = names[search.action[index]]
+    played = root_names[search.action[index]]
     ax.set_title(
         f"{visits[0] - 1} simulations, value {search.improved_value[index]:.4g}, plays {played}; n visits, r reward, p prior",
         fontsize=10, loc="left",
@@ -154,8 +170,7 @@ def plot_policies(search: SearchOutput, index: int = 0, action_names: Sequence[s
     :param action_names: Names of the actions, their indices by default
     :return: The figure
     """
-    num_actions = search.action_weights.shape[1]
-    names = [str(action) for action in range(num_actions)] if action_names is None else list(action_names)
+    num_actions, names = search.action_weights.shape[1], names_of_candidates(search, index, action_names)
     visits = search.visit_counts[index]
     bars = {
         "prior": (search.tree.children_prior_probs[index, 0], PRIOR),

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 METHOD = "action_masks"
@@ -152,7 +153,9 @@ def _of_environments(env: VecEnv, name: str) -> NearMisses:
     except Exception:  # of any kind, raised by a property
         return {}
     if name in LIST_NAMES:
-        first, num_actions = int(env.action_space.start), int(env.action_space.n)  # type: ignore[attr-defined]
+        if not isinstance(space := env.action_space, spaces.Discrete):
+            return {}
+        first, num_actions = int(space.start), int(space.n)
         imports = "`import numpy as np`, "
         code = f"np.isin(np.arange({first}, {first + num_actions}), {code})"
         note += ", if it lists the legal actions"

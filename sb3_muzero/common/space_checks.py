@@ -1,5 +1,6 @@
 """Observation and action spaces that MuZero supports, and which wrapper makes another space one of these."""
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -7,13 +8,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim
 
+from sb3_muzero.common.validation import COUNTABLE_SPACES, MAX_MAGNITUDE
+
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Spaces of observations, and of the parts of a Dict."""
 
 FLATTEN = "wrap each environment in `gymnasium.wrappers.FlattenObservation(env)` and use MlpPolicy"
-
-MAX_COMBINATIONS = 1_000
-"""Largest number of joint actions for which the advice is to list all of them."""
 
 
 def check_spaces(env: Any) -> None:
@@ -91,26 +91,47 @@ def _flattens(space: spaces.Space) -> bool:
 def check_action_space(space: spaces.Space) -> None:
     """
     :param space: Action space
-    :raises AssertionError: unless it is Discrete; the message names a wrapper that makes it so
+    :raises AssertionError: unless it is Discrete, MultiDiscrete, MultiBinary with one axis, or a Box with finite bounds that
+        differ; the message names a wrapper that makes it one of these
     """
-    if not isinstance(space, spaces.Discrete):
-        wrapper = _discretizing_wrapper(space)
-        what = f"MuZero only supports Discrete action spaces, got {space}"
-        raise AssertionError(f"{what}: wrap each environment in {wrapper} (Gymnasium 1.1 or later)")
+    if not isinstance(space, (spaces.Box, *COUNTABLE_SPACES)):
+        choose = "lambda action: choices[action], gymnasium.spaces.Discrete(len(choices))"
+        raise AssertionError(
+            f"MuZero only supports Box, Discrete, MultiDiscrete and MultiBinary action spaces, got {space}: wrap each "
+            f"environment in `gymnasium.wrappers.TransformAction(env, {choose})` with a list `choices` of actions"
+        )
+    if 0 in (space.shape or ()):
+        raise AssertionError(f"The action space has no numbers: {space}")
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) > 1:  # SB3's buffers do not take it
+        flat = f"lambda action: np.reshape(action, {space.shape}), gymnasium.spaces.MultiBinary({math.prod(space.shape)})"
+        raise AssertionError(
+            f"MultiBinary action spaces must have one axis, got {space}: wrap each environment in "
+            f"`gymnasium.wrappers.TransformAction(env, {flat})`"
+        )
+    if isinstance(space, spaces.Box):
+        check_bounds(space)
 
 
-def _discretizing_wrapper(space: spaces.Space) -> str:
-    """:return: Call of a wrapper that makes an action space Discrete"""
-    if isinstance(space, spaces.Box) and np.isfinite([space.low, space.high]).all():
-        for bins in (11, 5, 3):
-            if bins**space.low.size <= MAX_COMBINATIONS:
-                return f"`gymnasium.wrappers.DiscretizeAction(env, bins={bins})`"
-    choose, num_actions, note = "choices[action]", "len(choices)", " with a list `choices` of actions"
-    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
-        sizes, start = np.ravel(getattr(space, "nvec", np.full(space.shape, 2))), np.asarray(getattr(space, "start", 0))
-        if (num_combinations := sizes.prod(dtype=float)) <= MAX_COMBINATIONS:
-            choose = f"np.reshape(np.unravel_index(action, {sizes.tolist()}), {space.shape})"
-            choose += f" + np.array({start.tolist()})" * bool(start.any())
-            num_actions, note = f"{num_combinations:.0f}", ""
-    transform = f"lambda action: {choose}, gymnasium.spaces.Discrete({num_actions})"
-    return f"`gymnasium.wrappers.TransformAction(env, {transform})`{note}"
+def check_bounds(space: spaces.Box) -> None:
+    """
+    :param space: Action space
+    :raises AssertionError: unless all bounds are finite and differ
+    """
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    is_bounded = np.abs(low) <= MAX_MAGNITUDE, np.abs(high) <= MAX_MAGNITUDE
+    what = "MuZero scales Box actions to their bounds"
+    if not np.all(is_bounded):
+        low = np.where(is_bounded[0], low, np.where(is_bounded[1], high, 0) - 1)
+        high = np.where(is_bounded[1], high, low + 2)
+        bounds = [bound.flat[0] if np.ptp(bound) == 0 else f"np.array({bound.tolist()})" for bound in (low, high)]
+        box = f"gymnasium.spaces.Box({bounds[0]}, {bounds[1]}, {space.shape}, np.{space.dtype})"
+        raise AssertionError(
+            f"{what}, which must be finite and at most {MAX_MAGNITUDE:g}, got {space}: wrap each environment in "
+            f"`gymnasium.wrappers.TransformAction(env, lambda action: action, {box})` with bounds that suit the task"
+        )
+    if (low >= high).any():
+        raise AssertionError(
+            f"{what}, which must differ, got {space}: wrap each environment in "
+            f"`gymnasium.wrappers.TransformAction(env, complete, space)`, where `complete` adds the components that are "
+            f"constant and `space` is a Box of the others"
+        )

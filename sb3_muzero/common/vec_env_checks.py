@@ -152,4 +152,6 @@ def is_two_player(env: VecEnv) -> bool:
     answers = [False if answer is None else answer for answer in ask_environments(env, "two_player")]
     if any(answer is not answers[0] or not isinstance(answer, bool) for answer in answers):
         raise ValueError(f"`two_player` must be True or False, and the same in all environments, got {answers}")
+    if answers[0] and not isinstance(env.action_space, spaces.Discrete):
+        raise ValueError(f"Two-player games require a Discrete action space, got {env.action_space}")
     return answers[0]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_muzero.actions import DiscreteActions
+from sb3_muzero.actions import Actions
 from sb3_muzero.common.serialization import validate_number
 
 
@@ -50,7 +50,7 @@ class WarmUp:
 
 
 def repeated_random_actions(
-    actions: DiscreteActions, last: np.ndarray | None, n_envs: int, repeat: float, action_masks: np.ndarray | None
+    actions: Actions, last: np.ndarray | None, n_envs: int, repeat: float, action_masks: np.ndarray | None
 ) -> np.ndarray:
     """
     Sample random actions that persist for several steps (temporally extended exploration, https://arxiv.org/abs/2006.01782).

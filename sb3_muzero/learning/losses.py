@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch as th
 from torch.nn import functional as F
 
-from sb3_muzero.actions import DiscreteActions
+from sb3_muzero.actions import Actions
 from sb3_muzero.common.pytree import tree_leaves, tree_map
 from sb3_muzero.learning.targets import UnrollTargets
 from sb3_muzero.models.base import LatentModel
@@ -39,7 +39,7 @@ def cosine_similarity(a: th.Tensor, b: th.Tensor) -> th.Tensor:
     return th.linalg.vecdot(a, b) * inverse_norms[0] * inverse_norms[1]
 
 
-def muzero_loss(model: LatentModel, actions: DiscreteActions, samples: SequenceSamples, targets: UnrollTargets) -> LossOutput:
+def muzero_loss(model: LatentModel, actions: Actions, samples: SequenceSamples, targets: UnrollTargets) -> LossOutput:
     """
     The loss of MuZero (https://arxiv.org/abs/1911.08265, Appendix G, Equation 1) with EfficientZero's self-supervised
     consistency (https://arxiv.org/abs/2111.00210, Section 4.1). The loss of each unrolled step is scaled by 1/K.

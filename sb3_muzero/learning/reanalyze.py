@@ -62,7 +62,7 @@ class Reanalyzer:
         searched = th.as_tensor(is_root, device=device)
         roots = tree_map(lambda part: part[:, chosen][searched], samples.observations)
         masks = None if samples.action_masks is None else samples.action_masks[:, chosen][searched].numpy(force=True)
-        search = self.policy.plan(roots, deterministic=True, model=self.policy.latent_model_target, action_masks=masks)
+        search = self.policy.plan(roots, exploration=0.0, model=self.policy.latent_model_target, action_masks=masks)
 
         def replaced(tensor: th.Tensor, results: np.ndarray) -> th.Tensor:
             tensor = tensor.clone()

@@ -7,7 +7,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_muzero.actions import make_actions
 from sb3_muzero.common.vec_env_checks import ask_environments
 from sb3_muzero.replay.sequences import SequenceSamples
 
@@ -47,7 +46,9 @@ def symmetries_of(env: VecEnv) -> Symmetries | None:
             f"`symmetries` require the Box observations of the environment itself, {own_space}, got {env.observation_space}: "
             f"they must not be stacked, transposed (images need their channels first) or normalized (set `norm_obs=False`)"
         )
-    sizes = int(np.prod(own_space.shape)), make_actions(env.action_space).num_candidates
+    if not isinstance(env.action_space, spaces.Discrete):
+        raise ValueError(f"`symmetries` require a Discrete action space, got {env.action_space}")
+    sizes = int(np.prod(own_space.shape)), int(env.action_space.n)
     for name, size in zip(Symmetries._fields, sizes, strict=True):
         permutations = np.asarray(getattr(symmetries, name, None))
         identity = np.arange(size)

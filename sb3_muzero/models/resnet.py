@@ -131,6 +131,22 @@ def action_planes(encodings: th.Tensor, height: int, width: int, grid: tuple[int
     return F.pixel_unshuffle(places, factor)
 
 
+class ConstantPlanes(nn.Module):
+    """
+    Repeats each number of an encoded action over an image plane.
+
+    :param height: Height of the planes
+    :param width: Width of the planes
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, encoded: th.Tensor) -> th.Tensor:
+        return encoded[..., None, None].expand(*encoded.shape, self.height, self.width)
+
+
 def flat_trunk(
     image_shape: Shape, num_channels: int, net_arch: list[int], activation_fn: type[nn.Module], bf16: bool
 ) -> tuple[ConvLayers, int]:

@@ -24,7 +24,6 @@ from sb3_muzero.common.worker_processes import naming_dead_workers
 from sb3_muzero.exploration.warmup import WarmUp
 from sb3_muzero.off_policy.persistence import PersistentAlgorithm
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
-from sb3_muzero.search import is_cached
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
 
@@ -60,7 +59,8 @@ class SequenceOffPolicyAlgorithm(PersistentAlgorithm):
         if progress_bar:
             callbacks = callback if isinstance(callback, list) else [callback]
             converted = [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in callbacks]
-            callback = CallbackList([*converted, MuZeroProgressBar(compiles=not is_cached())])
+            policy: Any = self.policy
+            callback = CallbackList([*converted, MuZeroProgressBar(compiles=not policy.planner.is_cached())])
         initialized = super()._init_callback(callback)
         self.run_warnings.warn("evaluation", callback_warning(initialized, self.two_player))
         return initialized

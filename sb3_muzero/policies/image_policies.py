@@ -10,11 +10,11 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_muzero.actions import ActionTable, make_actions
+from sb3_muzero.actions import ActionTable, DiscreteActions
 from sb3_muzero.common.numeric import is_integer
 from sb3_muzero.models.augmentation import ImageAugmentation
 from sb3_muzero.models.encoders import MultiInputExtractor, cnn_for
-from sb3_muzero.models.resnet import ConvDynamics, ConvPrediction, ConvRepresentation, action_planes
+from sb3_muzero.models.resnet import ConstantPlanes, ConvDynamics, ConvPrediction, ConvRepresentation, action_planes
 from sb3_muzero.policies.muzero_policy import MuZeroPolicy
 
 
@@ -83,7 +83,7 @@ class ImagePolicy(MuZeroPolicy):
     def __init__(
         self,
         observation_space: spaces.Space,
-        action_space: spaces.Discrete,
+        action_space: spaces.Space,
         lr_schedule: Schedule,
         *,
         random_shift: int | None = None,
@@ -166,7 +166,7 @@ class ResNetPolicy(ImagePolicy):
     def __init__(
         self,
         observation_space: spaces.Space,
-        action_space: spaces.Discrete,
+        action_space: spaces.Space,
         lr_schedule: Schedule,
         *,
         num_channels: int = 32,
@@ -186,7 +186,9 @@ class ResNetPolicy(ImagePolicy):
         self.num_blocks = num_blocks
         self.action_grid = action_grid
         if action_grid is not None:
-            check_grid(action_grid, make_actions(action_space).num_candidates)
+            if not isinstance(action_space, spaces.Discrete):
+                raise ValueError(f"`action_grid` must be None unless the action space is Discrete, got {action_space}")
+            check_grid(action_grid, int(action_space.n))
             kwargs.setdefault("random_shift", 0)  # the cells are not shifted
         self.bf16 = bf16
         super().__init__(observation_space, action_space, lr_schedule, latent_norm=latent_norm, norm_obs=False, **kwargs)
@@ -197,12 +199,16 @@ class ResNetPolicy(ImagePolicy):
         heads: dict[str, Any] = {"num_bins": self.num_bins, "net_arch": self.net_arch}
         representation = ConvRepresentation(self.image_shape, self.num_channels, **body)
         shape = representation.latent_shape
-        planes = action_planes(self.actions.encodings(), *shape[1:], self.action_grid)
+        encoder: nn.Module = nn.Sequential(self.actions.make_encoder(), ConstantPlanes(*shape[1:]))
+        num_planes = self.actions.encoding_dim
+        if isinstance(self.actions, DiscreteActions):
+            encoder = ActionTable(planes := action_planes(self.actions.encodings(), *shape[1:], self.action_grid))
+            num_planes = planes.shape[1]
         return (
             representation,
-            ActionTable(planes),
-            ConvDynamics(shape, planes.shape[1], **heads, **body),
-            ConvPrediction(shape, self.actions.num_candidates, **heads, **shared),
+            encoder,
+            ConvDynamics(shape, num_planes, **heads, **body),
+            ConvPrediction(shape, self.actions.num_policy_outputs, **heads, **shared),
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sb3_muzero.models.categorical import CategoricalSupport
 from sb3_muzero.models.encoders import CenteredFeatures, MultiInputExtractor, Preprocessor, needs_float64
 from sb3_muzero.models.mlp import Dynamics, Prediction, Representation, hidden_layers, zero_linear
 from sb3_muzero.models.normalization import LATENT_NORMS, RunningNorm
-from sb3_muzero.search import SearchOutput, UnsupportedModelError, is_cached
+from sb3_muzero.search import SearchOutput, UnsupportedModelError
 from sb3_muzero.search.planner import Planner, PlannerSettings
 
 
@@ -54,16 +54,19 @@ class MuZeroPolicy(BasePolicy):
         ``th.optim.AdamW`` by default
     :param optimizer_kwargs: Additional keyword arguments,
         excluding the learning rate, to pass to the optimizer
+    :param action_kwargs: Keyword arguments of the actions, if they are not Discrete: ``num_candidates`` and
+        ``num_inner_candidates`` that the search draws at the root and below it, and ``num_bins`` for a categorical
+        distribution of each component of a Box, see ``SampledActions`` and ``BoxActions``
     :param predict_turns: Whether the model predicts if the same player moves again, for two-player games with extra turns
     :param discount: Discount factor of the search; negative in two-player games, where the opponent moves next
     :param num_simulations: Number of simulations per decision
     :param search: "gumbel" or "puct"
     :param search_kwargs: Keyword arguments for ``gumbel_muzero_search`` or ``muzero_search``. By default Q values are
-        normalized over the whole tree, and over at least twice the model's value error, so that errors are not amplified
+        normalized over the whole tree, and over at least twice the model's value error, so that errors are not amplified;
+        where candidates are drawn, whose values differ less, over the node
     :raises ValueError: for an invalid argument
     """
 
-    action_space: spaces.Discrete
     latent_model: LatentModel
     latent_model_target: LatentModel
     value_error: th.Tensor
@@ -73,7 +76,7 @@ class MuZeroPolicy(BasePolicy):
     def __init__(
         self,
         observation_space: spaces.Space,
-        action_space: spaces.Discrete,
+        action_space: spaces.Space,
         lr_schedule: Schedule,
         net_arch: list[int] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
@@ -91,6 +94,7 @@ class MuZeroPolicy(BasePolicy):
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
+        action_kwargs: dict[str, Any] | None = None,
         predict_turns: bool = False,
         discount: float = 0.99,
         num_simulations: int = 16,
@@ -126,7 +130,8 @@ class MuZeroPolicy(BasePolicy):
         self.dynamics_class = dynamics_class
         self.prediction_class = prediction_class
         self.predict_turns = predict_turns
-        self.actions = make_actions(action_space)
+        self.action_kwargs = action_kwargs
+        self.actions = make_actions(action_space, action_kwargs)
         self.planner = self.make_planner(settings)
         self.register_buffer("value_error", th.zeros(()))
         self._build(lr_schedule)
@@ -161,7 +166,7 @@ class MuZeroPolicy(BasePolicy):
         :param settings: Settings of the searches
         :return: Planner with these settings
         """
-        return Planner(settings)
+        return self.actions.make_planner(settings)
 
     def make_latent_model(self) -> LatentModel:
         """:return: A newly initialized latent model on the policy's device"""
@@ -216,7 +221,7 @@ class MuZeroPolicy(BasePolicy):
             self.representation_class(features_dim=features_dim, **latent),
             self.actions.make_encoder(),
             self.dynamics_class(action_dim=self.actions.encoding_dim, num_bins=self.num_bins, **latent),
-            self.prediction_class(num_actions=self.actions.num_candidates, num_bins=self.num_bins, **hidden),
+            self.prediction_class(num_actions=self.actions.num_policy_outputs, num_bins=self.num_bins, **hidden),
         )
 
     @th.no_grad()
@@ -262,8 +267,8 @@ class MuZeroPolicy(BasePolicy):
         :param deterministic: Whether to search without exploration noise. No random numbers are drawn then
         :param exploration: Scale of the exploration noise
         :param model: Latent model, the online model by default
-        :param action_masks: True for legal actions, bool, shape ``[B, num_actions]``. By default all actions are legal
-        :return: Search results; ``action`` contains indices starting at 0
+        :param action_masks: True for legal actions, bool, shape ``[B, mask_dim]``. By default all actions are legal
+        :return: Search results; ``action`` contains indices of candidates
         """
         model, value_error = model or self.latent_model, self.value_error.item()
         return self.planner.plan(model, obs, deterministic, exploration, value_error, action_masks)
@@ -281,7 +286,8 @@ class MuZeroPolicy(BasePolicy):
         """:return: Message about the planner to print before training, ``None`` for none"""
         if (reason := self.uncompiled_reason) is not None:
             return f"Using the PyTorch planner: {reason}"
-        return None if is_cached() else "The first search compiles the planner, which takes some seconds and is cached on disk"
+        compiles = "The first search compiles the planner, which takes some seconds and is cached on disk"
+        return None if self.planner.is_cached() else compiles
 
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
         return self._predict(obs, deterministic=deterministic)
@@ -289,8 +295,8 @@ class MuZeroPolicy(BasePolicy):
     def _predict(
         self, observation: PyTorchObs, deterministic: bool = True, action_masks: np.ndarray | None = None
     ) -> th.Tensor:
-        actions = self.plan(observation, deterministic=deterministic, action_masks=action_masks).action
-        return th.as_tensor(self.actions.to_env(actions), device=self.device)
+        search = self.plan(observation, deterministic=deterministic, action_masks=action_masks)
+        return th.as_tensor(self.actions.to_env(search.selected_actions), device=self.device)
 
     def predict(
         self,
@@ -307,8 +313,8 @@ class MuZeroPolicy(BasePolicy):
         :param state: Not used, returned unchanged
         :param episode_start: Not used
         :param deterministic: Whether or not to return deterministic actions (search without exploration noise)
-        :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``. By default all actions
-            are legal
+        :param action_masks: True for legal actions, shape ``[num_actions]`` or ``[B, num_actions]``, of MultiDiscrete and
+            MultiBinary actions those of all components, one after the other. By default all actions are legal
         :return: the model's action and ``state``
         :raises ValueError: for an empty batch, for observations outside of the observation space, and for masks with a wrong
             shape or without a legal action

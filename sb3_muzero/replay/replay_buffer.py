@@ -44,6 +44,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param priority_exponent: See ``PrioritizedSampler``; 0 for no priorities
     :param importance_exponent: See ``PrioritizedSampler``
     :param frame_stack: How many frames an observation of ``VecFrameStack`` consists of; each is stored once
+    :param action_kwargs: See ``make_actions``
     :param reward_bonus: Makes the bonus that ``sample`` can add to rewards, from the observation space: a class such as
         ``CountBonus``
     :raises ValueError: for an argument outside of its range
@@ -72,6 +73,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         importance_exponent: float | Schedule = 0.4,
         frame_stack: int = 1,
         reward_bonus: Callable[[spaces.Space], RewardBonus] | None = None,
+        action_kwargs: dict[str, Any] | None = None,
     ) -> None:
         # ReplayBuffer's own would allocate every observation twice
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
@@ -83,7 +85,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.importance_exponent = importance_exponent
         self.frame_stack = frame_stack
         self.reward_bonus = reward_bonus
-        self.action_type = make_actions(action_space)
+        self.action_type = make_actions(action_space, action_kwargs)
         self.index = StepIndex(self.buffer_size, n_envs, context=frame_stack - 1)
         self.reset()
 
@@ -116,6 +118,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.policies = SparseRing(*shape, length) if is_sparse else np.zeros((*shape, length), dtype=np.float32)
         self.model_versions = np.zeros(shape, dtype=np.int64)
         self.bonus = StoredBonus(self.reward_bonus and self.reward_bonus(self.observation_space), self.observations)
+        if not actions.has_fixed_candidates:
+            self.candidates = self.make_optional_ring("candidates")
         self._allocated = True
 
     def optional_fill(self, name: str) -> np.ndarray:
@@ -126,7 +130,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         if name == "turn_signs":
             return np.array(-1, np.int8)
-        return np.ones(self.action_type.num_candidates, np.bool_) if name == "action_masks" else self.action_type.candidates
+        return np.ones(self.action_type.mask_dim, np.bool_) if name == "action_masks" else self.action_type.candidates
 
     def make_optional_ring(self, name: str) -> Any:
         """
@@ -159,7 +163,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
         :param obs: Observations, shape ``[n_envs, *obs_shape]``
         :param next_obs: Their successors, the final observation where the episode ended
-        :param action: Actions, a Discrete one as its index from 0, shape ``[n_envs, *action_shape]``
+        :param action: Actions as ``Actions`` represents them, Discrete ones from 0, shape ``[n_envs, *action_shape]``
         :param reward: Rewards, shape ``[n_envs]``
         :param done: Whether the episode ended, shape ``[n_envs]``
         :param infos: ``TimeLimit.truncated`` tells a truncation from a termination
@@ -188,7 +192,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         not completed in that environment is cut.
 
         :param observations: All of them, the final one too, shape ``[T + 1, *obs_shape]``
-        :param actions: Actions, Discrete ones as their indices from 0, shape ``[T, *action_shape]``
+        :param actions: Actions as ``Actions`` represents them, shape ``[T, *action_shape]``
         :param rewards: Rewards, shape ``[T]``
         :param terminated: Whether the episode terminated, else it was truncated
         :param search: What the searches found at the observations but the final one; none by default

@@ -1,7 +1,9 @@
 """Serialization of what a replay buffer holds; ``sb3_muzero.common.serialization`` writes it to files."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 
 from sb3_muzero.common.serialization import copy_into, validate_array, validate_number
@@ -87,12 +89,23 @@ def _load_transitions(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> 
         if isinstance(ring, BitRing):
             ring.load_state(name, given, size)
         else:
-            bounds = {"actions": (0, buffer.action_type.num_candidates - 1), "turn_signs": (-1, 1)}.get(name, ())
-            ring = copy_into(ring, validate_array(name, given, ring[:size], *bounds))
+            bounds = (-1, 1) if name == "turn_signs" else ()
+            validate_array(name, given, ring[:size], *bounds)
+            if name in ("actions", "candidates"):
+                _check_actions(name, given, buffer)
+            ring = copy_into(ring, given)
         setattr(buffer, name, ring)
     buffer.observations.load_state(state["observations"])
     buffer.sampler.load_state(buffer.index, state["sampler"])
     buffer.bonus.load_state(state["bonus"])
+
+
+def _check_actions(name: str, given: np.ndarray, buffer: "SequenceReplayBuffer") -> None:
+    """:raises ValueError: if an action is not in the action space"""
+    try:
+        buffer.action_type.check(given, given.size // math.prod(buffer.action_type.shape))
+    except ValueError as error:
+        raise ValueError(f"`{name}` must hold actions in {buffer.action_space}: {error}") from error
 
 
 def _shape(buffer: "SequenceReplayBuffer") -> dict[str, Any]:

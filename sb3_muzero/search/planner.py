@@ -10,6 +10,7 @@ import torch
 
 from sb3_muzero.search.backends.cuda_graphs import CudaGraphCache
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
+from sb3_muzero.search.backends.numba.fused import is_cached
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
 from sb3_muzero.search.checks import SETTINGS, check_setting
 from sb3_muzero.search.gumbel import gumbel_muzero_search
@@ -67,6 +68,11 @@ class Planner:
     :param settings: settings of the searches; may be replaced between searches.
     """
 
+    QVALUE_SCOPE, MIN_RANGE = "tree", 2.0
+    """What Q values are rescaled over by default, and their minimum range in units of the value error."""
+    is_cached = staticmethod(is_cached)
+    """Whether the compiled search is cached on disk, so that the first search does not compile."""
+
     def __init__(self, settings: PlannerSettings) -> None:
         self.settings = settings
         self._compiled_models: list[CompiledModel] = []
@@ -94,15 +100,15 @@ class Planner:
         :param value_error: mean absolute error of the model's values. By default, Q values are rescaled over the whole tree,
             and their range is taken to be at least twice this error.
         :param action_masks: True for actions that are legal at the root; None if all are legal. Below the root all actions
-            are legal (MuZero, Appendix A). Shape ``[B, num_actions]``, bool.
+            are legal (MuZero, Appendix A). Shape ``[B, mask_dim]``, bool.
         :return: the result of the search.
         :raises ValueError: for an invalid setting or model output, naming it and what is wrong.
         """
-        search, num_simulations, search_kwargs, _ = self.settings
+        search, _, search_kwargs, _ = self.settings
         kwargs = DEFAULTS[search] | {
             "action_masks": action_masks,
-            "qvalue_scope": "tree",
-            "min_qvalue_range": max(1e-8, 2 * value_error),
+            "qvalue_scope": self.QVALUE_SCOPE,
+            "min_qvalue_range": max(1e-8, self.MIN_RANGE * value_error),
             **(search_kwargs or {}),
         }
         for name in NOISE & kwargs.keys():
@@ -110,8 +116,19 @@ class Planner:
         if search == "puct":
             kwargs["dirichlet_fraction"] = min(kwargs["dirichlet_fraction"], 1.0)
         with torch.no_grad():
-            root, recurrent_fn = self.root_inference(model, obs)
-            return SEARCHES[search](root, recurrent_fn, num_simulations, **kwargs)
+            return self.search(model, obs, deterministic, kwargs)
+
+    def search(self, model: Any, obs: Any, deterministic: bool, kwargs: dict[str, Any]) -> SearchOutput:
+        """
+        :param model: the ``LatentModel`` to search with.
+        :param obs: observations. Shape ``[B, *obs_shape]``.
+        :param deterministic: whether to draw no random number.
+        :param kwargs: keyword arguments of the search function.
+        :return: the result of the search.
+        """
+        root, recurrent_fn = self.root_inference(model, obs)
+        search, num_simulations, *_ = self.settings
+        return SEARCHES[search](root, recurrent_fn, num_simulations, **kwargs)
 
     def compiled_model(self, model: Any) -> CompiledModel:
         """
@@ -125,10 +142,19 @@ class Planner:
         if compiled is None or not compiled.is_current():
             check_inference(model)
             others = [known for known in self._compiled_models if known.model is not model]
-            compiled = CompiledModel(model, self.settings.discount)
+            compiled = self.compile(model)
             self._compiled_models = [*others, compiled][-MAX_COMPILED_MODELS:]
         compiled.discount = self.settings.discount
         return compiled
+
+    def compile(self, model: Any) -> CompiledModel:
+        """
+        :param model: a ``LatentModel``.
+        :return: its compiled model.
+        :raises UnsupportedModelError: if the compiled planner does not support it.
+        """
+        check_encoder(model.action_encoder, getattr(model.action_encoder, "is_one_hot", False))
+        return CompiledModel(model, self.settings.discount)
 
     def root_inference(self, model: Any, obs: Any) -> tuple[RootOutput, RecurrentFn]:
         """
@@ -141,16 +167,32 @@ class Planner:
         try:
             compiled = self.compiled_model(model)
         except UnsupportedModelError:
-            discount = self.settings.discount
-            root = self.cuda_graphed("root", model.initial_inference, (obs,), model)(obs)
+            root = self.root_output(model, obs)
             actions = torch.zeros(len(root.value), dtype=torch.int64, device=root.value.device)
-            step = partial(model.recurrent_inference, discount=discount)
-            used = [model]
-            if type(model).recurrent_inference.__module__.startswith("sb3_muzero."):  # which uses no features extractor
-                used = [model.action_encoder, model.dynamics, model.prediction, model.value_support, model.reward_support]
-                used += [] if model.turn_head is None else [model.turn_head]
-            return root, self.cuda_graphed("step", step, (root.latent, actions), model, discount, used=used)
+            step = partial(model.recurrent_inference, discount=self.settings.discount)
+            return root, self.graphed_step(model, step, (root.latent, actions))
         return compiled.initial_inference(model.features(obs)), compiled
+
+    def root_output(self, model: Any, obs: Any) -> RootOutput:
+        """
+        :param model: a ``LatentModel``.
+        :param obs: observations. Shape ``[B, *obs_shape]``.
+        :return: the model's output for the root states, computed in PyTorch.
+        """
+        return self.cuda_graphed("root", model.initial_inference, (obs,), model)(obs)
+
+    def graphed_step(self, model: Any, step: Callable[..., Any], inputs: tuple) -> Callable[..., Any]:
+        """
+        :param model: a ``LatentModel``.
+        :param step: computes a step of the model in PyTorch.
+        :param inputs: inputs as those it will get.
+        :return: its CUDA graph, or the function itself without a GPU.
+        """
+        used = [model]
+        if type(model).recurrent_inference.__module__.startswith("sb3_muzero."):  # which uses no features extractor
+            used = [model.action_encoder, model.dynamics, model.prediction, model.value_support, model.reward_support]
+            used += [] if model.turn_head is None else [model.turn_head]
+        return self.cuda_graphed("step", step, inputs, model, self.settings.discount, used=used)
 
     def cuda_graphed(
         self,
@@ -179,13 +221,20 @@ class Planner:
 def check_inference(model: Any) -> None:
     """
     :param model: a ``LatentModel``.
-    :raises UnsupportedModelError: if the inference of its class is not that of this package, or its actions are not one-hot.
+    :raises UnsupportedModelError: if the inference of its class is not that of this package.
     """
     for name in ("features", "represent", "initial_inference", "recurrent_inference"):
         owner = next(kind for kind in type(model).__mro__ if name in vars(kind))
         if not owner.__module__.startswith("sb3_muzero.models."):
             reason = f"{owner.__qualname__} overrides {name}, which is not supported by the compiled planner"
             raise UnsupportedModelError(reason)
-    encoder = model.action_encoder
-    if not (getattr(encoder, "is_one_hot", False) and type(encoder).__module__.startswith("sb3_muzero.")):
+
+
+def check_encoder(encoder: Any, is_known: bool) -> None:
+    """
+    :param encoder: module that encodes actions.
+    :param is_known: whether it says that it encodes them as the compiled planner does.
+    :raises UnsupportedModelError: if it does not, or is a module of another package.
+    """
+    if not (is_known and type(encoder).__module__.startswith(("sb3_muzero.", "torch.nn."))):
         raise UnsupportedModelError("an encoding of actions other than one-hot is not supported by the compiled planner")

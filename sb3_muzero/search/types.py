@@ -87,3 +87,8 @@ class SearchOutput(NamedTuple):
         """
         weights = (self.visit_counts > 0) * np.maximum(self.action_weights, TINY)
         return (weights * self.qvalues).sum(axis=1) / weights.sum(axis=1)
+
+    @property
+    def selected_actions(self) -> np.ndarray:
+        """Selected actions themselves: indices where all actions are candidates. Shape ``[B, ...]``."""
+        return self.action if self.candidates is None else self.candidates[np.arange(len(self.action)), self.action]

@@ -1,7 +1,9 @@
 """The compiled planner: a latent model of MLPs on the CPU, with which the whole search runs in compiled code."""
 
 import contextlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,15 +34,21 @@ class Workspace(NamedTuple):
     parents: np.ndarray
     leaves: Leaves
 
+    @property
+    def outputs(self) -> Leaves:
+        """What the program writes."""
+        return self.leaves
 
-def translate_model(model: Any, visited: list[Any]) -> tuple[list[Layer], ...]:
+
+def translate_model(model: Any, visited: list[Any], action_dim: int | None = None) -> tuple[list[Layer], ...]:
     """
     The parts of a model may be ``nn.Linear``, ``nn.LayerNorm``, common activations, sequences of these, and modules whose
     class is known to ``translate.register``, which those of ``dynamics`` and ``prediction`` must be, as ``"dynamics"`` and
-    ``"prediction"``. The trunk of ``dynamics`` takes the latent followed by the one-hot action.
+    ``"prediction"``. The trunk of ``dynamics`` takes the latent followed by the encoded action.
 
     :param model: a ``LatentModel``.
     :param visited: list to which the model and its submodules are appended.
+    :param action_dim: size of an encoded action; None for one-hot vectors of all actions.
     :return: the layers of each section, in the order of ``fused``.
     :raises UnsupportedModelError: if the compiled planner does not support the model.
     """
@@ -51,7 +59,9 @@ def translate_model(model: Any, visited: list[Any]) -> tuple[list[Layer], ...]:
         raise UnsupportedModelError("a representation without layers is not supported by the compiled planner")
     latent_dim = representation[-1].width
     prediction, policy, value = translate_network(model.prediction, "prediction", latent_dim, visited)
-    dynamics, reward, latent = translate_network(model.dynamics, "dynamics", latent_dim + policy[-1].width, visited)
+    dynamics, reward, latent = translate_network(
+        model.dynamics, "dynamics", latent_dim + (action_dim or policy[-1].width), visited
+    )
     check_fits(latent[-1].width == latent_dim, model.dynamics, latent_dim)
     value += translate(model.value_support, value[-1].width, visited)
     reward += translate(model.reward_support, reward[-1].width, visited)
@@ -66,21 +76,23 @@ class CompiledModel:
 
     :param model: a ``LatentModel``.
     :param discount: factor from the value of the next state to the value of this one; its sign may be predicted.
+    :param action_dim: see ``translate_model``.
     :raises UnsupportedModelError: if the compiled planner does not support it.
     """
 
-    def __init__(self, model: Any, discount: float) -> None:
+    def __init__(self, model: Any, discount: float, action_dim: int | None = None) -> None:
         visited: list[Any] = []
-        sections = translate_model(model, visited)
+        sections = translate_model(model, visited, action_dim)
         representation, policy = sections[REPRESENTATION], sections[POLICY]
         self.model = model
         self.discount = discount
         self.num_features, self.latent_dim = num_inputs(representation[0]), representation[-1].width
-        self.num_actions = policy[-1].width
+        self.num_actions = policy[-1].width  # of a policy that candidates are drawn from, its number of outputs
+        self.action_dim = action_dim or self.num_actions
         layers = [layer for section in sections for layer in section]
         self._snapshot = Snapshot(visited, [t for layer in layers for t in (layer.weight, layer.bias) if t is not None])
-        self._program = assemble(sections, max(self.num_features, self.latent_dim + self.num_actions))
-        self._workspaces: list[Workspace] = []
+        self._program = assemble(sections, max(self.num_features, self.latent_dim + self.action_dim))
+        self._workspaces: list[Any] = []
 
     def is_current(self) -> bool:
         """
@@ -122,15 +134,28 @@ class CompiledModel:
         :param root_latent: latent states of the roots. Shape ``[B, latent_dim]``.
         :raises ValueError: if the roots or an output of the model are not finite.
         """
-        batch_size = roots.value.size
         if settings.num_actions != self.num_actions:
             raise ValueError(f"root's prior_logits must be of {self.num_actions} actions, got {settings.num_actions}")
+        self.run_in_threads(partial(run_simulations, tree), roots, settings, root_latent)
+
+    def run_in_threads(
+        self, simulate: Callable[..., int], roots: Roots, settings: SearchSettings, root_latent: Array, *inputs: Any
+    ) -> None:
+        """
+        :param simulate: compiled function that searches from a range of roots, after its first argument.
+        :param roots: roots; receive the results of the search.
+        :param settings: settings of the search.
+        :param root_latent: latent states of the roots. Shape ``[B, latent_dim]``.
+        :param inputs: further arguments of the function, before the workspace.
+        :raises ValueError: if the roots or an output of the model are not finite.
+        """
+        batch_size = roots.value.size
         root_latents = to_float32("root's latent", root_latent, (batch_size, self.latent_dim))
 
         def search(first_row: int, end_row: int) -> None:
             workspace = self._take_workspace(settings.num_nodes)
             workspace.leaves.discount[:] = self.discount
-            row = run_simulations(tree, roots, settings, root_latents, *workspace, first_row, end_row)
+            row = simulate(roots, settings, root_latents, *inputs, *workspace, first_row, end_row)
             if row >= 0:
                 check_roots(roots, settings)
                 first = row - row % BLOCK
@@ -154,15 +179,18 @@ class CompiledModel:
         scalars = np.empty((3, batch_size), np.float32)
         workspace = self._take_workspace(0)
         workspace.leaves.discount[:] = self.discount
-        evaluate(workspace.program, workspace.leaves, section, inputs, latents, prior_logits, scalars)
+        evaluate(workspace.program, workspace.outputs, section, inputs, latents, prior_logits, scalars)
         self._workspaces.append(workspace)
         return latents, prior_logits, scalars
 
-    def _take_workspace(self, num_nodes: int) -> Workspace:
+    def _take_workspace(self, num_nodes: int) -> Any:
         """:return: buffers for a search with this many nodes, which no other thread uses until they are put back"""
         with contextlib.suppress(IndexError):
             if len((workspace := self._workspaces.pop()).latents) >= num_nodes:
                 return workspace
+        return self._make_workspace(num_nodes)
+
+    def _make_workspace(self, num_nodes: int) -> Any:
         return Workspace(
             self._program._replace(activation_buffers=np.zeros_like(self._program.activation_buffers)),
             np.zeros((num_nodes, BLOCK, rounded_up(self.latent_dim)), np.float32),

@@ -1,0 +1,180 @@
+"""Policy distributions over vectors: a squashed Gaussian, and independent categorical distributions of each component."""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch as th
+from torch.nn import functional as F
+
+MAX_ACTION = 0.999
+"""Largest magnitude of candidates of a squashed Gaussian, whose density is infinite at 1."""
+
+MASKED_LOGIT = -1e8
+"""Logit of what is illegal; finite, to avoid NaN gradients."""
+
+
+def log_one_minus_square_of_tanh(x: th.Tensor) -> th.Tensor:
+    """
+    :param x: Any shape
+    :return: ``log(1 - tanh(x)**2)``, the log-derivative of tanh, accurate for large ``x``
+    """
+    return 2 * (math.log(2) - x - F.softplus(-2 * x))
+
+
+@cache  # since a CUDA graph cannot copy from the host
+def quadrature(device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param device: Device of the tensors
+    :param dtype: Dtype of the tensors
+    :return: Nodes and weights of Gauss-Hermite quadrature for the mean under a standard normal distribution, shape ``[16]``
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(16)
+    return th.as_tensor(nodes, dtype=dtype, device=device), th.as_tensor(weights / weights.sum(), dtype=dtype, device=device)
+
+
+class SquashedGaussianPolicy:
+    """
+    Diagonal Gaussian squashed to [-1, 1] by tanh. Mean and standard deviation before tanh are bounded as in EfficientZero V2
+    (https://arxiv.org/abs/2403.00564): ``5 tanh(x / 5)`` and ``softplus(x + 1) + 0.1``.
+
+    :param outputs: Outputs for the means, then for the standard deviations, shape ``[..., 2 * D]``
+    """
+
+    def __init__(self, outputs: th.Tensor) -> None:
+        mean, std = outputs.chunk(2, dim=-1)
+        self.mean = 5 * th.tanh(mean / 5)
+        self.std = F.softplus(std) + 0.1
+
+    def sample(self, noise: th.Tensor) -> th.Tensor:
+        """
+        :param noise: Standard normal noise, shape ``[..., K, D]``; zeros give the mode before squashing
+        :return: Actions, at most ``MAX_ACTION`` in magnitude, shape ``[..., K, D]``
+        """
+        mean, std = self.mean.unsqueeze(-2), self.std.unsqueeze(-2)
+        return th.tanh(th.addcmul(mean, std, noise)).clamp(-MAX_ACTION, MAX_ACTION)
+
+    def mode(self) -> th.Tensor:
+        """:return: Squashed mean, shape ``[..., D]``"""
+        return self.sample(th.zeros_like(self.mean).unsqueeze(-2)).squeeze(-2)
+
+    def log_prob(self, candidates: th.Tensor) -> th.Tensor:
+        """
+        :param candidates: Actions, shape ``[..., K, D]``
+        :return: Log-densities, shape ``[..., K]``
+        """
+        x = th.atanh(candidates.clamp(-MAX_ACTION, MAX_ACTION))
+        mean, std = self.mean.unsqueeze(-2), self.std.unsqueeze(-2)
+        log_density = -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+        return (log_density - log_one_minus_square_of_tanh(x)).sum(-1)
+
+    def entropy(self, weights: th.Tensor) -> th.Tensor:
+        """
+        Entropy of the Gaussian plus the expected log-derivative of tanh, by Gauss-Hermite quadrature.
+
+        :param weights: Weights, shape ``[...]``
+        :return: Weighted entropy in nats, shape ``[...]``
+        """
+        nodes, shares = quadrature(self.mean.device, self.mean.dtype)
+        x = th.addcmul(self.mean.unsqueeze(-1), self.std.unsqueeze(-1), nodes)
+        entropy = self.std.log() + 0.5 * math.log(2 * math.pi * math.e) + log_one_minus_square_of_tanh(x) @ shares
+        return entropy.sum(-1) * weights
+
+
+class Factors:
+    """
+    Components of an action, each one of a finite number of evenly spaced values.
+
+    :param sizes: Number of values of each component, shape ``[D]``
+    :param dtype: Dtype of the values
+    :param low: Lowest value of each component
+    :param step: Distance between two values
+    """
+
+    def __init__(self, sizes: Any, dtype: th.dtype = th.int64, low: float = 0, step: float = 1) -> None:
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.dtype, self.low, self.step = dtype, low, step
+        self.offsets = np.cumsum([0, *self.sizes[:-1]])
+        """Where each component's values begin in flat arrays, shape ``[D]``."""
+        self.num_values = int(self.sizes.sum())
+        """Length S of flat arrays over the values of all components."""
+        self.num_actions = np.prod(self.sizes, dtype=float)
+        """Number of joint actions."""
+        largest = int(self.sizes.max())
+        self._is_uniform = bool((self.sizes == largest).all())
+        beyond = np.arange(largest) >= self.sizes[:, None]
+        where = np.minimum(self.offsets[:, None] + np.arange(largest), self.num_values - 1)
+        self._layout = {th.device("cpu"): (th.from_numpy(where), th.from_numpy(beyond))}
+        self._all_actions: dict[th.device, th.Tensor] = {}
+
+    def padded(self, flat: th.Tensor, fill: float) -> th.Tensor:
+        """
+        :param flat: Numbers for the values of all components, shape ``[..., S]``
+        :param fill: What stands where a component has fewer values than another
+        :return: The same, one row per component, shape ``[..., D, sizes.max()]``
+        """
+        if self._is_uniform:
+            return flat.unflatten(-1, (len(self.sizes), -1))
+        if flat.device not in self._layout:
+            where, beyond = self._layout[th.device("cpu")]
+            self._layout[flat.device] = where.to(flat.device), beyond.to(flat.device)
+        where, beyond = self._layout[flat.device]
+        return flat[..., where].masked_fill(beyond, fill)
+
+    def values(self, indices: th.Tensor) -> th.Tensor:
+        """:return: Values with these indices, same shape"""
+        return (self.low + self.step * indices).to(self.dtype)
+
+    def indices(self, values: th.Tensor) -> th.Tensor:
+        """:return: Indices of these values, or of the nearest ones, same shape"""
+        return values if self.dtype == th.int64 else ((values - self.low) / self.step).round().long()
+
+    def all_actions(self, device: th.device) -> th.Tensor:
+        """:return: All joint actions, shape ``[num_actions, D]``"""
+        if device not in self._all_actions:
+            indices = np.unravel_index(np.arange(self.sizes.prod()), self.sizes)
+            self._all_actions[device] = self.values(th.from_numpy(np.stack(indices, axis=-1))).to(device)
+        return self._all_actions[device]
+
+
+class FactoredCategoricalPolicy:
+    """
+    Independent categorical distributions of each component.
+
+    :param logits: Logits of the values of all components, shape ``[..., S]``
+    :param factors: The components
+    :param action_masks: True for legal values, shape ``[..., S]``. By default all are legal
+    """
+
+    def __init__(self, logits: th.Tensor, factors: Factors, action_masks: th.Tensor | None = None) -> None:
+        if action_masks is not None:
+            logits = logits.masked_fill(~action_masks, MASKED_LOGIT)
+        self.factors = factors
+        self.log_probs = F.log_softmax(factors.padded(logits, MASKED_LOGIT), dim=-1)
+
+    def sample(self, noise: th.Tensor) -> th.Tensor:
+        """
+        :param noise: Gumbel noise, shape ``[..., K, S]``; zeros give the mode
+        :return: Actions, shape ``[..., K, D]``
+        """
+        return self.factors.values((self.log_probs.unsqueeze(-3) + self.factors.padded(noise, 0.0)).argmax(-1))
+
+    def mode(self) -> th.Tensor:
+        """:return: Most probable action, shape ``[..., D]``"""
+        return self.factors.values(self.log_probs.argmax(-1))
+
+    def log_prob(self, candidates: Any) -> th.Tensor:
+        """
+        :param candidates: Actions, shape ``[..., K, D]``
+        :return: Log-probabilities, shape ``[..., K]``
+        """
+        indices = self.factors.indices(candidates).unsqueeze(-1)
+        return self.log_probs.unsqueeze(-3).expand(*indices.shape[:-1], -1).gather(-1, indices).sum((-2, -1))
+
+    def entropy(self, weights: th.Tensor) -> th.Tensor:
+        """
+        :param weights: Weights, shape ``[...]``
+        :return: Weighted entropy in nats, shape ``[...]``
+        """
+        return -(self.log_probs.exp() * self.log_probs).sum((-2, -1)) * weights

@@ -1,0 +1,116 @@
+"""Policy distributions over vectors, compared with PyTorch's and SB3's."""
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from torch import distributions as D
+from torch.nn import functional as F
+
+from sb3_muzero.actions.distributions import (
+    MAX_ACTION,
+    FactoredCategoricalPolicy,
+    Factors,
+    SquashedGaussianPolicy,
+    log_one_minus_square_of_tanh,
+)
+
+RAGGED = [3, 1, 5, 2]
+
+
+def gaussian(size: int = 7, dim: int = 3, scale: float = 2.0) -> SquashedGaussianPolicy:
+    return SquashedGaussianPolicy(scale * th.randn(size, 2 * dim, dtype=th.float64))
+
+
+def reference(policy: SquashedGaussianPolicy) -> D.Distribution:
+    base = D.Normal(policy.mean.unsqueeze(-2), policy.std.unsqueeze(-2))
+    return D.Independent(D.TransformedDistribution(base, [D.TanhTransform()]), 1)
+
+
+def test_log_densities_of_a_squashed_gaussian():
+    policy = gaussian()
+    candidates = th.empty(7, 5, 3, dtype=th.float64).uniform_(-0.99, 0.99)
+    np.testing.assert_allclose(policy.log_prob(candidates), reference(policy).log_prob(candidates), rtol=1e-9)
+    of_sb3 = SquashedDiagGaussianDistribution(3).proba_distribution(policy.mean, policy.std.log())
+    np.testing.assert_allclose(policy.log_prob(candidates)[:, 0], of_sb3.log_prob(candidates[:, 0]), rtol=1e-3)
+
+
+def test_densities_of_a_squashed_gaussian_integrate_to_one():
+    policy = SquashedGaussianPolicy(th.tensor([[0.3, -2.0], [-1.0, -3.0]], dtype=th.float64))
+    grid = th.linspace(-MAX_ACTION, MAX_ACTION, 200_001, dtype=th.float64)
+    density = policy.log_prob(grid.reshape(1, -1, 1)).exp()
+    np.testing.assert_allclose(th.trapezoid(density, grid), 1.0, atol=1e-4)
+
+
+def test_extreme_candidates_have_finite_densities_and_gradients():
+    outputs = th.full((1, 2), 100.0, requires_grad=True)
+    policy = SquashedGaussianPolicy(outputs)
+    log_probs = policy.log_prob(th.tensor([[[-1.0], [1.0], [0.0]]]))
+    (log_probs.sum() + policy.entropy(th.ones(1)).sum()).backward()
+    assert log_probs.isfinite().all() and outputs.grad is not None and outputs.grad.isfinite().all()
+    assert policy.sample(th.tensor([[[1e3], [-1e3]]])).abs().max() <= MAX_ACTION
+
+
+def test_entropy_of_a_squashed_gaussian():
+    policy = gaussian(size=6, dim=2, scale=1.0)
+    drawn = reference(policy).base_dist.sample((400_000,))
+    expected = -reference(policy).log_prob(drawn.clamp(-1 + 1e-9, 1 - 1e-9)).mean(0).squeeze(-1)
+    weights = th.tensor([1.0, 0.0, 0.5, 1.0, 1.0, 2.0], dtype=th.float64)
+    np.testing.assert_allclose(policy.entropy(weights), expected * weights, atol=0.02)
+
+
+def test_the_derivative_of_tanh_is_accurate_far_out():
+    x = th.tensor([-40.0, -3.0, 0.0, 0.5, 40.0], dtype=th.float64)
+    expected = np.array([np.log(4) - 80, np.log1p(-(np.tanh(3) ** 2)), 0.0, np.log1p(-(np.tanh(0.5) ** 2)), np.log(4) - 80])
+    np.testing.assert_allclose(log_one_minus_square_of_tanh(x), expected, atol=1e-9)
+
+
+def test_samples_of_a_squashed_gaussian_follow_the_noise():
+    policy = gaussian()
+    noise = th.randn(7, 4, 3, dtype=th.float64)
+    expected = th.tanh(policy.mean.unsqueeze(1) + policy.std.unsqueeze(1) * noise)
+    np.testing.assert_allclose(policy.sample(noise), expected.clamp(-MAX_ACTION, MAX_ACTION), rtol=1e-9)
+    np.testing.assert_allclose(policy.mode(), th.tanh(policy.mean).clamp(-MAX_ACTION, MAX_ACTION), rtol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [RAGGED, [4, 4], [6]])
+def test_factored_categorical(sizes):
+    factors = Factors(sizes)
+    logits = th.randn(9, sum(sizes), dtype=th.float64)
+    policy = FactoredCategoricalPolicy(logits, factors)
+    parts = [D.Categorical(logits=part) for part in logits.split(list(sizes), -1)]
+    everything = factors.all_actions(th.device("cpu"))
+    assert len(set(map(tuple, everything.tolist()))) == np.prod(sizes)
+    expected = sum(part.log_prob(everything[:, i : i + 1]).T for i, part in enumerate(parts))
+    found = policy.log_prob(everything.expand(9, -1, -1))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(found.exp().sum(-1), 1.0)
+    weights = th.rand(9, dtype=th.float64)
+    np.testing.assert_allclose(policy.entropy(weights), sum(part.entropy() for part in parts) * weights, rtol=1e-9)
+    np.testing.assert_array_equal(policy.mode(), th.stack([part.probs.argmax(-1) for part in parts], -1))
+    np.testing.assert_array_equal(policy.mode(), policy.sample(th.zeros(9, 1, sum(sizes), dtype=th.float64))[:, 0])
+
+
+def test_samples_of_a_factored_categorical_have_its_frequencies():
+    factors, logits = Factors(RAGGED), th.randn(1, sum(RAGGED), dtype=th.float64)
+    noise = th.from_numpy(np.random.default_rng(0).gumbel(size=(1, 100_000, sum(RAGGED))))
+    drawn = FactoredCategoricalPolicy(logits, factors).sample(noise)[0]
+    for component, part in enumerate(logits[0].split(RAGGED)):
+        found = F.one_hot(drawn[:, component], len(part)).double().mean(0)
+        np.testing.assert_allclose(found, part.softmax(0), atol=0.01)
+
+
+def test_illegal_values_are_never_drawn():
+    masks = th.tensor([[True, False, True, True, False, False, True, False, False, False, True]])
+    policy = FactoredCategoricalPolicy(10 * th.randn(1, sum(RAGGED)), Factors(RAGGED), masks)
+    drawn = policy.sample(3 * th.from_numpy(np.random.default_rng(0).gumbel(size=(1, 10_000, sum(RAGGED)))).float())[0]
+    seen = [set(column.tolist()) for column in drawn.T]
+    assert seen[0] <= {0, 2} and seen[1] == {0} and seen[2] == {2} and seen[3] == {1}
+    assert policy.log_prob(th.tensor([[[1, 0, 2, 1]]])).item() < -1e7
+
+
+def test_evenly_spaced_values():
+    factors = Factors([5, 5], th.float32, -1.0, 0.5)
+    values = factors.values(th.tensor([[0, 4], [2, 1]]))
+    assert values.tolist() == [[-1.0, 1.0], [0.0, -0.5]] and values.dtype == th.float32
+    assert factors.indices(values + 1e-6).tolist() == [[0, 4], [2, 1]]
