@@ -1,12 +1,13 @@
 """
-MuZero against PPO and DQN under one evaluation protocol: a table, a JSON file with every curve, and a picture.
+MuZero against PPO, DQN, SAC and TQC under one evaluation protocol: a table, a JSON file with every curve, and a picture.
 
     python examples/compare_baselines.py --env CartPole-v1 --seeds 5
+    python examples/compare_baselines.py --env Pendulum-v1 --algos muzero sac tqc ppo
 
 Every algorithm is evaluated every ``--eval-every`` environment steps on the same 20 seeded episodes with a deterministic
 policy, and on others at the end. Times exclude evaluation; each run has one thread. MuZero takes its settings from
-``zoo_configs/muzero.yml``, PPO and DQN from the installed RL Zoo (``pip install rl_zoo3``), or their defaults for environments
-that are not listed there. With ``--defaults`` all three have their defaults.
+``zoo_configs/muzero.yml``, the others from the installed RL Zoo (``pip install rl_zoo3``), or their defaults for environments
+that are not listed there in any version. With ``--defaults`` all have their defaults.
 """
 
 import argparse
@@ -27,7 +28,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 import yaml
-from stable_baselines3 import DQN, PPO
+from sb3_contrib import TQC
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -35,6 +37,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
+from torch import nn  # noqa: F401  # settings name it
 
 from sb3_muzero import MuZero
 from sb3_muzero.analysis.cli import key_value, wrapper_class
@@ -46,7 +49,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CURVE_EPISODES, CURVE_SEED = 20, 10_000
 FINAL_SEED = 20_000
 PROTOCOL = ("env", "steps", "eval_every", "threshold", "stop_at_threshold", "final_episodes")
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"muzero": MuZero, "ppo": PPO, "dqn": DQN}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"muzero": MuZero, "ppo": PPO, "dqn": DQN, "sac": SAC, "tqc": TQC}
+ACTIONS: dict[str, type[gym.Space]] = {"dqn": gym.spaces.Discrete, "sac": gym.spaces.Box, "tqc": gym.spaces.Box}
 LABELS = {algo: algorithm.__name__ for algo, algorithm in ALGORITHMS.items()}
 # MinAtar's games, which RL Zoo does not have, get its settings for Atari with the network and DQN's exploration of their paper
 # (https://arxiv.org/abs/1903.03176, Section 4)
@@ -69,11 +73,16 @@ WRAPPERS: dict[str, list[str]] = {
     "Blackjack": ["gymnasium.wrappers.FlattenObservation"],
     "MiniGrid": ["minigrid.wrappers.ImgObsWrapper", "gymnasium.wrappers.FlattenObservation"],
 }
+THRESHOLDS = {"Pendulum-v1": -200.0}  # of environments that name none
 NATURE_CNN_PIXELS = 36  # the smallest images of SB3's CnnPolicy
 
 
 def label_of(algo: str) -> str:
     return LABELS.get(algo, algo)
+
+
+def suitable_algorithms(action_space: gym.Space) -> list[str]:
+    return [algo for algo in ALGORITHMS if isinstance(action_space, ACTIONS.get(algo, gym.Space))]
 
 
 def zoo_settings(algo: str) -> dict[str, dict[str, Any]]:
@@ -100,24 +109,26 @@ def settings_for(algo: str, env_id: str, overrides: dict[str, Any], defaults: bo
         return sections.get(env_id, sections.get(family, plain)) | overrides | dict(map(key_value, algo.split()[1:]))
     if defaults:
         return plain
-    sections = zoo_settings(algo)
-    ours = OURS[algo].get(env_id, OURS[algo].get(family, {}))
-    settings = sections.get(env_id, sections.get("atari" if family == "MinAtar" else family, plain)) | ours
+    sections, our_sections = zoo_settings(algo), OURS.get(algo, {})
+    other_versions = {name.rpartition("-v")[0]: section for name, section in sections.items() if "-v" in name}
+    section = other_versions.get(env_id.rpartition("-v")[0], plain)
+    section = sections.get(env_id, sections.get("atari" if family == "MinAtar" else family, section))
+    settings = section | our_sections.get(env_id, our_sections.get(family, {}))
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def resolve(value: Any) -> Any:
-    """RL Zoo's notation to Python: ``lin_0.001`` is a linear schedule, ``dict(...)`` code, a list in train_freq a tuple."""
+    """RL Zoo's notation to Python: ``lin_0.001`` is a linear schedule, ``dict(...)`` and ``{...}`` are code."""
     if isinstance(value, str) and value.startswith("lin_"):
         return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
-    return eval(value) if isinstance(value, str) and value.startswith("dict(") else value
+    return eval(value) if isinstance(value, str) and value.startswith(("dict(", "{")) else value
 
 
 def default_policy(algo: str, space: gym.Space) -> str:
     """:return: policy for the observations of an environment without settings"""
     if isinstance(space, gym.spaces.Dict):
         return "MultiInputPolicy"
-    if not is_image_space(space) or (algo in ("ppo", "dqn") and sorted(space.shape or ())[-2] < NATURE_CNN_PIXELS):
+    if not is_image_space(space) or (not algo.startswith("muzero") and sorted(space.shape or ())[-2] < NATURE_CNN_PIXELS):
         return "MlpPolicy"
     return "CnnPolicy"
 
@@ -139,8 +150,9 @@ def make_model(algo: str, settings: dict[str, Any], seed: int, args: argparse.Na
     eval_kwargs = {**env_kwargs, "env_kwargs": limit | env_kwargs["env_kwargs"]}
     eval_env = make_vec_env(args.env, CURVE_EPISODES, **eval_kwargs)
     if normalize:
-        env = VecNormalize(env, gamma=kwargs.get("gamma", 0.99))
-        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+        normalize_kwargs = normalize if isinstance(normalize, dict) else {}
+        env = VecNormalize(env, **{"gamma": kwargs.get("gamma", 0.99), **normalize_kwargs})
+        eval_env = VecNormalize(eval_env, **{**normalize_kwargs, "training": False, "norm_reward": False})
     if frame_stack := kwargs.pop("frame_stack", 0):
         env, eval_env = VecFrameStack(env, frame_stack), VecFrameStack(eval_env, frame_stack)
     if isinstance(kwargs.get("train_freq"), list):
@@ -339,7 +351,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id")
     parser.add_argument("--env-kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="of the environment")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="packages whose import registers environments")
-    parser.add_argument("--algos", nargs="+", choices=list(LABELS), default=list(LABELS))
+    parser.add_argument("--algos", nargs="+", choices=list(LABELS),
+                        help="default: all that suit the action space")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5, help="how many of every algorithm")
     parser.add_argument("--first-seed", type=int, default=0, help="of every algorithm; trials have seeds from 100 on")
     parser.add_argument("--defaults", action="store_true", help="defaults of all algorithms, whatever settings are listed")
@@ -362,15 +375,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--plot-only", type=Path, metavar="JSON", help="only redraw the table and the picture")
     args = parser.parse_args()
     args.set = dict(args.set)
-    args.algos += [f"muzero {variant}" for variant in args.variants]
     kind = ("trials_" if args.first_seed else "") + ("untuned" if args.defaults else "compare")
     name = f"{kind}_{args.env.replace('/', '_')}.json"
     args.json = args.plot_only or args.json or ROOT / "examples" / "results" / name
     args.png = args.png or args.json.with_suffix(".png")
     for package in args.gym_packages:
         importlib.import_module(package)
-    if args.threshold is None and not args.plot_only:
-        args.threshold = gym.spec(args.env).reward_threshold
+    if args.plot_only:
+        return args
+    args.algos = args.algos or suitable_algorithms(gym.make(args.env, **dict(args.env_kwargs)).action_space)
+    args.algos += [f"muzero {variant}" for variant in args.variants]
+    if args.threshold is None:
+        args.threshold = THRESHOLDS.get(args.env, gym.spec(args.env).reward_threshold)
         if args.threshold is None:
             parser.error(f"{args.env} names no threshold of its own: give one with --threshold")
     return args

@@ -166,10 +166,54 @@ def test_environments_without_settings_get_a_policy_that_fits(env_id, policies, 
     example("tasks")
     monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", env_id, "--threshold", "1", "--defaults"])
     args = compare.parse_args()
-    for algo, policy in zip(compare.ALGORITHMS, policies, strict=True):
+    assert args.algos == ["muzero", "ppo", "dqn"]
+    for algo, policy in zip(args.algos, policies, strict=True):
         model, eval_env = compare.make_model(algo, compare.settings_for(algo, env_id, {}, True), 0, args)
         assert isinstance(model.policy, type(model).policy_aliases[policy])
         model.predict(eval_env.reset())
+
+
+CONTINUOUS = ["muzero", "ppo", "sac", "tqc"]
+
+
+def test_compare_baselines_with_continuous_actions(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "compare.json"
+    budget = "--steps 40 --eval-every 20 --final-episodes 20 --seeds 1 --jobs 1".split()
+    run(monkeypatch, "compare_baselines", "--env", "Pendulum-v1", *budget, "--env-kwargs", "max_episode_steps=20",
+        "--set", "learning_starts=20", "--json", file)  # fmt: skip
+    record = json.loads(file.read_text())
+    assert [run["algo"] for run in record["runs"]] == CONTINUOUS and record["protocol"]["threshold"] == -200
+    assert all(len(run["returns"]) == 2 for run in record["runs"])
+    assert record["settings"]["ppo"]["use_sde"] and record["settings"]["sac"]["learning_rate"] == 1e-3  # RL Zoo's
+    shown = capsys.readouterr().out
+    assert all(f"| {label} | " in shown for label in ("MuZero", "PPO", "SAC", "TQC"))
+
+
+@pytest.mark.parametrize("algo", CONTINUOUS[1:])
+@pytest.mark.parametrize("env_id", ["MountainCarContinuous-v0", "LunarLanderContinuous-v3", "BipedalWalker-v3", "Hopper-v5"])
+def test_settings_of_rl_zoo_make_models(env_id, algo, example, monkeypatch):
+    compare = example("compare_baselines")
+    settings = compare.settings_for(algo, env_id, {})
+    assert settings["policy"] == "MlpPolicy" and settings["n_timesteps"] >= 20_000  # Hopper's are those of another version
+    made = "Pendulum-v1" if env_id.startswith("Hopper") else env_id  # MuJoCo may not be installed
+    monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", made])
+    args = compare.parse_args()
+    assert args.algos == CONTINUOUS
+    model, eval_env = compare.make_model(algo, settings | {"n_envs": 1}, 0, args)
+    assert isinstance(model, compare.ALGORITHMS[algo]) and bool(settings.get("normalize")) == isinstance(
+        eval_env, compare.VecNormalize
+    )
+    assert model.use_sde == settings.get("use_sde", False)
+    model.predict(eval_env.reset(), deterministic=True)
+
+
+def test_settings_of_vec_normalize_are_read(example, monkeypatch):
+    compare = example("compare_baselines")
+    monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", "Pendulum-v1"])
+    settings = {"normalize": "{'norm_obs': False, 'norm_reward': True}", "gamma": 0.9}
+    model, eval_env = compare.make_model("sac", settings, 0, compare.parse_args())
+    assert (model.env.norm_obs, model.env.norm_reward, model.env.gamma) == (False, True, 0.9)
+    assert (eval_env.norm_obs, eval_env.norm_reward, eval_env.training) == (False, False, False)
 
 
 def test_self_play(tmp_path, monkeypatch, capsys):
