@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from gymnasium import spaces
+
 from sb3_muzero.common.evaluation_checks import callback_warning
 from sb3_muzero.common.extras import missing_extra
 from sb3_muzero.common.time_limits import time_limit_kwargs
@@ -55,7 +57,13 @@ PROGRAMS = {
 CONF_FILE = next(file for folder in Path(__file__).parents[:2] if (file := folder / "zoo_configs" / "muzero.yml").exists())
 
 
-def sample_muzero_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_muzero_params(
+    trial: optuna.Trial,
+    n_actions: int,
+    n_envs: int,
+    additional_args: dict[str, Any],
+    action_space: spaces.Space | None = None,
+) -> dict[str, Any]:
     """
     Sampler for MuZero hyperparams.
 
@@ -63,10 +71,21 @@ def sample_muzero_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
     :param n_actions: Not used
     :param n_envs: Not used
     :param additional_args: Not used
+    :param action_space: If it is not Discrete, the sampler also suggests how candidates are drawn. By default Discrete
     :return: Arguments of ``MuZero``
     """
+    candidates: dict[str, Any] = {}
+    if action_space is not None and not isinstance(action_space, spaces.Discrete):
+        candidates = {
+            "num_candidates_pow": trial.suggest_int("num_candidates_pow", 2, 4),
+            "inner_share": trial.suggest_categorical("inner_share", [0.25, 0.5, 1.0]),
+            "value_scale": trial.suggest_float("value_scale", 0.05, 1.0, log=True),
+        }
+    if isinstance(action_space, spaces.Box):
+        candidates["num_bins"] = trial.suggest_categorical("num_bins", [None, 7, 15])
     return convert_muzero_params(
-        {
+        candidates
+        | {
             "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.003, 0.05, log=True),
             "learning_rate": trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
             "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 8),
@@ -94,7 +113,15 @@ def convert_muzero_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     for name in ("batch_size", "num_simulations"):
         hyperparams[name] = 2 ** hyperparams.pop(f"{name}_pow")
     width = {"small": 64, "medium": 128, "big": 256}[hyperparams.pop("net_arch")]
-    return hyperparams | {"policy_kwargs": {"net_arch": [width], "latent_dim": width}}
+    policy_kwargs: dict[str, Any] = {"net_arch": [width], "latent_dim": width}
+    if "num_candidates_pow" in hyperparams:
+        num_candidates = 2 ** hyperparams.pop("num_candidates_pow")
+        num_inner_candidates = int(num_candidates * hyperparams.pop("inner_share"))
+        action_kwargs = dict(num_candidates=num_candidates, num_inner_candidates=num_inner_candidates)
+        bins = {"num_bins": hyperparams.pop("num_bins")} if "num_bins" in hyperparams else {}
+        policy_kwargs["action_kwargs"] = action_kwargs | bins
+        hyperparams["search_kwargs"] = {"value_scale": hyperparams.pop("value_scale")}
+    return hyperparams | {"policy_kwargs": policy_kwargs}
 
 
 def register() -> None:
@@ -104,6 +131,8 @@ def register() -> None:
     HYPERPARAMS_CONVERTER["muzero"] = convert_muzero_params
     # The Zoo's programs import the class by name, so its methods are replaced
     ExperimentManager.read_hyperparameters = _with_our_conf_file(ExperimentManager.read_hyperparameters)  # type: ignore
+    prepare = ExperimentManager._preprocess_action_noise
+    ExperimentManager._preprocess_action_noise = _with_action_space(prepare)  # type: ignore
     ExperimentManager.create_envs = _with_time_limit(ExperimentManager.create_envs)  # type: ignore
     ExperimentManager._preprocess_hyperparams = _with_our_notation(ExperimentManager._preprocess_hyperparams)  # type: ignore
     ExperimentManager.create_callbacks = _without_evaluation_of_games(ExperimentManager.create_callbacks)  # type: ignore
@@ -116,6 +145,17 @@ def _with_our_conf_file(read_hyperparameters: Any) -> Any:
         if is_default:
             self.config = str(CONF_FILE)
         return read_hyperparameters(self)
+
+    return wrapped
+
+
+def _with_action_space(preprocess_action_noise: Any) -> Any:
+    """Tells our sampler the action space, of which the Zoo passes on no more than the number of components of a Box."""
+
+    @functools.wraps(preprocess_action_noise)
+    def wrapped(self: ExperimentManager, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: Any) -> Any:
+        HYPERPARAMS_SAMPLER["muzero"] = functools.partial(sample_muzero_params, action_space=env.action_space)
+        return preprocess_action_noise(self, hyperparams, saved_hyperparams, env)
 
     return wrapped
 

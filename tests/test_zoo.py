@@ -12,11 +12,14 @@ import optuna
 import pytest
 import rl_zoo3.train
 import yaml
+from conftest import TinyEnv
+from gymnasium import spaces
 from rl_zoo3 import ALGOS
 from stable_baselines3 import PPO
 
 from sb3_muzero import MuZero, zoo
 
+BOX = spaces.Box(-2.0, 2.0, (2,), np.float32)
 SECTIONS = yaml.safe_load(zoo.CONF_FILE.read_text())
 ENVIRONMENTS = {"default": "CliffWalking-v1", "atari": "ALE/Pong-v5"}  # sections that are not an environment's id
 
@@ -93,14 +96,37 @@ def test_a_yaml_of_the_users_own(monkeypatch, tmp_path):
     assert MuZero.load(next(path.glob("*.zip"))).n_steps == 7
 
 
-def test_whatever_is_sampled_is_allowed():
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(2), BOX, spaces.MultiDiscrete([5, 6])], ids=lambda space: type(space).__name__
+)
+def test_whatever_is_sampled_is_allowed(space):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(50):
         trial = study.ask()
-        sampled = zoo.sample_muzero_params(trial, 0, 1, {})
-        MuZero(env="CartPole-v1", policy="MlpPolicy", device="cpu", **sampled)
+        sampled = zoo.sample_muzero_params(trial, 0, 1, {}, space)
+        MuZero(env=TinyEnv(action_space=space), policy="MlpPolicy", device="cpu", **sampled)
         assert zoo.convert_muzero_params(trial.params) == sampled
     assert 0.95 <= sampled["gamma"] < 1
+    is_sampled = not isinstance(space, spaces.Discrete)
+    assert ("action_kwargs" in sampled["policy_kwargs"]) == ("search_kwargs" in sampled) == is_sampled
+
+
+@pytest.mark.parametrize(
+    "env, suggested",
+    [("CartPole-v1", []), ("Pendulum-v1", ["num_candidates_pow", "inner_share", "value_scale", "num_bins"])],
+)
+def test_tuning_samples_what_suits_the_action_space(env, suggested, monkeypatch, tmp_path):
+    seen: list[dict] = []
+
+    def sample(manager):
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+        zoo.HYPERPARAMS_SAMPLER["muzero"](trial, manager.n_actions, 1, {})
+        seen.append(trial.params)
+
+    monkeypatch.setattr(zoo.ExperimentManager, "hyperparameters_optimization", sample)
+    monkeypatch.setattr(sys, "argv", ["train", "--algo", "muzero", "--env", env, "-optimize", "-n", "40", "-f", str(tmp_path)])
+    rl_zoo3.train.train()
+    assert {"num_candidates_pow", "inner_share", "value_scale", "num_bins"} & seen[0].keys() == set(suggested)
 
 
 def test_registration_is_an_import(tmp_path):
