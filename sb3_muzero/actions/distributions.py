@@ -36,8 +36,8 @@ def quadrature(device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor
 
 class SquashedGaussianPolicy:
     """
-    Diagonal Gaussian squashed to [-1, 1] by tanh. Mean and standard deviation before tanh are bounded as in EfficientZero V2
-    (https://arxiv.org/abs/2403.00564): ``5 tanh(x / 5)`` and ``softplus(x + 1) + 0.1``.
+    Diagonal Gaussian squashed to [-1, 1] by tanh. Before tanh the mean is ``5 tanh(x / 5)`` and the standard deviation
+    ``softplus(x) + 0.1``, bounded as in EfficientZero V2 (https://arxiv.org/abs/2403.00564).
 
     :param outputs: Outputs for the means, then for the standard deviations, shape ``[..., 2 * D]``
     """
