@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_muzero import MuZero
 from sb3_muzero.actions import BoxActions, CompositeActions, make_actions
+from sb3_muzero.actions.distributions import SquashedGaussianPolicy, quadrature
 from sb3_muzero.actions.sampled import log_shares
 
 SPACES = {
@@ -215,3 +216,21 @@ def test_candidates_in_the_order_of_the_arguments():
 @pytest.mark.parametrize("name", SPACES)
 def test_the_environments_of_these_tests_are_good_ones(name):
     check_env(TinyEnv(action_space=SPACES[name]), warn=False)
+
+
+def test_an_entropy_in_inference_mode_leaves_training_as_it_is():
+    quadrature.cache_clear()
+    with th.inference_mode():
+        SquashedGaussianPolicy(th.zeros(1, 2)).entropy(th.ones(1))
+    outputs = th.zeros(1, 2, requires_grad=True)
+    SquashedGaussianPolicy(outputs).entropy(th.ones(1)).sum().backward()
+    assert outputs.grad.abs().sum() > 0
+
+
+def test_few_candidates_at_the_root_are_as_few_below_it():
+    assert make_actions(spaces.Box(-1, 1, (1,)), dict(num_candidates=2)).num_inner_candidates == 2
+
+
+def test_fractions_are_no_indices():
+    with pytest.raises(ValueError, match=r"indices from 0 to \[2, 2\]"):
+        make_actions(spaces.MultiDiscrete([3, 3])).check(np.array([[0.5, 1.0]]), 1)

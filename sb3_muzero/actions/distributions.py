@@ -31,7 +31,9 @@ def quadrature(device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor
     :return: Nodes and weights of Gauss-Hermite quadrature for the mean under a standard normal distribution, shape ``[16]``
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(16)
-    return th.as_tensor(nodes, dtype=dtype, device=device), th.as_tensor(weights / weights.sum(), dtype=dtype, device=device)
+    with th.inference_mode(False):  # tensors that are made in inference mode cannot be trained with later
+        at, shares = (th.as_tensor(part, dtype=dtype, device=device) for part in (nodes, weights / weights.sum()))
+    return at, shares
 
 
 class SquashedGaussianPolicy:

@@ -33,18 +33,19 @@ class SampledActions(Actions):
     :param space: Action space
     :param factors: The components of an action, ``None`` for real numbers
     :param num_candidates: Number of candidates at the root
-    :param num_inner_candidates: Number of candidates at each node below it; with more than half of ``num_simulations`` the
-        search does not look further ahead than one step
+    :param num_inner_candidates: Number of candidates at each node below it, at most as many; by default 4. With more than half
+        of ``num_simulations`` the search does not look further ahead than one step
     :raises ValueError: for numbers of candidates out of range
     """
 
     has_fixed_candidates = False
 
     def __init__(
-        self, space: spaces.Space, factors: Factors | None, num_candidates: int = 8, num_inner_candidates: int = 4
+        self, space: spaces.Space, factors: Factors | None, num_candidates: int = 8, num_inner_candidates: int | None = None
     ) -> None:
         super().__init__(space)
         check_integer("num_candidates", num_candidates)
+        num_inner_candidates = min(4, num_candidates) if num_inner_candidates is None else num_inner_candidates
         check_integer("num_inner_candidates", num_inner_candidates)
         if num_inner_candidates > num_candidates:
             raise ValueError(
@@ -236,7 +237,7 @@ class CompositeActions(SampledActions):
 
     def check(self, actions: Any, batch_size: int) -> np.ndarray:
         actions = np.reshape(actions, (batch_size, *self.shape))
-        if not ((actions >= 0) & (actions < self.factors.sizes)).all():
+        if not ((actions >= 0) & (actions < self.factors.sizes) & (actions == np.rint(actions))).all():
             largest = (self.factors.sizes - 1).tolist()
             raise ValueError(f"`action` must be vectors of indices from 0 to {largest}, got {actions}")
         return actions

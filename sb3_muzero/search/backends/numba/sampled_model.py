@@ -55,7 +55,7 @@ class CompiledSampledModel(CompiledModel):
         batch_size = len(outputs)
         candidates = np.zeros((batch_size, rounded_up(math.prod(self.shape))), np.float32)
         logits = np.empty((batch_size, self.shape[0]), np.float32)
-        masks = np.empty((batch_size, 0), np.bool_) if masks is None else masks
+        masks = np.empty((batch_size, 0), np.bool_) if masks is None else np.ascontiguousarray(masks)
         propose_roots(self.rules, outputs, noise, masks, candidates, logits)
         return candidates, logits
 
