@@ -6,18 +6,16 @@ from typing import NamedTuple
 import numpy as np
 
 from sb3_muzero.common.jit import is_on_disk, njit_cached, njit_inline, njit_uncached
-from sb3_muzero.search.backends.numba.fused import DYNAMICS, forward
-from sb3_muzero.search.backends.numba.program import BLOCK, GROUPS, Program
+from sb3_muzero.search.backends.numba.fused import DYNAMICS, forward, read_parents, write_latents
+from sb3_muzero.search.backends.numba.program import BLOCK, Program
 from sb3_muzero.search.backends.numba.simd import (
     FLOAT_BYTES,
     LANES,
     LANES_BYTES,
     exponential,
-    lanes_to_rows,
     load,
     maximum,
     minimum,
-    rows_to_lanes,
     splat,
     store,
 )
@@ -26,8 +24,12 @@ from sb3_muzero.search.state import Leaves, Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree
 
 ZERO, ONE, TWO, FIVE = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float32(5.0)
-MIN_STD, MAX_ACTION = np.float32(0.1), np.float32(0.999)
+MIN_STD = np.float32(0.1)
+"""Smallest standard deviation of a squashed Gaussian."""
+MAX_ACTION = np.float32(0.999)
+"""Largest magnitude of candidates of a squashed Gaussian, whose density is infinite at 1."""
 MASKED_LOGIT = np.float32(-1e8)
+"""Logit of what is illegal; finite, to avoid NaN gradients."""
 
 
 class CandidateRules(NamedTuple):
@@ -226,8 +228,6 @@ def run_sampled_simulations(
     buffers = program.activation_buffers
     latent_dim, dim = root_latents.shape[1], rules.offsets.size - 1
     num_inputs = latent_dim + (rules.offsets[dim] if rules.is_one_hot else dim)
-    latents_start, row_bytes = latents.ctypes.data, latents.shape[2] * FLOAT_BYTES
-    group_bytes = buffers.shape[2] * LANES_BYTES
     nothing = roots.action_masks[:0]
     for first in range(first_row, end_row, BLOCK):
         num_rows = min(BLOCK, end_row - first)
@@ -241,16 +241,10 @@ def run_sampled_simulations(
                 candidates[ROOT_INDEX, row, number] = root_candidates[first + row, number]
         for simulation in range(settings.num_nodes - 1):
             select_leaves(tree, roots, settings, simulation, first, num_rows, leaves)
-            for row in range(BLOCK):
-                parents[row] = latents_start + (leaves.parent[row] * BLOCK + row) * row_bytes
-            for row in range(0, num_rows, LANES):
-                rows_to_lanes(parents, row, latent_dim, buffers.ctypes.data + row // LANES * group_bytes)
+            read_parents(latents, parents, leaves, num_rows, latent_dim, buffers)
             write_chosen(rules, buffers, latent_dim, leaves, candidates, num_rows)
             buffer = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, outputs)
-            x = buffers.ctypes.data + buffer * GROUPS * group_bytes
-            y = latents_start + (simulation + 1) * BLOCK * row_bytes
-            for row in range(0, num_rows, LANES):
-                lanes_to_rows(x + row // LANES * group_bytes, latent_dim, y + row * row_bytes, row_bytes)
+            write_latents(latents, simulation + 1, num_rows, latent_dim, buffers, buffer)
             for row in range(num_rows):
                 drawn = noise[simulation, min(first + row, noise.shape[1] - 1)]
                 of_node = candidates[simulation + 1, row]

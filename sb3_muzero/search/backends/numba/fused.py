@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sb3_muzero.common.jit import is_on_disk, njit_cached, njit_uncached
+from sb3_muzero.common.jit import is_on_disk, njit_cached, njit_inline, njit_uncached
 from sb3_muzero.search.backends.numba.program import BLOCK, GROUPS, WIDTH, ZERO, Program, apply
 from sb3_muzero.search.backends.numba.simd import FLOAT_BYTES, LANES, LANES_BYTES, lanes_to_rows, rows_to_lanes
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
@@ -102,6 +102,38 @@ def evaluate(
             scalars[2, first + row] = leaves.discount[row]
 
 
+@njit_inline
+def read_parents(
+    latents: np.ndarray, parents: np.ndarray, leaves: Leaves, num_rows: int, latent_dim: int, buffers: np.ndarray
+) -> None:
+    """
+    Copy the latents of the nodes to step from into the first activation buffer.
+
+    :param latents: latents of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
+    :param parents: scratch for the addresses of the parents' latents. Shape ``[BLOCK]``, int64.
+    """
+    start, row_bytes = latents.ctypes.data, latents.shape[2] * FLOAT_BYTES
+    for row in range(BLOCK):
+        parents[row] = start + (leaves.parent[row] * BLOCK + row) * row_bytes
+    for row in range(0, num_rows, LANES):
+        rows_to_lanes(parents, row, latent_dim, buffers.ctypes.data + row // LANES * buffers.shape[2] * LANES_BYTES)
+
+
+@njit_inline
+def write_latents(latents: np.ndarray, node: int, num_rows: int, latent_dim: int, buffers: np.ndarray, buffer: int) -> None:
+    """
+    Copy latents from an activation buffer.
+
+    :param latents: latents of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
+    :param node: the node that each row has reached.
+    """
+    row_bytes, group_bytes = latents.shape[2] * FLOAT_BYTES, buffers.shape[2] * LANES_BYTES
+    x = buffers.ctypes.data + buffer * GROUPS * group_bytes
+    y = latents.ctypes.data + node * BLOCK * row_bytes
+    for row in range(0, num_rows, LANES):
+        lanes_to_rows(x + row // LANES * group_bytes, latent_dim, y + row * row_bytes, row_bytes)
+
+
 @njit_cached
 def run_simulations(
     tree: Tree,
@@ -133,8 +165,6 @@ def run_simulations(
     buffers = program.activation_buffers
     latent_dim = root_latents.shape[1]
     num_inputs = latent_dim + settings.num_actions
-    latents_start, row_bytes = latents.ctypes.data, latents.shape[2] * FLOAT_BYTES
-    group_bytes = buffers.shape[2] * LANES_BYTES
     for first in range(first_row, end_row, BLOCK):
         num_rows = min(BLOCK, end_row - first)
         failed = initialize_roots(tree, roots, settings, first, num_rows, leaves.scores[0])
@@ -145,19 +175,13 @@ def run_simulations(
                 latents[ROOT_INDEX, row, unit] = root_latents[first + row, unit]
         for simulation in range(settings.num_nodes - 1):
             select_leaves(tree, roots, settings, simulation, first, num_rows, leaves)
-            for row in range(BLOCK):
-                parents[row] = latents_start + (leaves.parent[row] * BLOCK + row) * row_bytes
-            for row in range(0, num_rows, LANES):
-                rows_to_lanes(parents, row, latent_dim, buffers.ctypes.data + row // LANES * group_bytes)
+            read_parents(latents, parents, leaves, num_rows, latent_dim, buffers)
             for row in range(num_rows):
                 for action in range(settings.num_actions):
                     is_taken = np.float32(action == leaves.action[row])
                     buffers[0, row // LANES, latent_dim + action, row % LANES] = is_taken
             buffer = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, leaves)
-            x = buffers.ctypes.data + buffer * GROUPS * group_bytes
-            y = latents_start + (simulation + 1) * BLOCK * row_bytes
-            for row in range(0, num_rows, LANES):
-                lanes_to_rows(x + row // LANES * group_bytes, latent_dim, y + row * row_bytes, row_bytes)
+            write_latents(latents, simulation + 1, num_rows, latent_dim, buffers, buffer)
             failed = expand_and_backup(tree, settings, first, num_rows, leaves)
             if failed >= 0:
                 return first + failed
