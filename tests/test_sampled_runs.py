@@ -186,3 +186,30 @@ def test_plots_name_the_candidates():
     assert any(text.startswith(f"{search.candidates[0, 0, 0]:.3g}") for text in texts)
     labels = [label.get_text() for label in plot_policies(search).axes[0].get_xticklabels()]
     assert labels[1].startswith(f"{search.candidates[0, 1, 0]:.3g}\n")
+
+
+def test_the_replay_buffer_takes_the_policys_candidates():
+    with pytest.raises(ValueError, match=r"`replay_buffer_kwargs` must not have `action_kwargs`"):
+        tiny_model("Pendulum-v1", replay_buffer_kwargs=dict(action_kwargs=dict(num_candidates=4)))
+    with pytest.raises(ValueError, match=r"`action_kwargs` must be a dictionary, got \[1\]"):
+        tiny_model("Pendulum-v1", policy_kwargs=dict(action_kwargs=[1]))
+
+
+def test_candidates_of_other_bins_are_not_loaded(tmp_path):
+    models = [tiny_model("Pendulum-v1", policy_kwargs=dict(action_kwargs=dict(num_bins=bins))) for bins in (5, 4)]
+    models[0].save_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match=r"must have `action_kwargs` \{'num_bins': 4\}"):
+        models[1].load_replay_buffer(tmp_path / "buffer")
+
+
+def test_rounding_errors_of_values_are_no_preference():
+    """A plateau: the values of all candidates differ by less than a ten-thousandth of the value error."""
+    model = tiny_model("Pendulum-v1", num_simulations=16)
+    scramble(model, 3)
+    policy = model.policy
+    head = policy.latent_model.prediction.policy_head
+    head.weight.data.zero_(), head.bias.data.zero_()
+    policy.value_error.fill_(1e9)
+    search = policy.plan(policy.obs_to_tensor(np.zeros((1, 3), np.float32))[0], deterministic=True)
+    assert search.visit_counts.all() and np.ptp(search.qvalues) > 0
+    np.testing.assert_allclose(search.action_weights, search.tree.children_prior_probs[:, 0], rtol=1e-3)

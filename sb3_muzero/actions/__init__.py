@@ -29,6 +29,8 @@ def make_actions(space: spaces.Space, action_kwargs: dict[str, Any] | None = Non
     :raises ValueError: if the space is not supported, or for an argument that it does not have
     """
     kwargs = action_kwargs or {}
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"`action_kwargs` must be a dictionary, got {action_kwargs!r}")
     allowed = ["num_candidates", "num_inner_candidates", *["num_bins"] * isinstance(space, spaces.Box)]
     if isinstance(space, spaces.Discrete):
         allowed = []

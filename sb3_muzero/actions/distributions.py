@@ -8,11 +8,9 @@ import numpy as np
 import torch as th
 from torch.nn import functional as F
 
-MAX_ACTION = 0.999
-"""Largest magnitude of candidates of a squashed Gaussian, whose density is infinite at 1."""
+from sb3_muzero.search.backends.numba import candidates as rules
 
-MASKED_LOGIT = -1e8
-"""Logit of what is illegal; finite, to avoid NaN gradients."""
+MIN_STD, MAX_ACTION, MASKED_LOGIT = float(rules.MIN_STD), float(rules.MAX_ACTION), float(rules.MASKED_LOGIT)
 
 
 def log_one_minus_square_of_tanh(x: th.Tensor) -> th.Tensor:
@@ -47,7 +45,7 @@ class SquashedGaussianPolicy:
     def __init__(self, outputs: th.Tensor) -> None:
         mean, std = outputs.chunk(2, dim=-1)
         self.mean = 5 * th.tanh(mean / 5)
-        self.std = F.softplus(std) + 0.1
+        self.std = F.softplus(std) + MIN_STD
 
     def sample(self, noise: th.Tensor) -> th.Tensor:
         """

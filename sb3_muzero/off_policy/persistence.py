@@ -52,15 +52,17 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"`replay_buffer_class` must be a SequenceReplayBuffer, got {given}")
         num_frames = frames_in_observation(self.env) if num_frames is None else num_frames
         stacked = {"frame_stack": num_frames} if num_frames > 1 else {}
+        if "action_kwargs" in self.replay_buffer_kwargs:
+            raise ValueError("`replay_buffer_kwargs` must not have `action_kwargs`, which belong to `policy_kwargs`")
         action_kwargs = self.policy_kwargs.get("action_kwargs")
-        sampled = {} if action_kwargs is None else {"action_kwargs": action_kwargs}
+        candidates = {} if action_kwargs is None else {"action_kwargs": action_kwargs}
         buffer: Any = (given or SequenceReplayBuffer)(
             self.buffer_size,
             self.observation_space,
             self.action_space,
             device=self.device,
             n_envs=self.n_envs,
-            **(stacked | sampled | self.replay_buffer_kwargs),
+            **(stacked | candidates | self.replay_buffer_kwargs),
         )
         if buffer.reward_bonus is None:
             buffer.reward_bonus = CountBonus

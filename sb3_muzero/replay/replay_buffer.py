@@ -85,6 +85,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.importance_exponent = importance_exponent
         self.frame_stack = frame_stack
         self.reward_bonus = reward_bonus
+        self.action_kwargs = action_kwargs or {}
         self.action_type = make_actions(action_space, action_kwargs)
         self.index = StepIndex(self.buffer_size, n_envs, context=frame_stack - 1)
         self.reset()

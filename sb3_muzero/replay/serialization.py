@@ -111,4 +111,5 @@ def _check_actions(name: str, given: np.ndarray, buffer: "SequenceReplayBuffer")
 def _shape(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
     """:return: What another buffer must have in common"""
     both_spaces = {"observation_space": str(buffer.observation_space), "action_space": str(buffer.action_space)}
-    return {**both_spaces, "n_envs": buffer.n_envs, "frame_stack": buffer.frame_stack}
+    candidates = {"action_kwargs": str(dict(sorted(buffer.action_kwargs.items())))}
+    return {**both_spaces, **candidates, "n_envs": buffer.n_envs, "frame_stack": buffer.frame_stack}

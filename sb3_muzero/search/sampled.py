@@ -76,14 +76,15 @@ class SampledPlanner(Planner):
     Planner whose searches draw the candidates of each node from the policy there. A node's candidates are part of its latent,
     so the search itself sees a fixed number of actions.
 
-    By default, Q values are rescaled over each node, however small their range is: differences between candidates are small
-    beside those between states, and beside the value error, which contains what the policy's own randomness costs.
+    By default, Q values are rescaled over each node, and over no less than a ten-thousandth of the value error: differences
+    between candidates are small beside those between states, and beside that error, which contains what the policy's own
+    randomness costs.
 
     :param settings: settings of the searches; may be replaced between searches.
     :param sampler: draws the candidates.
     """
 
-    QVALUE_SCOPE, MIN_RANGE = "node", 0.0
+    QVALUE_SCOPE, MIN_RANGE = "node", 1e-4
     is_cached = staticmethod(is_cached)
 
     def __init__(self, settings: PlannerSettings, sampler: CandidateSampler) -> None:
