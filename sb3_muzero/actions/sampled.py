@@ -24,7 +24,7 @@ WIDE = 3.0
 class SampledActions(Actions):
     """
     Actions that are vectors. At each node a search considers candidates that are drawn from the policy there (Sampled MuZero,
-    https://arxiv.org/abs/2104.06303). At the root the first candidate is the policy's mode, and the second half is drawn with
+    https://arxiv.org/abs/2104.06303). At the root the first candidate is the policy's mode, and every second one is drawn with
     three times the noise. Below the root all are drawn from the policy.
 
     The prior of a candidate is its share among those drawn. If there are no more joint actions than ``num_candidates``, the
@@ -98,7 +98,7 @@ class SampledActions(Actions):
         if self.factors is not None:  # Gumbel noise
             root, inner = (-np.log(np.maximum(noise, TINY)) for noise in (root, inner))
         root[:, 0] = 0.0
-        root[:, -(self.num_candidates // 2) :] *= WIDE
+        root[:, 1::2] *= WIDE
         return Noise(root, inner)
 
     def propose(

@@ -8,7 +8,7 @@ import numpy as np
 from sb3_muzero.common.jit import njit_cached, njit_inline
 from sb3_muzero.search.selection import INFINITY, ONE, ZERO, exponentiate, gumbel_root_action, improved_policy, select_action
 from sb3_muzero.search.state import MAX_VALUE, VISIT_FRACTIONS, Leaves, Roots, SearchSettings
-from sb3_muzero.search.tree import NO_PARENT, ROOT_INDEX, UNVISITED, Tree
+from sb3_muzero.search.tree import NO_ACTION, NO_PARENT, ROOT_INDEX, UNVISITED, Tree
 
 HIGH = np.float32(MAX_VALUE)
 
@@ -76,6 +76,8 @@ def initialize_roots(
         for action in range(num_actions):
             logit = roots.prior_logits[row * num_actions + action]
             has_numbers = has_numbers and logit <= HIGH
+            if logit == -INFINITY:
+                tree.children_index[(row * num_nodes + ROOT_INDEX) * num_actions + action] = NO_ACTION
             if roots.action_masks[row * num_actions + action]:
                 num_legal += 1
                 largest = max(largest, logit)
@@ -104,6 +106,8 @@ def expand(tree: Tree, settings: SearchSettings, row: int, leaves: Leaves, leaf:
     scores = leaves.scores[leaf]
     for action in range(settings.num_actions):
         scores[action] = leaves.prior_logits[leaf, action]
+        if scores[action] == -INFINITY:
+            tree.children_index[node * settings.num_actions + action] = NO_ACTION
     write_node(tree, settings, node, leaves.value[leaf], scores)
     edge = parent * settings.num_actions + leaves.action[leaf]
     tree.children_index[edge] = leaves.node[leaf]
@@ -166,8 +170,8 @@ def select_leaves(
             action = select_action(tree, roots, settings, simulation, row, node, leaves.scores[leaf])
             child = np.int64(tree.children_index[node * settings.num_actions + action])
             leaves.action[leaf] = action
-            leaves.node[leaf] = simulation + 1 if child == UNVISITED else child
-            goes_on = child != UNVISITED and depth < settings.max_depth
+            leaves.node[leaf] = simulation + 1 if child < 0 else child
+            goes_on = child >= 0 and depth < settings.max_depth
             leaves.parent[leaf] = child if goes_on else leaves.parent[leaf]
             leaves.active[still_active] = leaf
             still_active += 1 if goes_on else 0

@@ -20,7 +20,7 @@ from sb3_muzero.search.backends.numba.simd import (
     where_positive,
 )
 from sb3_muzero.search.state import GUMBEL_ROOT, NODE_SCOPE, PUCT, TREE_SCOPE, Roots, SearchSettings
-from sb3_muzero.search.tree import ROOT_INDEX, Tree
+from sb3_muzero.search.tree import ROOT_INDEX, UNVISITED, Tree
 
 ZERO, ONE, INFINITY = np.float32(0.0), np.float32(1.0), np.float32(np.inf)
 LOWEST_ROOT_SCORE = np.float32(-1e9)
@@ -73,26 +73,29 @@ def mixed_value(tree: Tree, num_actions: int, node: int) -> float:
 def qtransform_completed_by_mix_value(tree: Tree, settings: SearchSettings, row: int, node: int, out: np.ndarray) -> None:
     """
     sigma(completed Q) of Gumbel MuZero, Eqs. 8 and 10: completes Q values by the mixed value and rescales them to [0, 1].
+    What is no action has no share in their range.
 
     :param out: receives the transformed Q values. Shape ``[padded A]``.
     """
     num_actions = settings.num_actions
     edges = node * num_actions
-    num_visited, max_visits = 0, np.int32(0)
+    max_visits, has_unvisited = np.int32(0), False
     low, high = INFINITY, -INFINITY
     for action in range(num_actions):
         visits = tree.children_visits[edges + action]
         if visits > 0:
-            num_visited += 1
             max_visits = max(max_visits, visits)
             out[action] = tree.children_qvalues[edges + action]
             low, high = min(low, out[action]), max(high, out[action])
-    if num_visited < num_actions:
+        elif tree.children_index[edges + action] == UNVISITED:
+            has_unvisited = True
+    unvisited_value = ZERO
+    if has_unvisited:
         unvisited_value = mixed_value(tree, num_actions, node)
         low, high = min(low, unvisited_value), max(high, unvisited_value)
-        for action in range(num_actions):
-            if tree.children_visits[edges + action] == 0:
-                out[action] = unvisited_value
+    for action in range(num_actions):
+        if tree.children_visits[edges + action] == 0:
+            out[action] = unvisited_value
     if settings.qvalue_scope == TREE_SCOPE:
         low, high = tree.min_qvalue[row], tree.max_qvalue[row]
     scale = ONE / max(high - low, np.float32(settings.min_qvalue_range))

@@ -7,6 +7,7 @@ import numpy as np
 ROOT_INDEX = 0
 NO_PARENT = -1
 UNVISITED = -1
+NO_ACTION = -2
 
 
 class Tree(NamedTuple):
@@ -22,9 +23,10 @@ class Tree(NamedTuple):
     :param node_depths: number of edges from the root. Shape ``[B, N + 1]``, int32.
     :param parents: index of the parent, -1 for none. Shape ``[B, N + 1]``, int32.
     :param action_from_parent: action that leads here, -1 for none. Shape ``[B, N + 1]``, int32.
-    :param children_index: index of the child, -1 where unvisited. Shape ``[B, N + 1, A]``, int32.
-    :param children_prior_logits: the model's policy logits; the most negative float32 where an action is masked.
-        Shape ``[B, N + 1, A]``.
+    :param children_index: index of the child, -1 where unvisited, -2 where the model's logit is minus infinity: there
+        is no action. Shape ``[B, N + 1, A]``, int32.
+    :param children_prior_logits: the model's policy logits; minus infinity where an action is masked. Shape
+        ``[B, N + 1, A]``.
     :param children_prior_probs: their softmax. Shape ``[B, N + 1, A]``.
     :param children_visits: visits of the edge. Shape ``[B, N + 1, A]``, int32.
     :param children_qvalues: Q value of the edge, reward + discount * value of the child, 0 where unvisited.
