@@ -468,6 +468,30 @@ def test_actions_without_prior_are_not_taken_inside(search):
     assert np.isfinite(output.action_weights).all()
 
 
+@both_searches
+@both_scopes
+def test_what_is_no_action_changes_nothing(search, scope):
+    model = random_model(12, 30, 3)
+    padded = TabularModel(*(np.insert(part, 1, 0, axis=1) for part in list(vars(model).values())[:4]), model.value)
+    padded.prior_logits[:, 1] = -np.inf
+    settings = {"num_simulations": 40, "qvalue_scope": scope, **DETERMINISTIC[search]}
+    expected = search(model.root(np.arange(30)), model.step, **settings)
+    masks = np.tile([True, False, True, True], (30, 1))
+    output = search(padded.root(np.arange(30)), padded.step, action_masks=masks, **settings)
+    np.testing.assert_allclose(output.action_weights[:, masks[0]], expected.action_weights, rtol=1e-5)
+    np.testing.assert_allclose(output.tree.node_values, expected.tree.node_values, rtol=1e-5)
+
+
+def test_puct_can_visit_every_action_before_it_visits_one_twice():
+    """The first action is worth more than the node, and the second even more."""
+    model = bandit([0.0] * 8, [1.0, 2.0] + [-1.0] * 6)
+    kwargs = dict(DETERMINISTIC[muzero_search], num_simulations=16)
+    lowest = muzero_search(model.root(START), model.step, **kwargs)
+    highest = muzero_search(model.root(START), model.step, first_play_urgency="highest", **kwargs)
+    assert lowest.visit_counts[0].tolist() == [16] + [0] * 7
+    assert highest.visit_counts[0].min() == 1 and highest.visit_counts[0].argmax() == 1
+
+
 def test_min_qvalue_range_keeps_tiny_differences_tiny():
     model = bandit([0.0, 0.0], [0.0, 1e-6])
     weights = [
