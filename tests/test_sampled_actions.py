@@ -227,6 +227,21 @@ def test_an_entropy_in_inference_mode_leaves_training_as_it_is():
     assert outputs.grad.abs().sum() > 0
 
 
+def test_planning_in_inference_mode_leaves_training_as_it_is():
+    device, actions = th.device("meta"), make_actions(spaces.MultiDiscrete([2, 3]))  # stands for a GPU
+
+    def propose(outputs):
+        candidates, priors = actions.propose(outputs, th.empty(1, 6, 5, device=device))
+        assert candidates.device == priors.device == device
+        return actions.distribution(outputs).log_prob(candidates)
+
+    with th.inference_mode():
+        propose(th.zeros(1, 5, device=device))
+    outputs = th.zeros(1, 5, device=device, requires_grad=True)
+    propose(outputs).sum().backward()
+    assert outputs.grad.shape == (1, 5)
+
+
 def test_few_candidates_at_the_root_are_as_few_below_it():
     assert make_actions(spaces.Box(-1, 1, (1,)), dict(num_candidates=2)).num_inner_candidates == 2
 

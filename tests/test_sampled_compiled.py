@@ -126,5 +126,6 @@ def test_outputs_of_the_policy_head_are_checked(name, activation_fn):
         with pytest.raises(ValueError, match=rf"root's output of the policy head must be finite and .*, got {value} in row 0"):
             with_policy_head(policy, value=value).plan(obs)
     for width in (num_outputs - 1, num_outputs + 1):
-        with pytest.raises(ValueError, match=rf"of the policy head must be .* shape \[2, {num_outputs}\], got .* \[2, {width}\]"):
+        expected = rf"of the policy head must be .* of shape \[2, {num_outputs}\], got shape \[2, {width}\]"
+        with pytest.raises(ValueError, match=expected):
             with_policy_head(policy, width).plan(obs)
