@@ -67,6 +67,22 @@ def test_box_actions_are_scaled_to_the_bounds(name, num_bins):
         actions.check(np.full((1, dim), 1.01), 1)
 
 
+@pytest.mark.parametrize("space", [*(SPACES[name] for name in SPACES if "Box" in name), spaces.Box(-9, 10**6, (3,), np.int64)])
+def test_candidates_reach_the_bounds(space):
+    actions = make_actions(space)
+    far = SquashedGaussianPolicy(th.zeros(2, actions.num_policy_outputs)).sample(th.tensor([[[-99.0]], [[99.0]]]))
+    low, high = actions.to_env(far.expand(2, 1, *actions.shape).numpy())[:, 0]
+    np.testing.assert_array_equal(low, space.low)
+    np.testing.assert_array_equal(high, space.high)
+
+
+@pytest.mark.parametrize("num_bins", [None, 7])
+def test_integers_are_equally_likely(num_bins):
+    actions = make_actions(spaces.Box(-3, 3, (1,), np.int16), {"num_bins": num_bins})
+    drawn = actions.to_env(actions.sample(70_000))
+    np.testing.assert_allclose(np.bincount(drawn.ravel() + 3) / 10_000, 1, atol=0.05)
+
+
 @pytest.mark.parametrize("name", COMPOSITE)
 def test_composite_actions_are_counted_from_zero(name):
     space = SPACES[name]
