@@ -227,6 +227,7 @@ class CompositeActions(SampledActions):
         super().__init__(space, factors, **kwargs)
         self.start = 0 if is_binary else space.start  # type: ignore[union-attr]
         self.encoding_dim = factors.num_values
+        self.candidates = self.candidates.astype(np.min_scalar_type(factors.sizes.max() - 1))
 
     def make_encoder(self) -> nn.Module:
         return OneHotVectors(self.factors)
