@@ -246,6 +246,15 @@ def test_masks_of_continuous_actions():
     tiny_model(env).learn(30, use_masking=False)
 
 
+@follows("MuZero explores by search")
+@pytest.mark.parametrize("name", ["action_noise", "use_sde", "sde_sample_freq", "use_sde_at_warmup"])
+def test_noise_of_other_algorithms(name):
+    env = TinyEnv(action_space=BOX)
+    with pytest.raises(TypeError, match=rf"`{name}`.*: MuZero explores by search, with noise that `exploration`"):
+        tiny_model(env, **{name: None})
+    tiny_model(env, exploration=2.0).learn(30)
+
+
 @follows("if the channels come last, use")
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_axes_of_boards(channels_last):
