@@ -30,7 +30,7 @@ def make(name: str, seed: int = 5, **kwargs):
     generator = th.Generator().manual_seed(seed)
     with th.no_grad():  # less than `scramble` does: where outputs are saturated, many candidates have equal values
         for parameter in model.policy.latent_model.parameters():
-            parameter.add_(0.3 * th.randn(parameter.shape, generator=generator))
+            parameter.add_(0.3 * th.randn(parameter.shape, generator=generator).to(parameter.device))
         for support in (model.policy.latent_model.value_support, model.policy.latent_model.reward_support):
             support.bounds.copy_(th.tensor([-3.0, 5.0]))
     return model
