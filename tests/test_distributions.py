@@ -51,6 +51,15 @@ def test_extreme_candidates_have_finite_densities_and_gradients():
     assert policy.sample(th.tensor([[[1e3], [-1e3]]])).abs().max() <= MAX_ACTION
 
 
+@pytest.mark.parametrize("distance", [0.5, 10.0])
+def test_candidates_of_an_old_policy_pull_the_mean_and_widen_the_policy(distance):
+    policy = SquashedGaussianPolicy(th.tensor([[0.0, -4.0]], dtype=th.float64, requires_grad=True))
+    candidate = th.tanh(distance * policy.std).detach()
+    gradients = th.autograd.grad(-policy.log_prob(candidate.unsqueeze(0)).sum(), (policy.mean, policy.std))
+    expected = -distance / policy.std, (1 - distance**2) / policy.std
+    np.testing.assert_allclose(gradients, [tensor.detach() for tensor in expected])
+
+
 def test_entropy_of_a_squashed_gaussian():
     policy = gaussian(size=6, dim=2, scale=1.0)
     drawn = reference(policy).base_dist.sample((400_000,))

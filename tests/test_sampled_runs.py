@@ -156,12 +156,6 @@ def test_action_grids_have_discrete_actions():
         tiny_model(env, "ResNetPolicy", policy_kwargs=dict(action_grid=(1, 2)))
 
 
-@pytest.mark.parametrize("name", ["use_sde", "action_noise"])
-def test_arguments_of_other_algorithms_are_refused_by_name(name):
-    with pytest.raises(TypeError, match=name):
-        MuZero("MlpPolicy", "Pendulum-v1", **{name: None})
-
-
 def test_the_policy_acts_without_random_numbers_of_pytorch():
     model = tiny_model(pendulum())
     state = th.get_rng_state()

@@ -21,7 +21,12 @@ def log_one_minus_square_of_tanh(x: th.Tensor) -> th.Tensor:
     return 2 * (math.log(2) - x - F.softplus(-2 * x))
 
 
-@cache  # since a CUDA graph cannot copy from the host
+# Constant tensors are made once, since a CUDA graph cannot copy from the host, and never in inference mode, since they could
+# not be trained with later
+
+
+@cache
+@th.inference_mode(False)
 def quadrature(device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
     """
     :param device: Device of the tensors
@@ -29,9 +34,32 @@ def quadrature(device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor
     :return: Nodes and weights of Gauss-Hermite quadrature for the mean under a standard normal distribution, shape ``[16]``
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(16)
-    with th.inference_mode(False):  # tensors that are made in inference mode cannot be trained with later
-        at, shares = (th.as_tensor(part, dtype=dtype, device=device) for part in (nodes, weights / weights.sum()))
+    at, shares = (th.as_tensor(part, dtype=dtype, device=device) for part in (nodes, weights / weights.sum()))
     return at, shares
+
+
+@cache
+@th.inference_mode(False)
+def layout(device: th.device, sizes: tuple[int, ...]) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param device: Device of the tensors
+    :param sizes: Number of values of each component, shape ``[D]``
+    :return: Where each component's values are in flat arrays, and what is beyond them, shape ``[D, max(sizes)]``
+    """
+    lengths, columns = th.tensor(sizes).unsqueeze(1), th.arange(max(sizes))
+    where = (lengths.cumsum(0) - lengths + columns).clamp(max=sum(sizes) - 1)
+    return where.to(device), (columns >= lengths).to(device)
+
+
+@cache
+@th.inference_mode(False)
+def joint_indices(device: th.device, sizes: tuple[int, ...]) -> th.Tensor:
+    """
+    :param device: Device of the tensor
+    :param sizes: Number of values of each component, shape ``[D]``
+    :return: All combinations of indices of values, shape ``[prod(sizes), D]``
+    """
+    return th.cartesian_prod(*map(th.arange, sizes)).reshape(-1, len(sizes)).to(device)
 
 
 class SquashedGaussianPolicy:
@@ -101,12 +129,7 @@ class Factors:
         """Length S of flat arrays over the values of all components."""
         self.num_actions = np.prod(self.sizes, dtype=float)
         """Number of joint actions."""
-        largest = int(self.sizes.max())
-        self._is_uniform = bool((self.sizes == largest).all())
-        beyond = np.arange(largest) >= self.sizes[:, None]
-        where = np.minimum(self.offsets[:, None] + np.arange(largest), self.num_values - 1)
-        self._layout = {th.device("cpu"): (th.from_numpy(where), th.from_numpy(beyond))}
-        self._all_actions: dict[th.device, th.Tensor] = {}
+        self._sizes = tuple(self.sizes.tolist())
 
     def padded(self, flat: th.Tensor, fill: float) -> th.Tensor:
         """
@@ -114,12 +137,9 @@ class Factors:
         :param fill: What stands where a component has fewer values than another
         :return: The same, one row per component, shape ``[..., D, sizes.max()]``
         """
-        if self._is_uniform:
-            return flat.unflatten(-1, (len(self.sizes), -1))
-        if flat.device not in self._layout:
-            where, beyond = self._layout[th.device("cpu")]
-            self._layout[flat.device] = where.to(flat.device), beyond.to(flat.device)
-        where, beyond = self._layout[flat.device]
+        if len(set(self._sizes)) == 1:
+            return flat.unflatten(-1, (len(self._sizes), -1))
+        where, beyond = layout(flat.device, self._sizes)
         return flat[..., where].masked_fill(beyond, fill)
 
     def values(self, indices: th.Tensor) -> th.Tensor:
@@ -132,10 +152,7 @@ class Factors:
 
     def all_actions(self, device: th.device) -> th.Tensor:
         """:return: All joint actions, shape ``[num_actions, D]``"""
-        if device not in self._all_actions:
-            indices = np.unravel_index(np.arange(self.sizes.prod()), self.sizes)
-            self._all_actions[device] = self.values(th.from_numpy(np.stack(indices, axis=-1))).to(device)
-        return self._all_actions[device]
+        return self.values(joint_indices(device, self._sizes))
 
 
 class FactoredCategoricalPolicy:

@@ -9,7 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_muzero.actions.base import Actions
-from sb3_muzero.actions.distributions import MASKED_LOGIT, FactoredCategoricalPolicy, Factors, SquashedGaussianPolicy
+from sb3_muzero.actions.distributions import (
+    MASKED_LOGIT,
+    MAX_ACTION,
+    FactoredCategoricalPolicy,
+    Factors,
+    SquashedGaussianPolicy,
+)
 from sb3_muzero.common.validation import check_integer
 from sb3_muzero.search.backends.numba.candidates import CandidateRules
 from sb3_muzero.search.checks import check_action_masks
@@ -151,9 +157,9 @@ class OneHotVectors(nn.Module):
 
 class BoxActions(SampledActions):
     """
-    Box actions, represented by vectors in [-1, 1]. The environment gets them scaled linearly to the bounds of the space,
-    rounded if these are integers. The policy is a squashed Gaussian, or with ``num_bins`` a categorical distribution over
-    evenly spaced values for each component.
+    Box actions, represented by vectors in [-1, 1]. The environment gets them scaled linearly to the bounds of the space, which
+    candidates reach; integers to half a number beyond them, then rounded, so that all are as likely. The policy is a squashed
+    Gaussian, or with ``num_bins`` a categorical distribution over evenly spaced values for each component.
 
     :param space: Action space, with finite bounds
     :param num_bins: Number of values of each component, at least 2; ``None`` for a squashed Gaussian
@@ -168,15 +174,18 @@ class BoxActions(SampledActions):
             check_integer("num_bins", num_bins, 2)
             factors = Factors([num_bins] * self.encoding_dim, th.float32, -1.0, 2 / (num_bins - 1))
         super().__init__(space, factors, **kwargs)
-        self.low, self.high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+        self.low, self.high = (bound.astype(np.float64) for bound in (space.low, space.high))
+        self.margin = 0.0 if space.dtype.kind == "f" else 0.5
+        """How far beyond the bounds actions are scaled."""
 
     def make_encoder(self) -> nn.Module:
         return nn.Identity()
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        scaled = np.clip(self.low + (actions.astype(np.float64) + 1) / 2 * (self.high - self.low), self.low, self.high)
-        scaled = scaled.reshape(*actions.shape[:-1], *self.space.shape)  # type: ignore[misc]
-        return (scaled if np.issubdtype(self.space.dtype, np.floating) else np.rint(scaled)).astype(self.space.dtype)
+        largest = MAX_ACTION if self.factors is None else 1.0
+        actions = actions.reshape(*actions.shape[:-1], *self.space.shape).astype(np.float64)  # type: ignore[misc]
+        scaled = self.low - self.margin + (actions / largest + 1) / 2 * (self.high - self.low + 2 * self.margin)
+        return np.clip(np.rint(scaled) if self.margin else scaled, self.low, self.high).astype(self.space.dtype)
 
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         size = (*np.atleast_1d(shape), *self.shape)
@@ -218,6 +227,7 @@ class CompositeActions(SampledActions):
         super().__init__(space, factors, **kwargs)
         self.start = 0 if is_binary else space.start  # type: ignore[union-attr]
         self.encoding_dim = factors.num_values
+        self.candidates = self.candidates.astype(np.min_scalar_type(factors.sizes.max() - 1))
 
     def make_encoder(self) -> nn.Module:
         return OneHotVectors(self.factors)

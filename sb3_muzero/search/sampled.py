@@ -13,7 +13,7 @@ from sb3_muzero.search.backends.numba.candidates import CandidateRules, is_cache
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.sampled_model import CandidateSearch, CompiledSampledModel
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
-from sb3_muzero.search.checks import to_numpy
+from sb3_muzero.search.checks import check_finite, to_float32, to_numpy
 from sb3_muzero.search.planner import SEARCHES, Planner, PlannerSettings, check_encoder
 from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
 
@@ -34,6 +34,7 @@ class CandidateSampler(Protocol):
     """What draws the candidates of a node, as many at each one; a prior logit of minus infinity marks those to leave out."""
 
     num_candidates: int
+    num_policy_outputs: int
     encoding_dim: int
     dtype: Any
     rules: CandidateRules
@@ -96,6 +97,8 @@ class SampledPlanner(Planner):
     def search(self, model: Any, obs: Any, deterministic: bool, kwargs: dict[str, Any]) -> SearchOutput:
         """
         Noise is drawn from NumPy's global generator, once per search; a deterministic search has the same noise at each root.
+
+        :raises ValueError: for outputs of the policy head that are too many, too few or not finite.
         """
         recurrent_fn: Any
         try:
@@ -104,6 +107,8 @@ class SampledPlanner(Planner):
         except UnsupportedModelError:
             compiled, root = None, self.root_output(model, obs)
         batch_size, masks = len(root.value), kwargs["action_masks"]
+        name, shape = "root's output of the policy head", (batch_size, self.sampler.num_policy_outputs)
+        check_finite(name, to_float32(name, root.prior_logits, shape))
         masks = None if masks is None else self.sampler.check_masks(masks, batch_size)
         state: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
         generator = np.random.default_rng(0) if deterministic else np.random.Generator(state)
