@@ -45,12 +45,8 @@ def candidate_names(
         return [str(action) for action in range(search.action_weights.shape[1])]
     candidates = search.node_candidates[index, node].astype(search.candidates.dtype)
     vectors = candidates if actions is None else actions.to_env(candidates)
-    return [" ".join(map(format_number, np.ravel(vector))) for vector in vectors]
-
-
-def format_number(number: float) -> str:
-    """:return: An integer as it is, another number with two decimals, or two digits if it is small"""
-    return str(number) if isinstance(number, np.integer) else f"{number:.2f}" if abs(number) >= 0.1 else f"{number:.2g}"
+    digits = "d" if np.issubdtype(vectors.dtype, np.integer) else ".2f" if np.abs(vectors).max() >= 0.1 else ".2g"
+    return [" ".join(f"{number:{digits}}" for number in np.ravel(vector)) for vector in vectors]
 
 
 def node_positions(children: np.ndarray) -> tuple[list[int], np.ndarray]:
