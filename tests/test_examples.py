@@ -1,6 +1,7 @@
 """Every example can be imported, says how it is used, and runs."""
 
 import importlib
+import itertools
 import json
 import runpy
 import shlex
@@ -73,7 +74,7 @@ def test_compare_baselines(tmp_path, monkeypatch, capsys):
     assert file.with_suffix(".png").exists()
 
 
-@pytest.mark.parametrize("env_id", ["Bandit", "DotBandit", "NoisyCartPole", "ConstantCost", "CliffWalking", "TwoRooms"])
+@pytest.mark.parametrize("env_id", ["Bandit", "DotBandit", "NoisyCartPole", "ConstantCost", "CliffWalking", "TwoRooms", "Arm"])
 def test_tasks_are_environments(env_id, example):
     assert f"tasks/{env_id}-v0" in example("tasks").TASKS
     env = gym.make(f"tasks/{env_id}-v0")
@@ -84,10 +85,10 @@ def test_tasks_are_environments(env_id, example):
     assert any(terminated or truncated for terminated, truncated in ends)
 
 
-def play(env_id, policy):
+def play(env_id, policy, env=None, seed=0):
     """:return: Return of an episode, and its steps"""
-    env = gym.make(env_id)
-    obs, _ = env.reset(seed=0)
+    env = env or gym.make(env_id)
+    obs, _ = env.reset(seed=seed)
     total, steps, over = 0.0, 0, False
     while not over:
         obs, reward, terminated, truncated, _ = env.step(policy(obs))
@@ -115,6 +116,34 @@ def test_best_returns_of_tasks(example):
     total, steps = play("tasks/TwoRooms-v0", through_the_door)
     assert total == 1 and steps <= 16
     assert play("tasks/TwoRooms-v0", lambda obs: 0) == (0, 100)  # into the wall
+
+
+def test_joints_of_the_arm_depend_on_each_other(example):
+    tasks = example("tasks")
+    env = gym.make("tasks/Arm-v0")
+    arm, turns = env.unwrapped, tasks.Arm.TURNS
+    assert env.action_space.nvec.prod() == 2401 > 1000
+    joint_actions = np.array(list(itertools.product(range(7), repeat=4)))
+
+    def distances(actions):
+        return np.linalg.norm(arm.tip(arm.angles + turns[actions]) - arm.target, axis=-1)
+
+    def closest(obs):
+        return joint_actions[distances(joint_actions).argmin()]
+
+    def closest_alone(obs):
+        still = np.full((7, 4), 3)
+        return np.array(
+            [distances(np.where(np.arange(4) == joint, np.arange(7)[:, None], still)).argmin() for joint in range(4)]
+        )
+
+    def mean_return(policy):
+        return np.mean([play("tasks/Arm-v0", policy, env, seed)[0] for seed in range(10)])
+
+    assert mean_return(closest) > -2 and mean_return(closest_alone) < -9 and mean_return(lambda obs: np.full(4, 3)) < -25
+    obs, _ = env.reset(seed=0)
+    np.testing.assert_allclose(np.hypot(*obs[-2:]), np.linalg.norm(arm.tip(arm.angles) - arm.target), rtol=1e-5)
+    assert np.hypot(*arm.tip(np.zeros(4))) == 1
 
 
 def test_compare_baselines_with_defaults_and_other_seeds(tmp_path, monkeypatch):
@@ -214,6 +243,90 @@ def test_settings_of_vec_normalize_are_read(example, monkeypatch):
     model, eval_env = compare.make_model("sac", settings, 0, compare.parse_args())
     assert (model.env.norm_obs, model.env.norm_reward, model.env.gamma) == (False, True, 0.9)
     assert (eval_env.norm_obs, eval_env.norm_reward, eval_env.training) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    "wrappers",
+    [
+        {"rl_zoo3.wrappers.FrameSkip": {"skip": 2}},
+        ["rl_zoo3.wrappers.DoneOnSuccessWrapper", {"rl_zoo3.wrappers.FrameSkip": {"skip": 2}}],
+        [{"rl_zoo3.wrappers.FrameSkip": {"skip": 2}}, {"gymnasium.wrappers.FlattenObservation": None}],
+    ],
+)
+def test_wrappers_with_arguments_are_read(wrappers, example, monkeypatch):
+    compare = example("compare_baselines")
+    monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", "Pendulum-v1"])
+    model, eval_env = compare.make_model("sac", {"env_wrapper": wrappers}, 0, compare.parse_args())
+    for env in (model.env, eval_env):
+        env.reset()
+        for _ in range(100):  # frames are skipped: half of Pendulum's 200 steps
+            assert not env.step([env.action_space.sample()] * env.num_envs)[2].any() or _ == 99
+
+
+def test_a_dictionary_of_several_wrappers_is_refused(example):
+    compare = example("compare_baselines")
+    with pytest.raises(
+        ValueError, match=r"`env_wrapper` must be a list to have several wrappers, got \{'a': None, 'b': None\}"
+    ):
+        compare.wrapper_class({"a": None, "b": None})
+
+
+def test_schedules_end_after_the_steps_of_the_comparison(tmp_path, example, monkeypatch):
+    compare = example("compare_baselines")
+    file = tmp_path / "compare.json"
+    options = ["--env", "LunarLanderContinuous-v3", "--steps", "40000", "--algos", "sac", "muzero", "--json", str(file)]
+
+    def record(*more):
+        monkeypatch.setattr(sys, "argv", ["compare_baselines.py", *options, *more])
+        return compare.new_record(compare.parse_args())
+
+    made = record()
+    assert made["settings"]["sac"]["learning_rate"] == "lin_7.3e-4" and made["settings"]["sac"]["n_timesteps"] == 40_000
+    # The other runs of a file have schedules of another length
+    old = {**made, "runs": [{"algo": "sac", "seed": 0}], "settings": {"sac": made["settings"]["sac"] | {"n_timesteps": 5e5}}}
+    file.write_text(json.dumps(old))
+    resumed = record("--resume")
+    assert resumed["settings"] == made["settings"] | old["settings"] and resumed["runs"] == old["runs"]
+    old["settings"]["sac"]["gamma"] = 0.5
+    file.write_text(json.dumps(old))
+    with pytest.raises(SystemExit, match="was made with other settings"):
+        record("--resume")
+
+
+class Lottery(gym.Env):
+    """Episodes as long as the action says, which draw a number at each step, and return the one that they began with."""
+
+    observation_space, action_space = gym.spaces.Box(0.0, 1.0, (1,)), gym.spaces.Discrete(9)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.start, self.steps = self.np_random.random(), 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.np_random.random()
+        self.steps += 1
+        over = self.steps > action
+        return np.zeros(1, np.float32), self.start * over, over, False, {}
+
+
+@pytest.mark.parametrize("episodes", [20, 50])
+def test_all_algorithms_are_evaluated_from_the_same_starts(episodes, example):
+    compare = example("compare_baselines")
+
+    class Always:
+        def __init__(self, action):
+            self.action = action
+
+        def predict(self, observations, *args, **kwargs):
+            return np.full(len(observations), self.action), None
+
+    def mean_return(action, seed=compare.FINAL_SEED):
+        eval_env = compare.make_vec_env(Lottery, compare.CURVE_EPISODES)
+        eval_env.reset(), eval_env.step([0] * compare.CURVE_EPISODES)
+        return compare.evaluate(Always(action), eval_env, episodes, seed)
+
+    assert mean_return(0) == mean_return(3) == mean_return(8) != mean_return(0, compare.CURVE_SEED)
 
 
 def test_self_play(tmp_path, monkeypatch, capsys):
