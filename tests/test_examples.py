@@ -400,7 +400,7 @@ def test_report_finds_no_bar_met_that_nobody_reached(example):
     record = comparison("X", muzero=[(20_000, 0.0)] * 3, ppo=[(20_000, 0.0)] * 3)
     for run in record["runs"]:
         run["solved"] = None
-    assert not example("report").cpu_seconds(record)[1]
+    assert not example("report").cpu_seconds("ppo")(record)[1]
 
 
 @pytest.mark.parametrize(
@@ -417,6 +417,45 @@ def test_report_finds_no_bar_met_that_nobody_reached(example):
 )
 def test_report_compares_steps_and_returns(ours, theirs, standing, example):
     assert example("report").standing(comparison("X", muzero=ours, ppo=theirs), "ppo") == standing
+
+
+def test_report_compares_returns_on_the_way_and_seconds_with_sac(tmp_path, example):
+    report = example("report")
+    record = comparison("X", muzero=[(3000, 1.0)] * 3, sac=[(4000, 0.9)] * 3, tqc=[(4000, 1.1)] * 3)
+    for run in record["runs"]:
+        run["steps"], run["returns"] = [1000, 2000, 4000], [0.0, {"muzero": 5.0, "sac": 4.0, "tqc": 6.0}[run["algo"]], 7.0]
+        run["total"] = {"cpu": {"muzero": 4.0, "sac": 4.0, "tqc": 3.0}[run["algo"]]}
+    assert report.not_behind("sac", at=[2000])(record) == ("2 k: 5 (5, 5, 5), SAC 4", True)
+    on_the_way = report.not_behind("sac", "tqc", at=[4000, 1500])
+    assert on_the_way(record) == ("4 k: 7 (7, 7, 7), SAC 7, TQC 7; 1.5 k: 5 (5, 5, 5), SAC 4, TQC 6", False)
+    assert report.not_behind("sac")(record) == ("1 (1, 1, 1), SAC 0.9", True)
+    assert report.not_behind("tqc")(record)[1] is False
+    record["runs"][0]["final_return"] = 0.5  # now behind by less than the spread of seeds
+    assert report.not_behind("tqc")(record)[1] is True
+    with pytest.raises(LookupError, match="MuZero not run for 5 k"):
+        report.not_behind("sac", at=[5000])(record)
+    assert report.cpu_per_step("sac")(record) == ("1.00 ms (1, 1, 1), SAC 1.00 ms (1, 1, 1)", True)
+    assert not report.cpu_per_step("tqc")(record)[1]
+    assert report.cpu_seconds("sac")(record) == ("3.0 s (3, 3, 3), SAC 4.0 s (4, 4, 4)", True)
+    text, is_met = report.beside(report.reaches(7, median=4000), "sac")(record)
+    assert (text, is_met) == ("median 4 k, worst 4 k (4 k, 4 k, 4 k); SAC 2 k, 0.9", True)
+
+
+def test_table_of_continuous_actions(tmp_path, example):
+    report = example("report")
+    record = comparison("Pendulum-v1", muzero=[(3000, -150.0), (2000, -160.0)])
+    for run in record["runs"]:
+        run |= {"total": {"cpu": 60.4}, "returns": [-900.0, -150.0, -300.0]}
+    (tmp_path / "compare_Pendulum-v1.json").write_text(json.dumps(record))
+    rows = report.sampled_table(tmp_path).splitlines()
+    assert rows[2:4] == [
+        "| Pendulum-v1, -200 | MuZero | 2.5 k (2 k, 3 k) | -155 (-160, -150) | 60 |",
+        "|  | SAC | - | - | - |",
+    ]
+    assert rows[-1] == "|  | PPO | - | - | - |" and len(rows) == 2 + 5 * 4 + 2
+    assert {row.task for row in report.ROWS} > report.SAMPLED.keys()
+    guide = (EXAMPLES / "guides" / "results.md").read_text()
+    assert report.sampled_table() in guide, "python examples/report.py prints the table of the guide"
 
 
 def test_report_counts_untuned_tasks(tmp_path, example):
