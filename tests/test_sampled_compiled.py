@@ -69,6 +69,24 @@ def test_the_same_as_in_pytorch(name, deterministic, search, monkeypatch):
             np.testing.assert_allclose(*results, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_candidates_of_all_nodes_are_returned(name, monkeypatch):
+    """The model, given the candidates on the way to a node, predicts what the tree says."""
+    policy, obs = make(name).policy, th.randn(40, 3)
+    rows = np.arange(len(obs))
+    for search in plan_both(policy, obs, monkeypatch):
+        tree, latents = search.tree, policy.represent(obs)[None].repeat(17, 1, 1)
+        np.testing.assert_array_equal(search.node_candidates[:, 0], search.candidates)
+        for node in range(1, 17):
+            parents, actions = tree.parents[:, node], tree.action_from_parent[:, node]
+            chosen = th.from_numpy(search.node_candidates[rows, parents, actions].astype(policy.actions.dtype))
+            with th.no_grad():
+                output = policy.latent_model.recurrent_inference(latents[parents, rows], chosen, 0.99)
+            latents[node] = output.latent
+            np.testing.assert_allclose(output.reward, tree.children_rewards[rows, parents, actions], atol=1e-4)
+            np.testing.assert_allclose(output.value, tree.raw_values[:, node], atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["MultiDiscrete", "all of a MultiDiscrete", "MultiBinary"])
 def test_the_same_with_masks(name, monkeypatch):
     policy = make(name).policy

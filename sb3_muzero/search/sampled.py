@@ -3,7 +3,6 @@ Plans with candidates that are drawn from the policy, for actions that cannot be
 https://arxiv.org/abs/2104.06303).
 """
 
-import math
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -13,9 +12,11 @@ from sb3_muzero.search.backends.numba.candidates import CandidateRules, is_cache
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.sampled_model import CandidateSearch, CompiledSampledModel
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
+from sb3_muzero.search.backends.torch import TorchBackend
 from sb3_muzero.search.checks import check_finite, to_float32, to_numpy
 from sb3_muzero.search.planner import SEARCHES, Planner, PlannerSettings, check_encoder
-from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
+from sb3_muzero.search.tree import ROOT_INDEX
+from sb3_muzero.search.types import RecurrentOutput, RootOutput, SearchOutput
 
 
 class Noise(NamedTuple):
@@ -114,19 +115,19 @@ class SampledPlanner(Planner):
         generator = np.random.default_rng(0) if deterministic else np.random.Generator(state)
         noise = self.sampler.draw_noise(generator, self.settings.num_simulations, 1 if deterministic else batch_size)
         if compiled is None:
-            candidates, prior_logits, recurrent_fn = self.in_pytorch(model, root, noise, masks)
-            latent = root.latent, candidates
+            latent, prior_logits, recurrent_fn = self.in_pytorch(model, root, noise, masks)
         else:
-            padded, prior_logits = compiled.propose_roots(root.prior_logits, noise.root, masks)
+            padded, prior_logits = compiled.propose_roots(root.prior_logits, noise.root, masks, len(noise.inner) + 1)
             latent, recurrent_fn = root.latent, CandidateSearch(compiled, padded, noise.inner)
-            candidates = padded[:, : math.prod(compiled.shape)].reshape(batch_size, *compiled.shape)
         output = SEARCHES[self.settings.search](
             RootOutput(prior_logits, root.value, latent),
             recurrent_fn,
             self.settings.num_simulations,
             **(kwargs | {"action_masks": to_numpy(prior_logits > -np.inf)}),
         )
-        return output._replace(candidates=to_numpy(candidates).astype(self.sampler.dtype, copy=False))
+        of_nodes = recurrent_fn.candidates
+        candidates = of_nodes[ROOT_INDEX].astype(self.sampler.dtype, copy=False)
+        return output._replace(candidates=candidates, node_candidates=of_nodes.swapaxes(0, 1))
 
     def compile(self, model: Any) -> CompiledModel:
         sampler = self.sampler
@@ -135,13 +136,14 @@ class SampledPlanner(Planner):
 
     def in_pytorch(
         self, model: Any, root: Any, noise: Noise, masks: np.ndarray | None
-    ) -> tuple[torch.Tensor, torch.Tensor, RecurrentFn]:
+    ) -> tuple[tuple[Any, torch.Tensor], torch.Tensor, "CandidateBackend"]:
         """
         :param model: the ``LatentModel`` to search with.
         :param root: its output for the roots.
         :param noise: noise of the search.
         :param masks: masks of the roots.
-        :return: candidates of the roots ``[B, A, D]``, their prior logits ``[B, A]``, and the ``recurrent_fn`` to search with.
+        :return: latents of the roots, with their candidates ``[B, A, D]``; prior logits of these ``[B, A]``; and the
+            ``recurrent_fn`` to search with.
         """
         sampler, batch_size, device = self.sampler, len(root.value), root.value.device
         root_noise, inner_noise = (torch.from_numpy(part).to(device) for part in noise)
@@ -160,4 +162,14 @@ class SampledPlanner(Planner):
         run_step = self.graphed_step(
             model, step, ((root.latent, candidates), actions, inner_noise[0].expand(batch_size, -1, -1))
         )
-        return candidates, prior_logits, lambda latent, action: run_step(latent, action, next(rows))
+        backend = CandidateBackend(lambda latent, action: run_step(latent, action, next(rows)))
+        return (root.latent, candidates), prior_logits, backend
+
+
+class CandidateBackend(TorchBackend):
+    """``TorchBackend`` where the last part of each node's latent are its candidates."""
+
+    @property
+    def candidates(self) -> np.ndarray:
+        """Candidates of all nodes. Shape ``[N + 1, B, A, D]``."""
+        return to_numpy([*self.latents.slots.values()][-1])

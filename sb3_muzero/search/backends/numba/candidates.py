@@ -166,12 +166,20 @@ def propose_roots(
 
 @njit_uncached
 def write_chosen(
-    rules: CandidateRules, buffers: np.ndarray, latent_dim: int, leaves: Leaves, candidates: np.ndarray, num_rows: int
+    rules: CandidateRules,
+    buffers: np.ndarray,
+    latent_dim: int,
+    leaves: Leaves,
+    candidates: np.ndarray,
+    first_row: int,
+    num_rows: int,
 ) -> None:
     """
     Write the encodings of the chosen candidates behind the latents in the inputs of the dynamics function.
 
-    :param candidates: of all nodes of a block. Shape ``[N + 1, BLOCK, padded A * D]``.
+    :param candidates: of all nodes. Shape ``[N + 1, B, padded A * D]``.
+    :param first_row: first root of the block.
+    :param num_rows: number of roots in it.
     """
     dim = rules.offsets.size - 1
     for row in range(num_rows):
@@ -180,7 +188,7 @@ def write_chosen(
             for value in range(rules.offsets[dim]):
                 buffers[0, group, latent_dim + value, lane] = ZERO
         for d in range(dim):
-            number = candidates[node, row, chosen * dim + d]
+            number = candidates[node, first_row + row, chosen * dim + d]
             if rules.is_one_hot:
                 buffers[0, group, latent_dim + rules.offsets[d] + np.int64(number), lane] = ONE
             else:
@@ -194,14 +202,13 @@ def run_sampled_simulations(
     settings: SearchSettings,
     root_latents: np.ndarray,
     rules: CandidateRules,
-    root_candidates: np.ndarray,
+    candidates: np.ndarray,
     noise: np.ndarray,
     program: Program,
     latents: np.ndarray,
     parents: np.ndarray,
     leaves: Leaves,
     outputs: Leaves,
-    candidates: np.ndarray,
     first_row: int,
     end_row: int,
 ) -> int:
@@ -213,14 +220,13 @@ def run_sampled_simulations(
     :param settings: settings of the search.
     :param root_latents: latents of the roots. Shape ``[B, latent_dim]``.
     :param rules: how candidates are drawn.
-    :param root_candidates: candidates of the roots. Shape ``[B, padded A * D]``.
+    :param candidates: holds the candidates of the roots, receives those of all nodes. Shape ``[N + 1, B, padded A * D]``.
     :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, noise_dim]``.
     :param program: the model.
     :param latents: scratch for the latents of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
     :param parents: scratch for the addresses of the parents' latents. Shape ``[BLOCK]``, int64.
     :param leaves: scratch for one simulation of a block; holds the discount already.
     :param outputs: the same arrays, but for ``prior_logits``, which receive the outputs of the policy head.
-    :param candidates: scratch for the candidates of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded A * D]``.
     :param first_row: first root to search from.
     :param end_row: last root to search from, plus one.
     :return: -1, or the first row whose root or model output is not finite, at which the search stopped.
@@ -237,17 +243,15 @@ def run_sampled_simulations(
         for row in range(num_rows):
             for unit in range(latent_dim):
                 latents[ROOT_INDEX, row, unit] = root_latents[first + row, unit]
-            for number in range(candidates.shape[2]):
-                candidates[ROOT_INDEX, row, number] = root_candidates[first + row, number]
         for simulation in range(settings.num_nodes - 1):
             select_leaves(tree, roots, settings, simulation, first, num_rows, leaves)
             read_parents(latents, parents, leaves, num_rows, latent_dim, buffers)
-            write_chosen(rules, buffers, latent_dim, leaves, candidates, num_rows)
+            write_chosen(rules, buffers, latent_dim, leaves, candidates, first, num_rows)
             buffer = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, outputs)
             write_latents(latents, simulation + 1, num_rows, latent_dim, buffers, buffer)
             for row in range(num_rows):
                 drawn = noise[simulation, min(first + row, noise.shape[1] - 1)]
-                of_node = candidates[simulation + 1, row]
+                of_node = candidates[simulation + 1, first + row]
                 propose(rules, outputs.prior_logits[row], drawn, nothing, of_node, leaves.prior_logits[row])
             failed = expand_and_backup(tree, settings, first, num_rows, leaves)
             if failed >= 0:
