@@ -175,12 +175,6 @@ def test_searches_of_training_draw_other_candidates_each_time():
     assert spread[2::2].max() < spread[1::2].min(), "every second one looks further"
 
 
-def test_puct_visits_more_than_the_mode():
-    model = tiny_model(TinyEnv(action_space=SPACES["Box"]), search="puct", num_simulations=16)
-    visits = model.policy.plan(th.randn(20, 3), deterministic=True).visit_counts
-    assert (visits > 0).sum(-1).mean() > 4
-
-
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("name", ["Box", "MultiDiscrete", "MultiBinary"])
 def test_what_is_stored_is_what_was_searched_and_done(name, n_envs):

@@ -3,7 +3,7 @@ Plans with candidates that are drawn from the policy, for actions that cannot be
 https://arxiv.org/abs/2104.06303).
 """
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -80,15 +80,13 @@ class SampledPlanner(Planner):
 
     By default, Q values are rescaled over each node, and over no less than a ten-thousandth of the value error: differences
     between candidates are small beside those between states, and beside that error, which contains what the policy's own
-    randomness costs. PUCT visits every candidate once before it visits one twice: their priors are alike, so that it would
-    seldom try a second one.
+    randomness costs.
 
     :param settings: settings of the searches; may be replaced between searches.
     :param sampler: draws the candidates.
     """
 
-    QVALUES: ClassVar[dict[str, Any]] = {"qvalue_scope": "node", "first_play_urgency": "highest"}
-    MIN_RANGE = 1e-4
+    QVALUE_SCOPE, MIN_RANGE = "node", 1e-4
     is_cached = staticmethod(is_cached)
 
     def __init__(self, settings: PlannerSettings, sampler: CandidateSampler) -> None:
