@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_muzero.search.backends.numba.candidates import CandidateRules, propose_roots, run_sampled_simulations
+from sb3_muzero.search.backends.numba.candidates import (
+    CandidateRules,
+    Scratch,
+    make_scratch,
+    propose_roots,
+    run_sampled_simulations,
+)
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.program import BLOCK, Program
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves, rounded_up
@@ -25,6 +31,7 @@ class SampledWorkspace(NamedTuple):
     leaves: Leaves
     outputs: Leaves
     candidates: np.ndarray
+    scratch: Scratch
 
 
 class CompiledSampledModel(CompiledModel):
@@ -48,7 +55,7 @@ class CompiledSampledModel(CompiledModel):
     def propose_roots(self, outputs: Array, noise: np.ndarray, masks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """
         :param outputs: outputs of the policy head. Shape ``[B, P]``.
-        :param noise: noise of the roots, or of a single one for all. Shape ``[B, K, noise_dim]``.
+        :param noise: noise of the roots, or of a single one for all. Shape ``[B, K, D]``.
         :param masks: True for legal values; None if all are legal. Shape ``[B, S]``.
         :return: candidates, padded, ``[B, padded A * D]``, and their prior logits ``[B, A]``, float32.
         """
@@ -56,7 +63,7 @@ class CompiledSampledModel(CompiledModel):
         candidates = np.zeros((batch_size, rounded_up(math.prod(self.shape))), np.float32)
         logits = np.empty((batch_size, self.shape[0]), np.float32)
         masks = np.empty((batch_size, 0), np.bool_) if masks is None else np.ascontiguousarray(masks)
-        propose_roots(self.rules, outputs, noise, masks, candidates, logits)
+        propose_roots(self.rules, outputs, noise, masks, candidates, logits, make_scratch(self.rules))
         return candidates, logits
 
     def _make_workspace(self, num_nodes: int) -> SampledWorkspace:
@@ -64,7 +71,7 @@ class CompiledSampledModel(CompiledModel):
         own = instantiate_leaves(BLOCK, self.shape[0])
         leaves = outputs._replace(prior_logits=own.prior_logits, scores=own.scores)
         candidates = np.zeros((num_nodes, BLOCK, rounded_up(math.prod(self.shape))), np.float32)
-        return SampledWorkspace(program, latents, parents, leaves, outputs, candidates)
+        return SampledWorkspace(program, latents, parents, leaves, outputs, candidates, make_scratch(self.rules))
 
 
 class CandidateSearch:
@@ -73,7 +80,7 @@ class CandidateSearch:
 
     :param model: the model.
     :param root_candidates: candidates of the roots. Shape ``[B, padded A * D]``.
-    :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, noise_dim]``.
+    :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, D]``.
     """
 
     def __init__(self, model: CompiledSampledModel, root_candidates: np.ndarray, noise: np.ndarray) -> None:
