@@ -221,7 +221,7 @@ def test_candidates_in_the_order_of_the_arguments():
         BoxActions(SPACES["Box"], num_inner_candidates=9)
     with pytest.raises(ValueError, match="`num_candidates` must be an integer of at least 1, got 0"):
         CompositeActions(SPACES["MultiBinary"], num_candidates=0)
-    for space, unknown in ((spaces.Discrete(3), "num_candidates"), (SPACES["MultiBinary"], "num_bins"), (SPACES["Box"], "x")):
+    for space, unknown in ((spaces.Discrete(3), "num_bins"), (SPACES["MultiBinary"], "num_bins"), (SPACES["Box"], "x")):
         with pytest.raises(
             ValueError, match=rf"`action_kwargs` of {type(space).__name__}.* must be of .*, got \['{unknown}'\]"
         ):

@@ -158,8 +158,8 @@ class FactoredCategoricalPolicy:
         """
         Draw each component by the inverse of its cumulative distribution.
 
-        :param noise: Uniform numbers in [0, 1), plus the temperature of the candidate: 1 for the policy, ``WIDE`` for a flatter
-            distribution, 0 for the mode. Shape ``[..., K, D]``
+        :param noise: Uniform numbers in [0, 1), plus the temperature of the candidate: 1 for the policy, ``WIDE`` for a
+            flatter distribution, 0 for the mode. Shape ``[..., K, D]``
         :return: Actions, shape ``[..., K, D]``
         """
         indices = self.log_probs.argmax(-1).unsqueeze(-2)

@@ -201,8 +201,9 @@ class BoxActions(SampledActions):
 
 class CompositeActions(SampledActions):
     """
-    MultiDiscrete and MultiBinary actions, represented by vectors of indices from 0. The policy is a categorical distribution
-    for each component. Action masks are those of sb3-contrib: the masks of all components, one after the other.
+    MultiDiscrete and MultiBinary actions, and Discrete ones as their single component, represented by vectors of indices from
+    0. The policy is a categorical distribution for each component. Action masks are those of sb3-contrib: the masks of all
+    components, one after the other.
 
     :param space: Action space
     :param kwargs: See ``SampledActions``
@@ -210,13 +211,14 @@ class CompositeActions(SampledActions):
 
     dtype = np.int64
 
-    def __init__(self, space: spaces.MultiDiscrete | spaces.MultiBinary, **kwargs: Any) -> None:
-        is_binary = isinstance(space, spaces.MultiBinary)
-        factors = Factors(np.full(np.prod(space.shape), 2) if is_binary else space.nvec.ravel())  # type: ignore[union-attr]
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary, **kwargs: Any) -> None:
+        sizes: Any = np.full(space.shape, 2)
+        if not isinstance(space, spaces.MultiBinary):
+            sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        self.start: Any = getattr(space, "start", 0)
         self.factors: Factors
-        super().__init__(space, factors, **kwargs)
-        self.start = 0 if is_binary else space.start  # type: ignore[union-attr]
-        self.encoding_dim = factors.num_values
+        super().__init__(space, Factors(np.ravel(sizes)), **kwargs)
+        self.encoding_dim = self.factors.num_values
 
     def make_encoder(self) -> nn.Module:
         return OneHotVectors(self.factors)

@@ -95,7 +95,8 @@ def names_of_candidates(search: SearchOutput, index: int, action_names: Sequence
         return list(action_names)
     if search.candidates is None:
         return [str(action) for action in range(search.action_weights.shape[1])]
-    return [" ".join(f"{number:.3g}" for number in np.ravel(candidate)) for candidate in search.candidates[index]]
+    text = "{:.3g}" if search.candidates.dtype.kind == "f" else "{}"
+    return [" ".join(map(text.format, np.ravel(candidate))) for candidate in search.candidates[index]]
 
 
 def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequence[str] | None = None) -> Figure:
