@@ -6,6 +6,7 @@ import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from torch import distributions as D
 from torch.nn import functional as F
+from torch.profiler import profile
 
 from sb3_muzero.actions.distributions import (
     MAX_ACTION,
@@ -159,6 +160,14 @@ def test_samples_of_outputs_that_are_not_numbers_are_in_range():
     noise = th.tensor([0.5, 1.5, WIDE + 0.5]).reshape(1, 3, 1).expand(-1, -1, len(RAGGED)).contiguous()
     for drawn in (FactoredCategoricalPolicy(logits, factors).sample(noise).numpy(), compiled_samples(factors, logits, noise)):
         assert (drawn >= 0).all() and (drawn < factors.sizes).all()
+
+
+def test_gradients_take_no_memory_for_each_value_of_each_candidate():
+    logits = th.randn(4, 2_000, requires_grad=True)
+    with profile(profile_memory=True) as found:
+        log_probs = FactoredCategoricalPolicy(logits, Factors([2_000])).log_prob(th.randint(2_000, (4, 64, 1)))
+        log_probs.sum().backward()
+    assert max(event.cpu_memory_usage for event in found.events()) <= 4 * logits.nbytes
 
 
 def test_evenly_spaced_values():

@@ -186,8 +186,7 @@ class FactoredCategoricalPolicy:
         :param candidates: Actions, shape ``[..., K, D]``
         :return: Log-probabilities, shape ``[..., K]``
         """
-        indices = self.factors.indices(candidates).unsqueeze(-1)
-        return self.log_probs.unsqueeze(-3).expand(*indices.shape[:-1], -1).gather(-1, indices).sum((-2, -1))
+        return self.log_probs.gather(-1, self.factors.indices(candidates).mT).sum(-2)
 
     def entropy(self, weights: th.Tensor) -> th.Tensor:
         """
