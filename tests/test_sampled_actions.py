@@ -175,6 +175,21 @@ def test_searches_of_training_draw_other_candidates_each_time():
     assert spread[2::2].max() < spread[1::2].min(), "every second one looks further"
 
 
+class LargestNumbers:
+    """In place of a generator: the largest number below 1, always."""
+
+    def random(self, size, dtype):
+        return np.full(size, np.nextafter(dtype(1), dtype(0)))
+
+
+def test_noise_is_a_number_per_component_and_keeps_its_temperature():
+    noise = make_actions(SPACES["MultiDiscrete"]).draw_noise(LargestNumbers(), num_simulations=5, batch_size=2)
+    assert noise.root.shape == (2, 8, 3) and noise.inner.shape == (5, 2, 4, 3)
+    assert noise.root.dtype == noise.inner.dtype == np.float32
+    np.testing.assert_array_equal(np.floor(noise.root[0, :, 0]), [0, 3, 1, 3, 1, 3, 1, 3])
+    np.testing.assert_array_equal(np.floor(noise.inner), 1)
+
+
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("name", ["Box", "MultiDiscrete", "MultiBinary"])
 def test_what_is_stored_is_what_was_searched_and_done(name, n_envs):
@@ -232,7 +247,7 @@ def test_candidates_in_the_order_of_the_arguments():
         BoxActions(SPACES["Box"], num_inner_candidates=9)
     with pytest.raises(ValueError, match="`num_candidates` must be an integer of at least 1, got 0"):
         CompositeActions(SPACES["MultiBinary"], num_candidates=0)
-    for space, unknown in ((spaces.Discrete(3), "num_candidates"), (SPACES["MultiBinary"], "num_bins"), (SPACES["Box"], "x")):
+    for space, unknown in ((spaces.Discrete(3), "num_bins"), (SPACES["MultiBinary"], "num_bins"), (SPACES["Box"], "x")):
         with pytest.raises(
             ValueError, match=rf"`action_kwargs` of {type(space).__name__}.* must be of .*, got \['{unknown}'\]"
         ):

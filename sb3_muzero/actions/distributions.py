@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sb3_muzero.search.backends.numba import candidates as rules
 
 MIN_STD, MAX_ACTION, MASKED_LOGIT = float(rules.MIN_STD), float(rules.MAX_ACTION), float(rules.MASKED_LOGIT)
+WIDE, MODE_WEIGHT = float(rules.WIDE), float(rules.MODE_WEIGHT)
 
 
 def log_one_minus_square_of_tanh(x: th.Tensor) -> th.Tensor:
@@ -172,10 +173,26 @@ class FactoredCategoricalPolicy:
 
     def sample(self, noise: th.Tensor) -> th.Tensor:
         """
-        :param noise: Gumbel noise, shape ``[..., K, S]``; zeros give the mode
+        Draw each component by the inverse of its cumulative distribution.
+
+        :param noise: Uniform numbers in [0, 1), plus the temperature of the candidate: 1 for the policy, ``WIDE`` for a
+            flatter distribution, 0 for the mode. Shape ``[..., K, D]``
         :return: Actions, shape ``[..., K, D]``
         """
-        return self.factors.values((self.log_probs.unsqueeze(-3) + self.factors.padded(noise, 0.0)).argmax(-1))
+        indices = self.log_probs.argmax(-1).unsqueeze(-2)
+        for temperature in (1.0, WIDE):
+            indices = th.where(noise.floor() == temperature, self._draw(temperature, noise.frac()), indices)
+        return self.factors.values(indices)
+
+    def _draw(self, temperature: float, uniform: th.Tensor) -> th.Tensor:
+        """:return: Indices of the values where the cumulative distribution exceeds the numbers, shape ``[..., K, D]``"""
+        relative = self.log_probs - self.log_probs.amax(-1, keepdim=True)
+        # Sums of integers do not depend on their order, so what weighs nothing adds nothing and is never drawn
+        weights = ((relative / temperature).exp() * MODE_WEIGHT).nan_to_num(0.0).long()
+        cumulative = weights.cumsum(-1)
+        total = cumulative[..., -1:]
+        targets = (uniform.mT.contiguous().double() * total).long().minimum(total - 1)
+        return th.searchsorted(cumulative, targets, right=True).mT
 
     def mode(self) -> th.Tensor:
         """:return: Most probable action, shape ``[..., D]``"""
@@ -186,8 +203,7 @@ class FactoredCategoricalPolicy:
         :param candidates: Actions, shape ``[..., K, D]``
         :return: Log-probabilities, shape ``[..., K]``
         """
-        indices = self.factors.indices(candidates).unsqueeze(-1)
-        return self.log_probs.unsqueeze(-3).expand(*indices.shape[:-1], -1).gather(-1, indices).sum((-2, -1))
+        return self.log_probs.gather(-1, self.factors.indices(candidates).mT).sum(-2)
 
     def entropy(self, weights: th.Tensor) -> th.Tensor:
         """

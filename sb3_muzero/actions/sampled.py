@@ -17,21 +17,20 @@ from sb3_muzero.actions.distributions import (
     SquashedGaussianPolicy,
 )
 from sb3_muzero.common.validation import check_integer
-from sb3_muzero.search.backends.numba.candidates import CandidateRules
+from sb3_muzero.search.backends.numba.candidates import WIDE, CandidateRules
 from sb3_muzero.search.checks import check_action_masks
 from sb3_muzero.search.planner import PlannerSettings
 from sb3_muzero.search.sampled import Noise, SampledPlanner
 
-TINY = np.float32(1e-10)
-WIDE = 3.0
-"""Factor of the noise of wide proposals, which look beyond what the policy considers probable (EfficientZero V2, Appendix)."""
+BELOW_ONE = np.float32(1 - 2**-20)
+"""Factor of uniform numbers, so that float32 does not round them up when a temperature is added."""
 
 
 class SampledActions(Actions):
     """
     Actions that are vectors. At each node a search considers candidates that are drawn from the policy there (Sampled MuZero,
     https://arxiv.org/abs/2104.06303). At the root the first candidate is the policy's mode, and every second one is drawn with
-    three times the noise. Below the root all are drawn from the policy.
+    three times the standard deviation or temperature. Below the root all are drawn from the policy.
 
     The prior of a candidate is its share among those drawn. If there are no more joint actions than ``num_candidates``, the
     candidates of every node are all of them, and the prior is the policy itself.
@@ -67,9 +66,8 @@ class SampledActions(Actions):
         self.num_candidates = num_candidates
         self.num_inner_candidates = num_inner_candidates
         self.candidates = np.zeros((num_candidates, num_components), self.dtype)
-        self.noise_dim = num_components if factors is None else factors.num_values
         self.num_policy_outputs = 2 * num_components if factors is None else factors.num_values
-        self.mask_dim = self.noise_dim
+        self.mask_dim = num_components if factors is None else factors.num_values
         self.rules = self.make_rules()
 
     def make_rules(self) -> CandidateRules:
@@ -99,13 +97,13 @@ class SampledActions(Actions):
     def draw_noise(self, generator: np.random.Generator, num_simulations: int, batch_size: int) -> Noise:
         """See ``CandidateSampler``."""
         nodes = (batch_size, self.num_candidates), (num_simulations, batch_size, self.num_inner_candidates)
-        draw = generator.standard_normal if self.factors is None else generator.standard_exponential
-        root, inner = (draw((*shape, self.noise_dim), dtype=np.float32) for shape in nodes)
-        if self.factors is not None:  # Gumbel noise
-            root, inner = (-np.log(np.maximum(noise, TINY)) for noise in (root, inner))
-        root[:, 0] = 0.0
-        root[:, 1::2] *= WIDE
-        return Noise(root, inner)
+        widths = np.ones((self.num_candidates, 1), np.float32)
+        widths[0], widths[1::2] = 0.0, WIDE
+        if self.factors is None:
+            root, inner = (generator.standard_normal((*shape, *self.shape), np.float32) for shape in nodes)
+            return Noise(widths * root, inner)
+        root, inner = (generator.random((*shape, *self.shape), np.float32) * BELOW_ONE for shape in nodes)
+        return Noise(widths + root, 1 + inner)
 
     def propose(
         self, outputs: th.Tensor, noise: th.Tensor, action_masks: th.Tensor | None = None
@@ -211,8 +209,9 @@ class BoxActions(SampledActions):
 
 class CompositeActions(SampledActions):
     """
-    MultiDiscrete and MultiBinary actions, represented by vectors of indices from 0. The policy is a categorical distribution
-    for each component. Action masks are those of sb3-contrib: the masks of all components, one after the other.
+    MultiDiscrete and MultiBinary actions, and Discrete ones as their single component, represented by vectors of indices from
+    0. The policy is a categorical distribution for each component. Action masks are those of sb3-contrib: the masks of all
+    components, one after the other.
 
     :param space: Action space
     :param kwargs: See ``SampledActions``
@@ -220,14 +219,15 @@ class CompositeActions(SampledActions):
 
     dtype = np.int64
 
-    def __init__(self, space: spaces.MultiDiscrete | spaces.MultiBinary, **kwargs: Any) -> None:
-        is_binary = isinstance(space, spaces.MultiBinary)
-        factors = Factors(np.full(np.prod(space.shape), 2) if is_binary else space.nvec.ravel())  # type: ignore[union-attr]
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary, **kwargs: Any) -> None:
+        sizes: Any = np.full(space.shape, 2)
+        if not isinstance(space, spaces.MultiBinary):
+            sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        self.start: Any = getattr(space, "start", 0)
         self.factors: Factors
-        super().__init__(space, factors, **kwargs)
-        self.start = 0 if is_binary else space.start  # type: ignore[union-attr]
-        self.encoding_dim = factors.num_values
-        self.candidates = self.candidates.astype(np.min_scalar_type(factors.sizes.max() - 1))
+        super().__init__(space, Factors(np.ravel(sizes)), **kwargs)
+        self.encoding_dim = self.factors.num_values
+        self.candidates = self.candidates.astype(np.min_scalar_type(self.factors.sizes.max() - 1))
 
     def make_encoder(self) -> nn.Module:
         return OneHotVectors(self.factors)

@@ -23,8 +23,8 @@ class Noise(NamedTuple):
     """
     The random numbers behind all candidates of a search, float32, on the host.
 
-    :param root: for the root. Shape ``[B, K, noise_dim]``.
-    :param inner: for the node that each simulation expands. Shape ``[N, B, K', noise_dim]``.
+    :param root: for the root. Shape ``[B, K, D]``.
+    :param inner: for the node that each simulation expands. Shape ``[N, B, K', D]``.
     """
 
     root: np.ndarray
@@ -59,7 +59,7 @@ class CandidateSampler(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         :param outputs: outputs of the policy head. Shape ``[B, num_outputs]``.
-        :param noise: noise of the nodes. Shape ``[B, K, noise_dim]``.
+        :param noise: noise of the nodes. Shape ``[B, K, D]``.
         :param action_masks: masks of the action space; None if all actions are legal. Shape ``[B, mask_dim]``, bool.
         :return: candidates ``[B, A, *action_shape]`` and their prior logits ``[B, A]``.
         """

@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_muzero.search.backends.numba.candidates import CandidateRules, propose_roots, run_sampled_simulations
+from sb3_muzero.search.backends.numba.candidates import (
+    CandidateRules,
+    Scratch,
+    make_scratch,
+    propose_roots,
+    run_sampled_simulations,
+)
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.program import BLOCK, Program
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves, rounded_up
@@ -24,6 +30,7 @@ class SampledWorkspace(NamedTuple):
     parents: np.ndarray
     leaves: Leaves
     outputs: Leaves
+    scratch: Scratch
 
 
 class CompiledSampledModel(CompiledModel):
@@ -49,7 +56,7 @@ class CompiledSampledModel(CompiledModel):
     ) -> tuple[np.ndarray, np.ndarray]:
         """
         :param outputs: outputs of the policy head. Shape ``[B, P]``.
-        :param noise: noise of the roots, or of a single one for all. Shape ``[B, K, noise_dim]``.
+        :param noise: noise of the roots, or of a single one for all. Shape ``[B, K, D]``.
         :param masks: True for legal values; None if all are legal. Shape ``[B, S]``.
         :param num_nodes: number of nodes ``N + 1`` of each tree.
         :return: candidates of all nodes, padded, ``[N + 1, B, padded A * D]``, so far of the roots only, and the prior logits
@@ -59,14 +66,14 @@ class CompiledSampledModel(CompiledModel):
         candidates = np.zeros((num_nodes, batch_size, rounded_up(math.prod(self.shape))), np.float32)
         logits = np.empty((batch_size, self.shape[0]), np.float32)
         masks = np.empty((batch_size, 0), np.bool_) if masks is None else np.ascontiguousarray(masks)
-        propose_roots(self.rules, outputs, noise, masks, candidates[ROOT_INDEX], logits)
+        propose_roots(self.rules, outputs, noise, masks, candidates[ROOT_INDEX], logits, make_scratch(self.rules))
         return candidates, logits
 
     def _make_workspace(self, num_nodes: int) -> SampledWorkspace:
         program, latents, parents, outputs = super()._make_workspace(num_nodes)
         own = instantiate_leaves(BLOCK, self.shape[0])
         leaves = outputs._replace(prior_logits=own.prior_logits, scores=own.scores)
-        return SampledWorkspace(program, latents, parents, leaves, outputs)
+        return SampledWorkspace(program, latents, parents, leaves, outputs, make_scratch(self.rules))
 
 
 class CandidateSearch:
@@ -75,7 +82,7 @@ class CandidateSearch:
 
     :param model: the model.
     :param padded: candidates of all nodes as ``propose_roots`` returns them. Shape ``[N + 1, B, padded A * D]``.
-    :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, noise_dim]``.
+    :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, D]``.
     """
 
     def __init__(self, model: CompiledSampledModel, padded: np.ndarray, noise: np.ndarray) -> None:
