@@ -208,10 +208,11 @@ def test_what_is_stored_is_what_was_searched_and_done(name, n_envs):
 def test_stored_candidates_take_no_more_memory_than_they_need():
     for sizes, dtype in (([3, 256], np.uint8), ([2, 257], np.uint16), ([2**16 + 1], np.uint32)):
         model = tiny_model(TinyEnv(action_space=spaces.MultiDiscrete(sizes))).learn(30)
-        model.policy.actions.check(model.replay_buffer.candidates[:30], 30 * 8)
+        size = model.replay_buffer.size()
+        model.policy.actions.check(model.replay_buffer.candidates[:size], size * 8)
         samples = model.sample(8, 2)
         assert model.replay_buffer.candidates.dtype == dtype and samples.candidates.dtype == th.int64
-        stored = {tuple(row) for row in model.replay_buffer.candidates[:30].reshape(-1, len(sizes)).tolist()}
+        stored = {tuple(row) for row in model.replay_buffer.candidates[:size].reshape(-1, len(sizes)).tolist()}
         assert {tuple(row) for row in samples.candidates[0].reshape(-1, len(sizes)).tolist()} <= stored
 
 
