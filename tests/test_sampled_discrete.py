@@ -141,7 +141,7 @@ def test_diagnostics_report_and_plots(tmp_path, monkeypatch):
     model.replay_buffer.reset()
     report.write_report(model, model.get_env(), tmp_path / "report.html", num_episodes=1, max_steps=60)
     search = model.policy.plan(th.zeros(1, 3))
-    search = search._replace(candidates=search.candidates * 0 + 1_234)
+    search = search._replace(node_candidates=search.node_candidates * 0 + 1_234)
     assert any(text.get_text().startswith("1234 ") for text in plot_search_tree(search).axes[0].texts)
     assert plot_policies(search).axes[0].get_xticklabels()[1].get_text().startswith("1234\n")
 
