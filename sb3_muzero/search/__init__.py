@@ -7,10 +7,12 @@ from sb3_muzero.search.gumbel import gumbel_muzero_search
 from sb3_muzero.search.loop import Backend
 from sb3_muzero.search.puct import muzero_search
 from sb3_muzero.search.tree import Tree
-from sb3_muzero.search.types import RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
+from sb3_muzero.search.types import AfterstateOutput, ChanceModel, RecurrentFn, RecurrentOutput, RootOutput, SearchOutput
 
 __all__ = [
+    "AfterstateOutput",
     "Backend",
+    "ChanceModel",
     "CompiledModel",
     "RecurrentFn",
     "RecurrentOutput",

@@ -159,7 +159,7 @@ class CompiledModel:
             if row >= 0:
                 check_roots(roots, settings)
                 first = row - row % BLOCK
-                check_leaves(Leaves(*(array[: batch_size - first] for array in workspace.leaves)), first)
+                check_leaves(Leaves(*(array[: batch_size - first] for array in workspace.leaves)), settings, first)
             self._workspaces.append(workspace)
 
         num_blocks = -(-batch_size // BLOCK)
