@@ -175,13 +175,16 @@ def select_leaves(
             action = select_action(tree, roots, settings, simulation, row, node, leaves.scores[leaf])
             child = np.int64(tree.children_index[node * settings.num_edges + action])
             leaves.action[leaf] = action
-            leaves.is_chance[leaf] = settings.num_outcomes > 0 and not tree.is_chance_node[node]
             leaves.node[leaf] = simulation + 1 if child < 0 else child
             goes_on = child >= 0 and depth < settings.max_depth
             leaves.parent[leaf] = child if goes_on else leaves.parent[leaf]
             leaves.active[still_active] = leaf
             still_active += 1 if goes_on else 0
         num_active = still_active
+    if settings.num_outcomes > 0:
+        for leaf in range(num_rows):
+            parent = (first_row + leaf) * settings.num_nodes + leaves.parent[leaf]
+            leaves.is_chance[leaf] = not tree.is_chance_node[parent]
 
 
 @njit_cached

@@ -223,7 +223,7 @@ def select_action(
     tree: Tree, roots: Roots, settings: SearchSettings, simulation: int, row: int, node: int, scores: np.ndarray
 ) -> int:
     """Select the action or outcome that a simulation takes at a node, by the rule for this kind of node."""
-    if tree.is_chance_node[node]:
+    if settings.num_outcomes > 0 and tree.is_chance_node[node]:
         return chance_outcome(tree, settings, node)
     is_root = node == row * settings.num_nodes + ROOT_INDEX
     rule = settings.root_rule if is_root else settings.interior_rule

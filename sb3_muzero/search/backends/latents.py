@@ -25,6 +25,7 @@ class NumpyLatents:
     def __init__(self, first: Any, num_nodes: int, source: str = "recurrent_fn", owner: str = "the root's") -> None:
         self.first, self.source, self.owner = first, source, owner
         leaves = named_leaves("latent", first)
+        self.names = {name: f"{source}'s {name}" for name in leaves}
         self.rows = np.arange(len(next(iter(leaves.values()))))
         self.slots = {name: self._allocate((num_nodes, *leaf.shape), leaf) for name, leaf in leaves.items()}
         # The same memory with one row for each node of each tree
@@ -57,8 +58,8 @@ class NumpyLatents:
         where = slot if rows is None else (slot, rows)
         for name, leaf in leaves.items():
             slots = self.slots[name]
-            check_shape(f"{self.source}'s {name}", leaf, (num_rows, *slots.shape[2:]))
-            self._check_type(f"{self.source}'s {name}", leaf, slots)
+            check_shape(self.names[name], leaf, (num_rows, *slots.shape[2:]))
+            self._check_type(self.names[name], leaf, slots)
             slots[where] = leaf
 
     def to_host(self, output: Any) -> list[np.ndarray]:
