@@ -1,5 +1,6 @@
 """MuZero and Gumbel MuZero search over a learned model, for batches of states. Independent of Stable-Baselines3."""
 
+from sb3_muzero.search.backends.numba.chance_model import CompiledChanceModel
 from sb3_muzero.search.backends.numba.compiled_model import CompiledModel
 from sb3_muzero.search.backends.numba.fused import is_cached
 from sb3_muzero.search.backends.snapshot import UnsupportedModelError
@@ -13,6 +14,7 @@ __all__ = [
     "AfterstateOutput",
     "Backend",
     "ChanceModel",
+    "CompiledChanceModel",
     "CompiledModel",
     "RecurrentFn",
     "RecurrentOutput",
