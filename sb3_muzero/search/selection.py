@@ -199,7 +199,7 @@ def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, no
         score = exploration * tree.children_prior_probs[edges + action] / np.float32(visits + 1)
         if visits > 0:
             score += min(max((tree.children_qvalues[edges + action] - low) * scale, ZERO), ONE)
-        else:
+        elif tree.children_index[edges + action] == UNVISITED:
             score += unvisited
         if (best < 0 or score > best_score) and (roots.action_masks[masks + action] or not is_root):
             best, best_score = action, score

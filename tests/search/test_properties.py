@@ -471,6 +471,14 @@ def test_actions_without_prior_are_not_taken_inside(search):
     assert np.isfinite(output.action_weights).all()
 
 
+def test_slots_without_an_action_are_not_taken_first():
+    model = random_model(10, 30, 4)
+    model.prior_logits[:, 1] = -np.inf
+    masks = np.tile([True, False, True, True], (8, 1))
+    output = muzero_search(model.root(np.arange(8)), model.step, 40, action_masks=masks, first_play_urgency="highest")
+    assert (output.tree.children_visits[:, :, 1] == 0).all()
+
+
 @both_searches
 @both_scopes
 def test_what_is_no_action_changes_nothing(search, scope):
