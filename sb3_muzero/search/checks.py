@@ -25,7 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "pb_c_base": POSITIVE,
     "temperature": (0.0, np.inf),
 }
-COUNTS = ("num_simulations", "max_depth", "max_num_considered_actions")
+COUNTS = ("num_simulations", "max_depth", "max_num_considered_actions", "num_outcomes")
 QVALUE_SCOPES = {"node": NODE_SCOPE, "tree": TREE_SCOPE}
 SETTINGS = {"qvalue_scope", *COUNTS, *RANGES}
 """Names of all settings of the searches."""
@@ -130,13 +130,18 @@ def _refuse(name: str, array: np.ndarray, bad: np.ndarray, allowed: str, first_r
 
 
 def check_prior_logits(
-    name: str, prior_logits: np.ndarray, action_masks: np.ndarray | None = None, first_row: int = 0
+    name: str,
+    prior_logits: np.ndarray,
+    action_masks: np.ndarray | None = None,
+    first_row: int = 0,
+    choice: str = "legal action",
 ) -> None:
     """
     :param name: name of the field.
     :param prior_logits: policy logits. Shape ``[B, A]``.
     :param action_masks: True for legal actions; None if all are legal. Shape ``[B, A]``.
     :param first_row: index of the first row, for the message.
+    :param choice: what they are logits of, for the message.
     :raises ValueError: if a row holds NaN, plus infinity or a number above ``MAX_VALUE``, or gives no legal action
         a probability.
     """
@@ -148,7 +153,7 @@ def check_prior_logits(
     if not possible.any(axis=1).all():
         row = int(np.argmin(possible.any(axis=1)))
         raise ValueError(
-            f"{name} must be finite for at least one legal action of each row, "
+            f"{name} must be finite for at least one {choice} of each row, "
             f"got {prior_logits[row].tolist()} in row {first_row + row}"
         )
 
@@ -190,22 +195,23 @@ def named_leaves(name: str, tree: Any) -> dict[str, Any]:
     return {leaf_name: leaf for part_name, part in parts for leaf_name, leaf in named_leaves(part_name, part).items()}
 
 
-def check_root_latent(latent: Any, batch_size: int) -> None:
+def check_latent(latent: Any, batch_size: int, name: str = "root's latent") -> None:
     """
-    :param latent: latent states of the roots.
+    :param latent: latents of the roots, or of the afterstates that they lead to.
     :param batch_size: number of roots ``B``.
+    :param name: name of the field.
     :raises ValueError: unless each leaf is an array or tensor with a row for each root, and all of one kind and device.
     """
-    check_dense("root's latent", latent)
-    leaves = named_leaves("root's latent", latent)
-    for name, leaf in leaves.items():
+    check_dense(name, latent)
+    leaves = named_leaves(name, latent)
+    for leaf_name, leaf in leaves.items():
         if not isinstance(leaf, ARRAYS) or tuple(leaf.shape[:1]) != (batch_size,):
             given = getattr(leaf, "shape", type(leaf).__name__)
-            raise ValueError(f"{name} must be an array or tensor of shape [{batch_size}, ...], got {given}")
+            raise ValueError(f"{leaf_name} must be an array or tensor of shape [{batch_size}, ...], got {given}")
     if len(leaves) != 1:
         places = {str(leaf.device) if isinstance(leaf, torch.Tensor) else "NumPy" for leaf in leaves.values()}
         if len(places) != 1:
-            raise ValueError(f"root's latent must be of NumPy arrays or of tensors on one device, got {sorted(places)}")
+            raise ValueError(f"{name} must be of NumPy arrays or of tensors on one device, got {sorted(places)}")
 
 
 def check_roots(roots: Roots, settings: SearchSettings) -> None:
@@ -219,16 +225,24 @@ def check_roots(roots: Roots, settings: SearchSettings) -> None:
     check_finite("root's value", roots.value)
 
 
-def check_leaves(leaves: Leaves, first_row: int = 0) -> None:
+def check_leaves(leaves: Leaves, settings: SearchSettings, first_row: int = 0) -> None:
     """
     :param leaves: the model's output for one simulation.
+    :param settings: settings of the search.
     :param first_row: root of the first leaf.
     :raises ValueError: naming the field and the row with invalid numbers.
     """
-    check_finite("recurrent_fn's reward", leaves.reward, first_row)
-    check_finite("recurrent_fn's discount", leaves.discount, first_row, largest=1.0)
-    check_finite("recurrent_fn's value", leaves.value, first_row)
-    check_prior_logits("recurrent_fn's prior_logits", leaves.prior_logits, first_row=first_row)
+    source = "chance_fn" if settings.num_outcomes else "recurrent_fn"
+    check_finite(f"{source}'s reward", leaves.reward, first_row)
+    check_finite(f"{source}'s discount", leaves.discount, first_row, largest=1.0)
+    for rows, name, logits, choice, width in (
+        (~leaves.is_chance, source, "prior_logits", "legal action", settings.num_actions),
+        (leaves.is_chance, "afterstate_fn", "chance_logits", "outcome", settings.num_outcomes),
+    ):
+        if rows.any():
+            check_finite(f"{name}'s value", np.where(rows, leaves.value, 0.0), first_row)
+            checked = np.where(rows[:, None], leaves.prior_logits[:, :width], 0.0)
+            check_prior_logits(f"{name}'s {logits}", checked, first_row=first_row, choice=choice)
 
 
 def check_setting(name: str, value: Any) -> Any:

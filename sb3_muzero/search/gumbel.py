@@ -33,7 +33,8 @@ def gumbel_muzero_search(
     visited.
 
     :param root: the model's output for the root states, with ``B`` roots and ``A`` actions.
-    :param recurrent_fn: the model, called once per simulation; or an object with a ``run_search`` (see ``Backend``).
+    :param recurrent_fn: the model, called once per simulation; a ``ChanceModel``; or an object with a ``run_search`` (see
+        ``Backend``).
     :param num_simulations: number of simulations ``N`` per root.
     :param action_masks: True for actions that are legal at the root; None if all are legal. Shape ``[B, A]``, bool.
     :param max_depth: maximum number of edges from the root to a leaf; None for no limit.

@@ -32,17 +32,17 @@ def write_node(tree: Tree, settings: SearchSettings, node: int, value: float, lo
     """
     Write the model's output into a node.
 
-    :param logits: policy logits; overwritten. Shape ``[padded A]``.
+    :param logits: logits of its edges; overwritten. Shape ``[padded E]``.
     """
-    edges = node * settings.num_actions
+    edges = node * settings.num_edges
     tree.node_values[node] = tree.raw_values[node] = value
     largest = -INFINITY
-    for action in range(settings.num_actions):
-        tree.children_prior_logits[edges + action] = logits[action]
-        largest = max(largest, logits[action])
-    scale = ONE / exponentiate(logits, settings.num_actions, largest)
-    for action in range(settings.num_actions):
-        tree.children_prior_probs[edges + action] = logits[action] * scale
+    for edge in range(settings.num_edges):
+        tree.children_prior_logits[edges + edge] = logits[edge]
+        largest = max(largest, logits[edge])
+    scale = ONE / exponentiate(logits, settings.num_edges, largest)
+    for edge in range(settings.num_edges):
+        tree.children_prior_probs[edges + edge] = logits[edge] * scale
 
 
 @njit_cached
@@ -57,27 +57,29 @@ def initialize_roots(
     :param settings: settings of the search.
     :param first_row: first root.
     :param num_rows: number of roots.
-    :param scores: scratch. Shape ``[padded A]``, float32.
+    :param scores: scratch. Shape ``[padded E]``, float32.
     :return: -1, or the first row with an invalid value or policy.
     """
-    num_nodes, num_actions = settings.num_nodes, settings.num_actions
+    num_nodes, num_actions, num_edges = settings.num_nodes, settings.num_actions, settings.num_edges
     for row in range(first_row, first_row + num_rows):
         for node in range(row * num_nodes, (row + 1) * num_nodes):
             tree.node_visits[node] = tree.node_depths[node] = 0
             tree.node_values[node] = tree.raw_values[node] = ZERO
             tree.parents[node] = tree.action_from_parent[node] = NO_PARENT
-        for edge in range(row * num_nodes * num_actions, (row + 1) * num_nodes * num_actions):
+            tree.is_chance_node[node] = False
+        for edge in range(row * num_nodes * num_edges, (row + 1) * num_nodes * num_edges):
             tree.children_index[edge] = UNVISITED
             tree.children_visits[edge] = 0
             tree.children_prior_logits[edge] = tree.children_prior_probs[edge] = ZERO
             tree.children_qvalues[edge] = tree.children_rewards[edge] = tree.children_discounts[edge] = ZERO
+        node = row * num_nodes + ROOT_INDEX
         has_numbers = abs(roots.value[row]) <= HIGH
         num_legal, largest = 0, -INFINITY
         for action in range(num_actions):
             logit = roots.prior_logits[row * num_actions + action]
             has_numbers = has_numbers and logit <= HIGH
             if logit == -INFINITY:
-                tree.children_index[(row * num_nodes + ROOT_INDEX) * num_actions + action] = NO_ACTION
+                tree.children_index[node * num_edges + action] = NO_ACTION
             if roots.action_masks[row * num_actions + action]:
                 num_legal += 1
                 largest = max(largest, logit)
@@ -86,8 +88,10 @@ def initialize_roots(
                 scores[action] = -INFINITY
         if not has_numbers or largest == -INFINITY:
             return row
+        for edge in range(num_actions, num_edges):
+            tree.children_index[node * num_edges + edge] = NO_ACTION
+            scores[edge] = -INFINITY
         roots.num_considered[row] = min(num_legal, settings.max_num_considered_actions)
-        node = row * num_nodes + ROOT_INDEX
         write_node(tree, settings, node, roots.value[row], scores)
         tree.node_visits[node] = 1
         tree.min_qvalue[row] = tree.max_qvalue[row] = roots.value[row]
@@ -103,13 +107,14 @@ def expand(tree: Tree, settings: SearchSettings, row: int, leaves: Leaves, leaf:
     tree.node_depths[node] = tree.node_depths[parent] + 1
     tree.parents[node] = leaves.parent[leaf]
     tree.action_from_parent[node] = leaves.action[leaf]
+    tree.is_chance_node[node] = leaves.is_chance[leaf]
     scores = leaves.scores[leaf]
-    for action in range(settings.num_actions):
-        scores[action] = leaves.prior_logits[leaf, action]
-        if scores[action] == -INFINITY:
-            tree.children_index[node * settings.num_actions + action] = NO_ACTION
+    for edge in range(settings.num_edges):
+        scores[edge] = leaves.prior_logits[leaf, edge]
+        if scores[edge] == -INFINITY:
+            tree.children_index[node * settings.num_edges + edge] = NO_ACTION
     write_node(tree, settings, node, leaves.value[leaf], scores)
-    edge = parent * settings.num_actions + leaves.action[leaf]
+    edge = parent * settings.num_edges + leaves.action[leaf]
     tree.children_index[edge] = leaves.node[leaf]
     tree.children_rewards[edge] = leaves.reward[leaf]
     tree.children_discounts[edge] = leaves.discount[leaf]
@@ -124,7 +129,7 @@ def backward(tree: Tree, settings: SearchSettings, row: int, leaf_node: int) -> 
     low, high = tree.min_qvalue[row], tree.max_qvalue[row]
     while node != first:
         parent = first + tree.parents[node]
-        edge = parent * settings.num_actions + tree.action_from_parent[node]
+        edge = parent * settings.num_edges + tree.action_from_parent[node]
         reward, discount = np.float64(tree.children_rewards[edge]), np.float64(tree.children_discounts[edge])
         qvalue = np.float32(reward + discount * value)
         tree.children_visits[edge] += 1
@@ -144,7 +149,7 @@ def select_leaves(
     tree: Tree, roots: Roots, settings: SearchSettings, simulation: int, first_row: int, num_rows: int, leaves: Leaves
 ) -> None:
     """
-    Traverse some trees from the root to an unvisited action or the depth limit.
+    Traverse some trees from the root to an unvisited edge or the depth limit.
 
     The traversals take one step each in turn. They do not depend on each other, so the processor can overlap them.
 
@@ -168,7 +173,7 @@ def select_leaves(
             row = first_row + leaf
             node = row * settings.num_nodes + leaves.parent[leaf]
             action = select_action(tree, roots, settings, simulation, row, node, leaves.scores[leaf])
-            child = np.int64(tree.children_index[node * settings.num_actions + action])
+            child = np.int64(tree.children_index[node * settings.num_edges + action])
             leaves.action[leaf] = action
             leaves.node[leaf] = simulation + 1 if child < 0 else child
             goes_on = child >= 0 and depth < settings.max_depth
@@ -176,6 +181,10 @@ def select_leaves(
             leaves.active[still_active] = leaf
             still_active += 1 if goes_on else 0
         num_active = still_active
+    if settings.num_outcomes > 0:
+        for leaf in range(num_rows):
+            parent = (first_row + leaf) * settings.num_nodes + leaves.parent[leaf]
+            leaves.is_chance[leaf] = not tree.is_chance_node[parent]
 
 
 @njit_cached
@@ -211,12 +220,12 @@ def select_root_actions(
     :param settings: settings of the search.
     :param first_row: first root.
     :param num_rows: number of roots.
-    :param scores: scratch. Shape ``[padded A]``, float32.
+    :param scores: scratch. Shape ``[padded E]``, float32.
     """
     num_actions = settings.num_actions
     for row in range(first_row, first_row + num_rows):
         node = row * settings.num_nodes + ROOT_INDEX
-        edges, weights = node * num_actions, row * num_actions
+        edges, weights = node * settings.num_edges, row * num_actions
         if settings.policy_target == VISIT_FRACTIONS:
             scale = ONE / np.float32(settings.num_nodes - 1)
             for action in range(num_actions):

@@ -4,15 +4,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sb3_muzero.search.backends.chance import ChanceBackend
 from sb3_muzero.search.backends.torch import TorchBackend
-from sb3_muzero.search.checks import check_action_masks, check_dense, check_root_latent, check_setting, to_float32
+from sb3_muzero.search.checks import check_action_masks, check_dense, check_latent, check_setting, to_float32
 from sb3_muzero.search.state import Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, Tree, flatten, instantiate_tree
-from sb3_muzero.search.types import RecurrentFn, RootOutput, SearchOutput
+from sb3_muzero.search.types import ChanceModel, RecurrentFn, RootOutput, SearchOutput
 
 
 class Backend(Protocol):
-    """What runs the simulations of a search. A ``recurrent_fn`` that has this method is its own backend."""
+    """
+    What runs the simulations of a search. A ``recurrent_fn`` that has this method is its own backend. Where the model has
+    chance, it also has the number of outcomes, ``num_outcomes``.
+    """
 
     def run_search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Any) -> None:
         """
@@ -41,7 +45,7 @@ def search_settings(
     num_simulations = check_setting("num_simulations", num_simulations)
     max_depth = num_simulations if max_depth is None else check_setting("max_depth", max_depth)
     checked = {name: check_setting(name, value) for name, value in settings.items()}
-    return SearchSettings(num_simulations + 1, num_actions, max_depth, *rules, **checked)
+    return SearchSettings(num_simulations + 1, num_actions, num_actions, max_depth, *rules, **checked)
 
 
 def read_root(root: RootOutput, action_masks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,11 +63,23 @@ def read_root(root: RootOutput, action_masks: Any) -> tuple[np.ndarray, np.ndarr
     shape = tuple(getattr(root.prior_logits, "shape", ()))
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"root's prior_logits must be of shape [B, A] with at least one root and action, got {list(shape)}")
-    check_root_latent(root.latent, shape[0])
+    check_latent(root.latent, shape[0])
     prior_logits = to_float32("root's prior_logits", root.prior_logits, shape)
     value = to_float32("root's value", root.value, shape[:1])
     masks = ~np.zeros(shape, np.bool_) if action_masks is None else check_action_masks(action_masks, *shape)
     return prior_logits, value, masks
+
+
+def find_backend(recurrent_fn: RecurrentFn, roots: Roots, root_latent: Any) -> Backend:
+    """
+    :param recurrent_fn: the model.
+    :param roots: roots.
+    :param root_latent: latent states of the roots.
+    :return: the backend that the model brings along, or the one for its kind.
+    """
+    if isinstance(recurrent_fn, ChanceModel):
+        return ChanceBackend(recurrent_fn, roots, root_latent)
+    return recurrent_fn if hasattr(recurrent_fn, "run_search") else TorchBackend(recurrent_fn)
 
 
 def run_search(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentFn, root_latent: Any) -> SearchOutput:
@@ -77,14 +93,16 @@ def run_search(roots: Roots, settings: SearchSettings, recurrent_fn: RecurrentFn
     :return: the result of the search, with the actions that the backend selected.
     """
     batch_size, num_actions = roots.value.size, settings.num_actions
-    tree = instantiate_tree(batch_size, settings.num_nodes, num_actions)
-    backend = recurrent_fn if hasattr(recurrent_fn, "run_search") else TorchBackend(recurrent_fn)
+    backend = find_backend(recurrent_fn, roots, root_latent)
+    if num_outcomes := getattr(backend, "num_outcomes", 0):
+        settings = settings._replace(num_outcomes=num_outcomes, num_edges=max(num_actions, num_outcomes))
+    tree = instantiate_tree(batch_size, settings.num_nodes, settings.num_edges)
     backend.run_search(flatten(tree), roots, settings, root_latent)
     return SearchOutput(
         action=roots.action,
         action_weights=roots.action_weights.reshape(batch_size, num_actions),
-        visit_counts=tree.children_visits[:, ROOT_INDEX],
-        qvalues=tree.children_qvalues[:, ROOT_INDEX],
+        visit_counts=tree.children_visits[:, ROOT_INDEX, :num_actions],
+        qvalues=tree.children_qvalues[:, ROOT_INDEX, :num_actions],
         value=tree.node_values[:, ROOT_INDEX],
         tree=tree,
     )

@@ -36,7 +36,8 @@ def muzero_search(
     is sampled in proportion to ``visits ** (1 / temperature)``.
 
     :param root: the model's output for the root states, with ``B`` roots and ``A`` actions.
-    :param recurrent_fn: the model, called once per simulation; or an object with a ``run_search`` (see ``Backend``).
+    :param recurrent_fn: the model, called once per simulation; a ``ChanceModel``; or an object with a ``run_search`` (see
+        ``Backend``).
     :param num_simulations: number of simulations ``N`` per root.
     :param action_masks: True for actions that are legal at the root; None if all are legal. Shape ``[B, A]``, bool.
     :param max_depth: maximum number of edges from the root to a leaf; None for no limit.
@@ -76,7 +77,7 @@ def muzero_search(
         prior_logits = np.log(np.maximum(noisy_probs, TINY)).astype(np.float32)
     roots = instantiate_roots(prior_logits, value, masks, np.empty(0, np.float32), np.empty(0, np.int32))
     output = run_search(roots, settings, recurrent_fn, root.latent)
-    root_logits = output.tree.children_prior_logits[:, ROOT_INDEX]
+    root_logits = output.tree.children_prior_logits[:, ROOT_INDEX, : settings.num_actions]
     return output._replace(action=_sample_by_visits(random, output.visit_counts, root_logits, temperature))
 
 

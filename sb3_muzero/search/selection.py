@@ -2,7 +2,7 @@
 The rules by which a search selects actions, and the Q transforms that they use.
 
 The trees are flat arrays (``flatten``), so that one index serves all arrays: a ``node`` is an index into ``[B * (N + 1)]``, an
-``edge`` into ``[B * (N + 1) * A]``, and a ``row`` is the index of a root.
+``edge`` into ``[B * (N + 1) * E]``, and a ``row`` is the index of a root.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def exponentiate(logits: np.ndarray, num_actions: int, largest: float) -> float:
     """
     Replace logits, of which at least one is finite, by unnormalised softmax weights.
 
-    :param logits: logits, replaced in place. Shape ``[padded A]``, float32.
+    :param logits: logits, replaced in place. Shape ``[padded E]``, float32.
     :param num_actions: number of logits; the padding becomes 0.
     :param largest: the largest of the logits.
     :return: the sum of the weights.
@@ -50,11 +50,12 @@ def exponentiate(logits: np.ndarray, num_actions: int, largest: float) -> float:
 
 
 @njit_inline
-def mixed_value(tree: Tree, num_actions: int, node: int) -> float:
+def mixed_value(tree: Tree, settings: SearchSettings, node: int) -> float:
     """v_mix of Gumbel MuZero, Eq. 33: mixes the raw value with the prior-weighted Q values of the visited actions."""
     sum_visits = np.int32(0)
     sum_probs = weighted_qvalues = ZERO
-    for edge in range(node * num_actions, (node + 1) * num_actions):
+    edges = node * settings.num_edges
+    for edge in range(edges, edges + settings.num_actions):
         visits = tree.children_visits[edge]
         if visits > 0:
             prob = max(TINY, tree.children_prior_probs[edge])
@@ -75,10 +76,10 @@ def qtransform_completed_by_mix_value(tree: Tree, settings: SearchSettings, row:
     sigma(completed Q) of Gumbel MuZero, Eqs. 8 and 10: completes Q values by the mixed value and rescales them to [0, 1].
     What is no action has no share in their range.
 
-    :param out: receives the transformed Q values. Shape ``[padded A]``.
+    :param out: receives the transformed Q values. Shape ``[padded E]``.
     """
     num_actions = settings.num_actions
-    edges = node * num_actions
+    edges = node * settings.num_edges
     max_visits, has_unvisited = np.int32(0), False
     low, high = INFINITY, -INFINITY
     for action in range(num_actions):
@@ -91,7 +92,7 @@ def qtransform_completed_by_mix_value(tree: Tree, settings: SearchSettings, row:
             has_unvisited = True
     unvisited_value = ZERO
     if has_unvisited:
-        unvisited_value = mixed_value(tree, num_actions, node)
+        unvisited_value = mixed_value(tree, settings, node)
         low, high = min(low, unvisited_value), max(high, unvisited_value)
     for action in range(num_actions):
         if tree.children_visits[edges + action] == 0:
@@ -122,7 +123,7 @@ def gumbel_root_action(
     num_actions = settings.num_actions
     node = row * settings.num_nodes + ROOT_INDEX
     qtransform_completed_by_mix_value(tree, settings, row, node, scores)
-    edges, noises = node * num_actions, row * num_actions
+    edges, noises = node * settings.num_edges, row * num_actions
     largest = -INFINITY
     for action in range(num_actions):
         largest = max(largest, tree.children_prior_logits[edges + action])
@@ -138,12 +139,12 @@ def improved_policy(tree: Tree, settings: SearchSettings, row: int, node: int, o
     """
     pi' = softmax(logits + sigma(completed Q)), Gumbel MuZero, Eq. 11.
 
-    :param out: receives the unnormalised policy. Shape ``[padded A]``.
+    :param out: receives the unnormalised policy. Shape ``[padded E]``.
     :return: the sum to divide it by.
     """
     num_actions = settings.num_actions
     qtransform_completed_by_mix_value(tree, settings, row, node, out)
-    edges = node * num_actions
+    edges = node * settings.num_edges
     largest = -INFINITY
     for action in range(num_actions):
         out[action] += tree.children_prior_logits[edges + action]
@@ -156,7 +157,7 @@ def gumbel_interior_action(tree: Tree, settings: SearchSettings, row: int, node:
     """``GUMBEL_INTERIOR``: argmax of pi' - N / (1 + sum N), Gumbel MuZero, Eq. 14."""
     factor = improved_policy(tree, settings, row, node, scores)
     num_actions = settings.num_actions
-    edges = node * num_actions
+    edges = node * settings.num_edges
     sum_visits = np.int32(1)
     for edge in range(edges, edges + num_actions):
         sum_visits += tree.children_visits[edge]
@@ -179,7 +180,7 @@ def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, no
     have a Q value of 0.
     """
     num_actions = settings.num_actions
-    edges = node * num_actions
+    edges = node * settings.num_edges
     low, high = tree.min_qvalue[row], tree.max_qvalue[row]
     if settings.qvalue_scope == NODE_SCOPE:
         low = high = tree.node_values[node]
@@ -203,10 +204,24 @@ def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, no
 
 
 @njit_inline
+def chance_outcome(tree: Tree, settings: SearchSettings, node: int) -> int:
+    """argmax of p / (N + 1): takes the outcomes in proportion to their probabilities, without drawing random numbers."""
+    edges = node * settings.num_edges
+    best, best_score = 0, ZERO
+    for outcome in range(settings.num_outcomes):
+        score = tree.children_prior_probs[edges + outcome] / np.float32(tree.children_visits[edges + outcome] + 1)
+        if score > best_score:
+            best, best_score = outcome, score
+    return best
+
+
+@njit_inline
 def select_action(
     tree: Tree, roots: Roots, settings: SearchSettings, simulation: int, row: int, node: int, scores: np.ndarray
 ) -> int:
-    """Select the action that a simulation takes at a node, by the rule for this kind of node."""
+    """Select the action or outcome that a simulation takes at a node, by the rule for this kind of node."""
+    if settings.num_outcomes > 0 and tree.is_chance_node[node]:
+        return chance_outcome(tree, settings, node)
     is_root = node == row * settings.num_nodes + ROOT_INDEX
     rule = settings.root_rule if is_root else settings.interior_rule
     if rule == PUCT:

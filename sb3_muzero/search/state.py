@@ -24,7 +24,8 @@ class SearchSettings(NamedTuple):
     Sizes, rules and constants of a search. A search is composed of a selection rule for each kind of node and a policy target.
 
     :param num_nodes: number of nodes of a tree, ``N + 1``.
-    :param num_actions: number of actions ``A``.
+    :param num_actions: number of actions ``A``, the edges of a decision node.
+    :param num_edges: edges that each node has memory for ``E``, at least ``A`` and ``C``.
     :param max_depth: maximum number of edges from the root to a leaf.
     :param root_rule: selection rule at the root: ``GUMBEL_ROOT`` or ``PUCT``.
     :param interior_rule: selection rule at decision nodes below the root: ``GUMBEL_INTERIOR`` or ``PUCT``.
@@ -36,10 +37,12 @@ class SearchSettings(NamedTuple):
     :param maxvisit_init: c_visit of Gumbel MuZero.
     :param pb_c_init: c_1 of MuZero.
     :param pb_c_base: c_2 of MuZero.
+    :param num_outcomes: number of outcomes ``C``, the edges of a chance node; 0 for trees of decision nodes only.
     """
 
     num_nodes: int
     num_actions: int
+    num_edges: int
     max_depth: int
     root_rule: int
     interior_rule: int
@@ -51,6 +54,7 @@ class SearchSettings(NamedTuple):
     maxvisit_init: float = 0.0
     pb_c_init: float = 0.0
     pb_c_base: float = 1.0
+    num_outcomes: int = 0
 
 
 class Roots(NamedTuple):
@@ -82,24 +86,26 @@ class Leaves(NamedTuple):
     """
     One simulation of ``L`` trees: the interface to the model.
 
-    ``select_leaves`` writes ``parent``, ``action`` and ``node``. The model reads the first two and writes ``reward``,
+    ``select_leaves`` writes ``parent``, ``action``, ``node`` and ``is_chance``. The model reads them and writes ``reward``,
     ``discount``, ``prior_logits`` and ``value``. ``expand_and_backup`` reads all of them.
 
     :param parent: node to step from, as an index in its tree. Shape ``[L]``, int64.
-    :param action: action to take there. Shape ``[L]``, int64.
+    :param action: action to take there, or outcome of chance. Shape ``[L]``, int64.
     :param node: node that the step leads to, as an index in its tree. Shape ``[L]``, int64.
     :param active: scratch for ``select_leaves``. Shape ``[L]``, int64.
-    :param reward: reward of the step. Shape ``[L]``, float32.
-    :param discount: discount of the step. Shape ``[L]``, float32.
+    :param is_chance: whether the node is a chance node. Shape ``[L]``, bool.
+    :param reward: reward of the step, 0 for a step to a chance node. Shape ``[L]``, float32.
+    :param discount: discount of the step, 1 for a step to a chance node. Shape ``[L]``, float32.
     :param value: value of the node. Shape ``[L]``, float32.
-    :param prior_logits: policy logits of the node. Shape ``[L, A]``, float32.
-    :param scores: scratch for the selection rules. Shape ``[L, padded A]``, float32.
+    :param prior_logits: logits of the node's actions or outcomes, minus infinity beyond them. Shape ``[L, E]``, float32.
+    :param scores: scratch for the selection rules. Shape ``[L, padded E]``, float32.
     """
 
     parent: np.ndarray
     action: np.ndarray
     node: np.ndarray
     active: np.ndarray
+    is_chance: np.ndarray
     reward: np.ndarray
     discount: np.ndarray
     value: np.ndarray
@@ -122,16 +128,16 @@ def instantiate_roots(
     return Roots._make((*inputs, *np.empty((2, value.size), np.int64), np.empty(prior_logits.size, np.float32)))
 
 
-def instantiate_leaves(size: int, num_actions: int) -> Leaves:
+def instantiate_leaves(size: int, num_edges: int) -> Leaves:
     """
     :param size: number of trees ``L``.
-    :param num_actions: number of actions ``A``.
+    :param num_edges: edges of each node ``E``.
     :return: arrays for one simulation of each tree.
     """
     integers, numbers = np.zeros((4, size), np.int64), np.zeros((3, size), np.float32)
-    prior_logits = np.zeros((size, num_actions), np.float32)
-    scores = np.zeros((size, rounded_up(num_actions)), np.float32)
-    return Leaves._make((*integers, *numbers, prior_logits, scores))
+    prior_logits = np.zeros((size, num_edges), np.float32)
+    scores = np.zeros((size, rounded_up(num_edges)), np.float32)
+    return Leaves._make((*integers, np.zeros(size, np.bool_), *numbers, prior_logits, scores))
 
 
 def rounded_up(width: int) -> int:

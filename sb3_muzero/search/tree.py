@@ -12,7 +12,11 @@ NO_ACTION = -2
 
 class Tree(NamedTuple):
     """
-    ``B`` search trees of up to ``N + 1`` nodes with ``A`` actions each; the layout is that of mctx.
+    ``B`` search trees of up to ``N + 1`` nodes with ``E`` edges each; the layout is that of mctx.
+
+    The edges of a decision node are the ``A`` actions. With a ``ChanceModel``, each of these leads to a chance node, whose
+    edges are the ``C`` outcomes and lead to decision nodes. ``E`` is the larger of the two numbers, and ``A`` without chance.
+    A reward of 0 and a discount of 1 lead to a chance node.
 
     A node that was never expanded has no visits and no parent. This happens only with a depth limit, where a simulation may
     evaluate a leaf again instead of adding one.
@@ -22,17 +26,18 @@ class Tree(NamedTuple):
     :param raw_values: the model's value of the node. Shape ``[B, N + 1]``.
     :param node_depths: number of edges from the root. Shape ``[B, N + 1]``, int32.
     :param parents: index of the parent, -1 for none. Shape ``[B, N + 1]``, int32.
-    :param action_from_parent: action that leads here, -1 for none. Shape ``[B, N + 1]``, int32.
-    :param children_index: index of the child, -1 where unvisited, -2 where the model's logit is minus infinity: there
-        is no action. Shape ``[B, N + 1, A]``, int32.
-    :param children_prior_logits: the model's policy logits; minus infinity where an action is masked. Shape
-        ``[B, N + 1, A]``.
-    :param children_prior_probs: their softmax. Shape ``[B, N + 1, A]``.
-    :param children_visits: visits of the edge. Shape ``[B, N + 1, A]``, int32.
+    :param action_from_parent: action or outcome that leads here, -1 for none. Shape ``[B, N + 1]``, int32.
+    :param is_chance_node: whether the node is a chance node. Shape ``[B, N + 1]``, bool.
+    :param children_index: index of the child, -1 where unvisited, -2 where the model's logit is minus infinity or the node
+        has fewer edges: there is no action or outcome. Shape ``[B, N + 1, E]``, int32.
+    :param children_prior_logits: the model's logits of the actions or outcomes; minus infinity where an action is masked or
+        there is none. Shape ``[B, N + 1, E]``.
+    :param children_prior_probs: their softmax. Shape ``[B, N + 1, E]``.
+    :param children_visits: visits of the edge. Shape ``[B, N + 1, E]``, int32.
     :param children_qvalues: Q value of the edge, reward + discount * value of the child, 0 where unvisited.
-        Shape ``[B, N + 1, A]``.
-    :param children_rewards: reward of the edge. Shape ``[B, N + 1, A]``.
-    :param children_discounts: discount of the edge. Shape ``[B, N + 1, A]``.
+        Shape ``[B, N + 1, E]``.
+    :param children_rewards: reward of the edge. Shape ``[B, N + 1, E]``.
+    :param children_discounts: discount of the edge. Shape ``[B, N + 1, E]``.
     :param min_qvalue: minimum of the root's raw value and all Q values seen in backups. Shape ``[B]``.
     :param max_qvalue: maximum of these. Shape ``[B]``.
     """
@@ -43,6 +48,7 @@ class Tree(NamedTuple):
     node_depths: np.ndarray
     parents: np.ndarray
     action_from_parent: np.ndarray
+    is_chance_node: np.ndarray
     children_index: np.ndarray
     children_prior_logits: np.ndarray
     children_prior_probs: np.ndarray
@@ -55,17 +61,17 @@ class Tree(NamedTuple):
 
 
 INTEGERS = {"node_visits", "node_depths", "parents", "action_from_parent", "children_index", "children_visits"}
-TYPES = [np.int32 if name in INTEGERS else np.float32 for name in Tree._fields]
+TYPES = [np.int32 if name in INTEGERS else np.bool_ if name == "is_chance_node" else np.float32 for name in Tree._fields]
 
 
-def instantiate_tree(batch_size: int, num_nodes: int, num_actions: int) -> Tree:
+def instantiate_tree(batch_size: int, num_nodes: int, num_edges: int) -> Tree:
     """
     :param batch_size: number of roots ``B``.
     :param num_nodes: nodes of each tree ``N + 1``.
-    :param num_actions: number of actions ``A``.
+    :param num_edges: edges of each node ``E``.
     :return: uninitialized trees.
     """
-    shapes = 6 * [(batch_size, num_nodes)] + 7 * [(batch_size, num_nodes, num_actions)] + 2 * [(batch_size,)]
+    shapes = 7 * [(batch_size, num_nodes)] + 7 * [(batch_size, num_nodes, num_edges)] + 2 * [(batch_size,)]
     return Tree._make(map(np.empty, shapes, TYPES))
 
 

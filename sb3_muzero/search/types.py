@@ -1,4 +1,4 @@
-"""Inputs and outputs of a search. ``B`` is the number of roots, ``A`` the number of actions."""
+"""Inputs and outputs of a search. ``B`` is the number of roots, ``A`` that of actions, ``C`` that of outcomes of chance."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,8 +51,40 @@ class RecurrentOutput(NamedTuple):
     latent: Any
 
 
-RecurrentFn = Callable[[Any, Any], RecurrentOutput]
-"""``recurrent_fn(latent [B, ...], action [B] int64) -> RecurrentOutput``."""
+class AfterstateOutput(NamedTuple):
+    """
+    The model's output for actions in ``B`` latent states, before chance decides where they lead.
+
+    :param chance_logits: logits of the outcomes, as ``RootOutput.prior_logits``. Shape ``[B, C]``.
+    :param value: values of the afterstates. Shape ``[B]``.
+    :param latent: latents of the afterstates, nested in a way of their own. Shape ``[B, ...]``.
+    """
+
+    chance_logits: Array
+    value: Array
+    latent: Any
+
+
+class ChanceModel(NamedTuple):
+    """
+    A model in which chance decides where an action leads (Stochastic MuZero, Antonoglou et al., ICLR 2022).
+
+    Each simulation adds an afterstate or a state, and only the function that computes it is called, for the ``B`` roots where
+    that kind is added.
+
+    :param afterstate_fn: ``afterstate_fn(latent [B, ...], action [B] int64) -> AfterstateOutput``.
+    :param chance_fn: ``chance_fn(latent of afterstates [B, ...], outcome [B] int64) -> RecurrentOutput``.
+    :param num_outcomes: number of outcomes ``C``. With None, ``afterstate_fn`` is called once more, for the first root, to see
+        how many there are.
+    """
+
+    afterstate_fn: Callable[[Any, Any], AfterstateOutput]
+    chance_fn: Callable[[Any, Any], RecurrentOutput]
+    num_outcomes: int | None = None
+
+
+RecurrentFn = Callable[[Any, Any], RecurrentOutput] | ChanceModel
+"""``recurrent_fn(latent [B, ...], action [B] int64) -> RecurrentOutput``, or a model with chance."""
 
 
 class SearchOutput(NamedTuple):

@@ -15,7 +15,8 @@ class Node:
     logits: list
     raw_value: float
     returns: list
-    children: dict = field(default_factory=dict)  # action -> (reward, discount, Node)
+    children: dict = field(default_factory=dict)  # action or outcome -> (reward, discount, Node)
+    is_chance: bool = False
 
     @property
     def value(self):
@@ -43,7 +44,7 @@ class ReferenceSearch:
     def __init__(self, model, state, num_simulations, *, rule, scope, max_depth, invalid, min_range, **constants):
         self.model, self.rule, self.scope, self.min_range = model, rule, scope, min_range
         self.constants = constants
-        self.num_actions = len(model.reward[0])
+        self.num_actions = len(model.prior_logits[0])
         self.valid = [a for a in range(self.num_actions) if not invalid[a]]
         self.close_call = False
         self.budget = num_simulations
@@ -65,16 +66,18 @@ class ReferenceSearch:
         value = float(self.model.value[state])
         return Node(state, index, [float(x) for x in self.model.prior_logits[state]], value, [value])
 
+    def step(self, node, action, index):
+        after = self.make_node(int(self.model.next_state[node.state][action]), index)
+        return float(self.model.reward[node.state][action]), float(self.model.discount[node.state][action]), after
+
     def simulate(self, simulation, max_depth):
         path, node = [], self.root
         while True:
             action = self.choose(node, simulation)
             path.append((node, action))
             if action not in node.children:
-                after = int(self.model.next_state[node.state][action])
-                leaf = self.make_node(after, simulation + 1)
-                edge = float(self.model.reward[node.state][action]), float(self.model.discount[node.state][action])
-                node.children[action] = (*edge, leaf)
+                node.children[action] = self.step(node, action, simulation + 1)
+                leaf = node.children[action][2]
                 break
             node = node.children[action][2]
             if len(path) == max_depth:
@@ -167,3 +170,27 @@ class ReferenceSearch:
             node = stack.pop()
             yield node
             stack.extend(child for _, _, child in node.children.values())
+
+
+class ChanceReferenceSearch(ReferenceSearch):
+    """The same with a model with chance, whose afterstates are pairs of state and action."""
+
+    def __init__(self, model, *args, **kwargs):
+        self.num_outcomes = len(model.reward[0][0])
+        super().__init__(model, *args, **kwargs)
+
+    def step(self, node, action, index):
+        if node.is_chance:
+            edge = *node.state, action
+            after = self.make_node(int(self.model.next_state[edge]), index)
+            return float(self.model.reward[edge]), float(self.model.discount[edge]), after
+        state = node.state, action
+        value = float(self.model.afterstate_value[state])
+        logits = [float(x) for x in self.model.chance_logits[state]]
+        return 0.0, 1.0, Node(state, index, logits, value, [value], is_chance=True)
+
+    def choose(self, node, simulation):
+        if not node.is_chance:
+            return super().choose(node, simulation)
+        self.tolerance = 1e-6
+        return self.best({c: node.priors[c] / (node.visits(c) + 1) for c in range(self.num_outcomes)})

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from sb3_muzero.common import jit
+from sb3_muzero.search.backends.numba.chance import run_chance_simulations
 from sb3_muzero.search.backends.numba.fused import evaluate, run_simulations
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
 
 
 def test_every_kernel_on_disk_belongs_to_the_present_sources():
-    for compiled in (initialize_roots, select_leaves, expand_and_backup, select_root_actions, evaluate, run_simulations):
+    steps = initialize_roots, select_leaves, expand_and_backup, select_root_actions
+    for compiled in (*steps, evaluate, run_simulations, run_chance_simulations):
         assert compiled._cache._cache_file._source_stamp == jit.SOURCES
 
 

@@ -4,9 +4,16 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tabular import TabularModel, random_model
+from tabular import TabularModel, random_chance_model, random_model
 
-from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search, muzero_search
+from sb3_muzero.search import (
+    AfterstateOutput,
+    ChanceModel,
+    RecurrentOutput,
+    RootOutput,
+    gumbel_muzero_search,
+    muzero_search,
+)
 from sb3_muzero.search.checks import to_numpy
 
 EXTREMES = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-38, 0.1, 1e9, -1e17, 1e18, 1e30, 3e38, -3.4028235e38, np.nan, np.inf, -np.inf]
@@ -97,3 +104,44 @@ def test_any_answers(data):
     np.testing.assert_allclose(output.action_weights.sum(axis=1), 1.0, atol=1e-4)
     for array in (output.qvalues, output.value, output.improved_value, output.tree.node_values):
         assert np.isfinite(array).all()
+
+
+@given(st.data())
+def test_any_answers_of_a_model_with_chance(data):
+    """One field of one call is of another kind, or holds extremes."""
+    draw = data.draw
+    num_actions, num_outcomes, batch_size = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 7))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    model = random_chance_model(int(rng.integers(2**31)), 20, num_actions, num_outcomes)
+    fields = [("act", field) for field in AfterstateOutput._fields] + [("step", field) for field in RecurrentOutput._fields]
+    function, changed = draw(st.sampled_from(fields))
+    kind, extremes = draw(st.sampled_from([*sorted(KINDS), None])), draw(st.lists(st.sampled_from(EXTREMES), min_size=1))
+    at_call, known = draw(st.integers(1, 12)), draw(st.booleans())
+    calls = {"act": 0, "step": 0}
+
+    def answer(name, output):
+        calls[name] += 1
+        if name != function or calls[name] != at_call:
+            return output
+        part = getattr(output, changed)
+        return output._replace(**{changed: change(rng, part, extremes) if kind is None else KINDS[kind](part)})
+
+    def act(state, action):
+        output = model.act(np.asarray(state) % 20, np.asarray(action))
+        return answer("act", output._replace(latent=np.stack(output.latent, axis=1)))
+
+    def step(pair, outcome):
+        state, action = np.abs(np.asarray(pair)).T.astype(np.int64)
+        return answer("step", model.step((state % 20, action % num_actions), np.asarray(outcome)))
+
+    search = draw(st.sampled_from([gumbel_muzero_search, muzero_search]))
+    chance_model = ChanceModel(act, step, num_outcomes if known else None)
+    with np.errstate(all="ignore"):
+        try:
+            output = search(model.root(rng.integers(20, size=batch_size)), chance_model, 20)
+        except ValueError as error:
+            assert "must" in str(error) and "got" in str(error), error
+            return
+    assert (output.visit_counts.sum(axis=1) == 20).all()
+    np.testing.assert_allclose(output.action_weights.sum(axis=1), 1.0, atol=1e-4)
+    assert np.isfinite(output.tree.node_values).all()

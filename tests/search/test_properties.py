@@ -12,7 +12,9 @@ from tabular import TabularModel, bandit, random_model
 
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search, muzero_search
 from sb3_muzero.search.backends.torch import TorchBackend
+from sb3_muzero.search.loop import search_settings
 from sb3_muzero.search.selection import mixed_value
+from sb3_muzero.search.state import GUMBEL
 from sb3_muzero.search.tree import UNVISITED, flatten, instantiate_tree
 
 DETERMINISTIC = {
@@ -293,10 +295,11 @@ def test_extreme_settings_and_values_give_a_policy(search, options, scale):
 def test_mixed_value_oracles():
     """v_mix is the raw value without visits, and (v + N Q) / (1 + N) with one visited action."""
     tree = flatten(instantiate_tree(1, 2, 2))
+    settings = search_settings(GUMBEL, 1, 2, None, qvalue_scope="node", min_qvalue_range=1e-8)
     tree.children_visits[:2], tree.children_prior_probs[:2], tree.raw_values[0] = 0, [0.8, 0.2], 0.5
-    assert mixed_value(tree, 2, 0) == 0.5
+    assert mixed_value(tree, settings, 0) == 0.5
     tree.children_visits[1], tree.children_qvalues[1] = 3, 3.0
-    assert mixed_value(tree, 2, 0) == pytest.approx((0.5 + 3 * 3.0) / 4)
+    assert mixed_value(tree, settings, 0) == pytest.approx((0.5 + 3 * 3.0) / 4)
 
 
 def layered_mdp():

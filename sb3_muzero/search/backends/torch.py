@@ -1,16 +1,63 @@
 """The default backend: the model is a Python function of tensors or NumPy arrays, called once per simulation for all roots."""
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
-from sb3_muzero.common.pytree import tree_leaves, tree_map
-from sb3_muzero.search.checks import check_dense, check_leaves, check_numbers, check_roots, check_shape, named_leaves, to_numpy
+from sb3_muzero.search.backends.latents import instantiate_latents
+from sb3_muzero.search.checks import check_dense, check_leaves, check_numbers, check_roots
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
 from sb3_muzero.search.state import Leaves, Roots, SearchSettings, instantiate_leaves
 from sb3_muzero.search.tree import Tree
-from sb3_muzero.search.types import RecurrentFn, RecurrentOutput
+from sb3_muzero.search.types import RecurrentOutput
+
+
+def check_output_class(name: str, output: Any, output_class: Any) -> None:
+    """
+    :param name: name of a function of the model.
+    :param output: its output.
+    :param output_class: named tuple that it must be.
+    :raises ValueError: if it is not, or if its tensors are not dense.
+    """
+    if not isinstance(output, output_class):
+        article = "an" if output_class.__name__[0] in "AEIOU" else "a"
+        raise ValueError(f"{name} must return {article} {output_class.__name__}, got a {type(output).__name__}")
+    for field, part in output._asdict().items():
+        check_dense(f"{name}'s {field}", part)
+
+
+class ModelFunction:
+    """
+    A function of the model whose outputs are checked, but for latents and for what the numbers are.
+
+    :param name: name of the function, for messages.
+    :param function: the function.
+    :param output_class: named tuple of its outputs, of which the latents are the last.
+    :param num_edges: number of logits of a node.
+    """
+
+    def __init__(self, name: str, function: Callable[[Any, Any], Any], output_class: Any, num_edges: int) -> None:
+        self.name, self.function, self.output_class = name, function, output_class
+        fields = output_class._fields[:-1]
+        self.shapes = [(f"{name}'s {field}", (num_edges,) if field.endswith("logits") else ()) for field in fields]
+        self.is_known = False
+
+    def __call__(self, latent: Any, action: Any) -> Any:
+        """
+        :param latent: latents of ``R`` nodes.
+        :param action: actions or outcomes. Shape ``[R]``, int64.
+        :return: the output of the function.
+        :raises ValueError: if it is not of its class, or a field not of its shape or not of real numbers.
+        """
+        output = self.function(latent, action)
+        if not (self.is_known and isinstance(output, self.output_class)):
+            check_output_class(self.name, output, self.output_class)
+            self.is_known = True
+        (size,) = action.shape
+        for (name, shape), numbers in zip(self.shapes, output, strict=False):
+            check_numbers(name, numbers, (size, *shape))
+        return output
 
 
 class TorchBackend:
@@ -20,7 +67,7 @@ class TorchBackend:
     :param recurrent_fn: the model.
     """
 
-    def __init__(self, recurrent_fn: RecurrentFn) -> None:
+    def __init__(self, recurrent_fn: Callable[[Any, Any], RecurrentOutput]) -> None:
         self.recurrent_fn = recurrent_fn
 
     def run_search(self, tree: Tree, roots: Roots, settings: SearchSettings, root_latent: Any) -> None:
@@ -34,120 +81,30 @@ class TorchBackend:
         :raises ValueError: if the roots or an output of the model are invalid.
         """
         num_roots = roots.value.size
-        leaves = instantiate_leaves(num_roots, settings.num_actions)
+        leaves = instantiate_leaves(num_roots, settings.num_edges)
         if initialize_roots(tree, roots, settings, 0, num_roots, leaves.scores[0]) >= 0:
             check_roots(roots, settings)
         with torch.inference_mode():
-            kind = TorchLatents if isinstance(tree_leaves(root_latent)[0], torch.Tensor) else NumpyLatents
-            latents = self.latents = kind(root_latent, settings.num_nodes)
+            evaluate = self.evaluator(root_latent, settings)
             for simulation in range(settings.num_nodes - 1):
                 select_leaves(tree, roots, settings, simulation, 0, num_roots, leaves)
-                self._evaluate(latents, simulation, leaves)
+                evaluate(simulation + 1, leaves)
                 if expand_and_backup(tree, settings, 0, num_roots, leaves) >= 0:
-                    check_leaves(leaves)
+                    check_leaves(leaves, settings)
         select_root_actions(tree, roots, settings, 0, num_roots, leaves.scores[0])
 
-    def _evaluate(self, latents: "NumpyLatents", simulation: int, leaves: Leaves) -> None:
-        """Step from ``leaves.parent`` with ``leaves.action``, store the latents and write the rest into ``leaves``."""
-        output = self.recurrent_fn(*latents.read(leaves.parent, leaves.action))
-        if not isinstance(output, RecurrentOutput):
-            raise ValueError(f"recurrent_fn must return a RecurrentOutput, got a {type(output).__name__}")
-        if simulation == 0:
-            for field, part in output._asdict().items():
-                check_dense(f"recurrent_fn's {field}", part)
-        for name in ("reward", "discount", "prior_logits", "value"):
-            check_numbers(f"recurrent_fn's {name}", getattr(output, name), getattr(leaves, name).shape)
-        latents.write(simulation + 1, output.latent)
-        leaves.reward[:], leaves.discount[:], leaves.prior_logits[:], leaves.value[:] = latents.to_host(output)
-
-
-class NumpyLatents:
-    """
-    The latents of all nodes, each an array or a nest of arrays. Each leaf has slots of shape ``[N + 1, B, ...]``.
-
-    The output of simulation ``t`` always goes to slot ``t + 1``. If a depth limit makes the simulation evaluate an existing
-    leaf again, that slot is never read, because the search does not step from such a leaf.
-
-    :param root_latent: latent states of the roots. Shape ``[B, ...]``.
-    :param num_nodes: number of nodes ``N + 1``.
-    """
-
-    def __init__(self, root_latent: Any, num_nodes: int) -> None:
-        self.root_latent = root_latent
-        leaves = named_leaves("latent", root_latent)
-        self.rows = np.arange(len(next(iter(leaves.values()))))
-        self.slots = {name: self._allocate((num_nodes, *leaf.shape), leaf) for name, leaf in leaves.items()}
-        # The same memory with one row for each node of each tree
-        self.nodes = [slots.reshape(num_nodes * self.rows.size, *slots.shape[2:]) for slots in self.slots.values()]
-        for name, leaf in leaves.items():
-            self.slots[name][0] = leaf
-
-    def read(self, node: np.ndarray, action: np.ndarray) -> tuple[Any, Any]:
+    def evaluator(self, root_latent: Any, settings: SearchSettings) -> Callable[[int, Leaves], None]:
         """
-        :param node: a node of each tree. Shape ``[B]``, int64.
-        :param action: actions. Shape ``[B]``, int64.
-        :return: latents of the nodes and actions, as arrays of the roots' kind.
+        :param root_latent: latent states of the roots.
+        :param settings: settings of the search.
+        :return: ``evaluate(node, leaves)``, which computes the nodes that a simulation adds and writes them into ``leaves``.
         """
-        index = node * self.rows.size + self.rows
-        return self._nest([nodes.take(index, axis=0) for nodes in self.nodes]), action.copy()
+        step = ModelFunction("recurrent_fn", self.recurrent_fn, RecurrentOutput, settings.num_actions)
+        latents = self.latents = instantiate_latents(root_latent, settings.num_nodes)
 
-    def write(self, slot: int, latent: Any) -> None:
-        """
-        :param slot: slot to write to.
-        :param latent: latents. Shape ``[B, ...]``.
-        :raises ValueError: if they are not nested as the roots', or not of their kind and shape.
-        """
-        leaves = named_leaves("latent", latent)
-        if leaves.keys() != self.slots.keys():
-            raise ValueError(f"recurrent_fn's latent must be nested as the root's, {[*self.slots]}, got {[*leaves]}")
-        for name, leaf in leaves.items():
-            slots = self.slots[name]
-            check_shape(f"recurrent_fn's {name}", leaf, tuple(slots.shape[1:]))
-            self._check_type(f"recurrent_fn's {name}", leaf, slots)
-            slots[slot] = leaf
+        def evaluate(node: int, leaves: Leaves) -> None:
+            output = step(*latents.read(leaves.parent, leaves.action))
+            latents.write(node, output.latent)
+            leaves.reward[:], leaves.discount[:], leaves.prior_logits[:], leaves.value[:] = latents.to_host(output)
 
-    def to_host(self, output: RecurrentOutput) -> list[np.ndarray]:
-        """
-        :param output: output of the model.
-        :return: its fields except for the latents on the host.
-        """
-        return [to_numpy(column) for column in output[:-1]]
-
-    def _nest(self, leaves: list[Any]) -> Any:
-        """:return: the leaves, nested as the roots' latent"""
-        remaining = iter(leaves)
-        return tree_map(lambda _: next(remaining), self.root_latent)
-
-    def _allocate(self, shape: tuple[int, ...], like: Any) -> Any:
-        return np.empty(shape, like.dtype)
-
-    def _check_type(self, name: str, leaf: Any, slots: np.ndarray) -> None:
-        if not isinstance(leaf, np.ndarray) or not np.can_cast(leaf.dtype, slots.dtype, casting="same_kind"):
-            raise ValueError(f"{name} must be a NumPy array of {slots.dtype} as the root's, got {leaf.dtype}")
-
-
-class TorchLatents(NumpyLatents):
-    """The same for tensors. On an accelerator, each simulation costs one transfer to it and one back."""
-
-    def __init__(self, root_latent: Any, num_nodes: int) -> None:
-        self.device = tree_leaves(root_latent)[0].device
-        super().__init__(root_latent, num_nodes)
-
-    def read(self, node: np.ndarray, action: np.ndarray) -> tuple[Any, torch.Tensor]:
-        index = node * self.rows.size + self.rows
-        selected = torch.from_numpy(np.stack((index, action))).to(self.device)
-        return self._nest([nodes.index_select(0, selected[0]) for nodes in self.nodes]), selected[1]
-
-    def to_host(self, output: RecurrentOutput) -> list[np.ndarray]:
-        if self.device.type == "cpu":
-            return super().to_host(output)
-        columns = [torch.as_tensor(column, device=self.device).float() for column in output[:-1]]
-        packed = to_numpy(torch.cat([column.reshape(self.rows.size, -1) for column in columns], dim=1))
-        return [packed[:, 0], packed[:, 1], packed[:, 2:-1], packed[:, -1]]
-
-    def _allocate(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
-
-    def _check_type(self, name: str, leaf: Any, slots: Any) -> None:
-        if not isinstance(leaf, torch.Tensor) or not torch.can_cast(leaf.dtype, slots.dtype):
-            raise ValueError(f"{name} must be a tensor of {slots.dtype} as the root's, got {leaf.dtype}")
+        return evaluate

@@ -109,7 +109,7 @@ class CompiledModel:
         :return: the model's output as NumPy arrays.
         """
         latent = to_float32("latent", latent, (len(latent), self.latent_dim))
-        one_hot = np.eye(self.num_actions, dtype=np.float32)[to_numpy(action)]
+        one_hot = np.eye(self.action_dim, dtype=np.float32)[to_numpy(action)]
         inputs = np.concatenate((latent, one_hot), axis=1)
         latents, prior_logits, (value, reward, discount) = self._evaluate(DYNAMICS, inputs)
         return RecurrentOutput(reward, discount, prior_logits, value, latents)
@@ -134,9 +134,16 @@ class CompiledModel:
         :param root_latent: latent states of the roots. Shape ``[B, latent_dim]``.
         :raises ValueError: if the roots or an output of the model are not finite.
         """
+        self.check_num_actions(settings)
+        self.run_in_threads(partial(run_simulations, tree), roots, settings, root_latent)
+
+    def check_num_actions(self, settings: SearchSettings) -> None:
+        """
+        :param settings: settings of a search.
+        :raises ValueError: if its roots have another number of actions than the model.
+        """
         if settings.num_actions != self.num_actions:
             raise ValueError(f"root's prior_logits must be of {self.num_actions} actions, got {settings.num_actions}")
-        self.run_in_threads(partial(run_simulations, tree), roots, settings, root_latent)
 
     def run_in_threads(
         self, simulate: Callable[..., int], roots: Roots, settings: SearchSettings, root_latent: Array, *inputs: Any
@@ -159,7 +166,7 @@ class CompiledModel:
             if row >= 0:
                 check_roots(roots, settings)
                 first = row - row % BLOCK
-                check_leaves(Leaves(*(array[: batch_size - first] for array in workspace.leaves)), first)
+                check_leaves(Leaves(*(array[: batch_size - first] for array in workspace.leaves)), settings, first)
             self._workspaces.append(workspace)
 
         num_blocks = -(-batch_size // BLOCK)
@@ -178,7 +185,7 @@ class CompiledModel:
         prior_logits = np.empty((batch_size, self.num_actions), np.float32)
         scalars = np.empty((3, batch_size), np.float32)
         workspace = self._take_workspace(0)
-        workspace.leaves.discount[:] = self.discount
+        workspace.outputs.discount[:] = self.discount
         evaluate(workspace.program, workspace.outputs, section, inputs, latents, prior_logits, scalars)
         self._workspaces.append(workspace)
         return latents, prior_logits, scalars
