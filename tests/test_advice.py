@@ -25,7 +25,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 import sb3_muzero
 import sb3_muzero.games.adapters
 from sb3_muzero import MlpPolicy, MuZero
-from sb3_muzero.analysis.decoder import DecoderProbe
 from sb3_muzero.analysis.plotting import plot_model_errors
 from sb3_muzero.analysis.recording import play
 from sb3_muzero.analysis.report import write_report
@@ -36,6 +35,7 @@ from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.match import play_match
 from sb3_muzero.games.players import ModelPlayer, RandomPlayer
+from sb3_muzero.models.decoder import DecoderProbe
 from sb3_muzero.models.mlp import Dynamics, Prediction
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.search.planner import DEFAULTS

@@ -17,9 +17,9 @@ from sb3_muzero.analysis.plotting import (
     plot_policies,
     plot_search_tree,
     plot_value_calibration,
-    to_rgb,
 )
 from sb3_muzero.analysis.search_tree import principal_variation
+from sb3_muzero.models.decoder import to_rgb
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search
 
 

@@ -178,6 +178,11 @@ class BoxActions(SampledActions):
         scaled = scaled.reshape(*actions.shape[:-1], *self.space.shape)  # type: ignore[misc]
         return (scaled if np.issubdtype(self.space.dtype, np.floating) else np.rint(scaled)).astype(self.space.dtype)
 
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        flat = actions.reshape(*actions.shape[: actions.ndim - len(self.space.shape)], -1)  # type: ignore[arg-type]
+        widths = np.maximum(self.high - self.low, np.finfo(np.float64).tiny)  # bounds may be equal
+        return (2 * (flat - self.low) / widths - 1).astype(np.float32)
+
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         size = (*np.atleast_1d(shape), *self.shape)
         if self.factors is None:
@@ -225,6 +230,10 @@ class CompositeActions(SampledActions):
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         indices = actions.reshape(*actions.shape[:-1], *self.space.shape)  # type: ignore[misc]
         return (indices + self.start).astype(self.space.dtype)
+
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        indices = actions.astype(np.int64) - self.start
+        return indices.reshape(*actions.shape[: actions.ndim - len(self.space.shape)], -1)  # type: ignore[arg-type]
 
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         if action_masks is None:

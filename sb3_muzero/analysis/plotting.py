@@ -312,19 +312,3 @@ def plot_imagined_frames(real: np.ndarray, imagined: np.ndarray, depths: Sequenc
     axes[0, 0].set_ylabel("real")
     axes[1, 0].set_ylabel("imagined")
     return figure
-
-
-def to_rgb(images: np.ndarray) -> np.ndarray:
-    """
-    :param images: From 0 to 1, shape ``[N, channels, height, width]``
-    :return: Shape ``[N, height, width, 3]``: one channel in grey, three in RGB, any other number in a colour for each
-    """
-    images = np.moveaxis(images, 1, -1)
-    channels = images.shape[-1]
-    if channels == 1:
-        return images.repeat(3, axis=-1)
-    if channels == 3:
-        return images
-    hues = np.arange(channels) / channels * 6
-    wheel = np.stack([np.abs(hues - 3) - 1, 2 - np.abs(hues - 2), 2 - np.abs(hues - 4)], axis=1).clip(0, 1)
-    return (images[..., None] * wheel).max(-2)
