@@ -113,21 +113,21 @@ def planned_actions(model: MuZero, observations: list[Any], steps: int) -> Itera
         yield model.predict(observations[-1], deterministic=True)[0][0]
 
 
-def play_both(model: MuZero, env: VecEnv, renderer: Decoder, args: argparse.Namespace) -> SideBySide:
+def play_both(world: ImaginedWorld, first: Any, env: VecEnv, renderer: Decoder, args: argparse.Namespace) -> SideBySide:
     """
-    :param model: The model
-    :param env: One real environment
-    :param renderer: Decodes frames of the imagined one
+    :param world: The imagined world, which begins at the first observation
+    :param first: That observation, shape ``[1, *obs_shape]``
+    :param env: One real environment, which is there
+    :param renderer: Decodes frames of the imagined world
     :param args: Of the command line
     :return: What happened in both
     """
-    seen: list[Any] = [env.reset()]
-    world = ImaginedWorld(model, seen[0])
+    seen = [first]
     latents = world.start(1, np.random.default_rng(0))
     real, imagined = [scaled_down(np.asarray(env.render()), args.size)], [pictures(renderer, latents)[0]]
     rewards, imagined_rewards, ended = [], [], False
     given = args.actions is not None
-    for action in given_actions(args.actions, env.action_space) if given else planned_actions(model, seen, args.steps):
+    for action in given_actions(args.actions, env.action_space) if given else planned_actions(world.model, seen, args.steps):
         step = world.step(latents, action[None])
         latents = step.latents
         imagined.append(pictures(renderer, latents)[0])
@@ -169,15 +169,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_random_seed(args.seed)
     env = make_env(args, NUM_ENVS)
     model = load(args, env)
-    one = make_env(args, 1)
+    real = model._wrap_env(make_env(args, 1), verbose=0)
     try:
+        first = real.reset()
+        world = ImaginedWorld(model, first)
         renderer = fit_renderer(model, env, args.fit_steps, args.size)
-        both = play_both(model, model._wrap_env(one, verbose=0), renderer, args)
+        both = play_both(world, first, real, renderer, args)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     finally:
         env.close()
-        one.close()
+        real.close()
     print(summary(both))
     if args.record is not None:
         save_gif(both.frames(), args.record, fps=15)
