@@ -18,7 +18,7 @@ from sb3_muzero.__main__ import main
 from sb3_muzero.actions import make_actions
 from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.imagination import ImaginedEnv, ImaginedVecEnv, as_real, fit_decoder, fit_renderer
-from sb3_muzero.imagination.decoding import psnr
+from sb3_muzero.models.decoder import psnr
 
 ACTION_SPACES = [
     spaces.Discrete(3, start=-1),
@@ -292,10 +292,10 @@ def test_command(tmp_path, capsys):
 
 
 def test_psnr():
-    black = np.zeros((2, 2, 3), np.uint8)
+    black = np.zeros((2, 2, 3))
     assert psnr(black, black) == np.inf
-    assert psnr(black, black + 255) == 0.0
-    assert psnr(black + np.uint8(250), black + np.uint8(255)) == pytest.approx(20 * np.log10(255 / 5))
+    assert psnr(black, black + 0.1) == pytest.approx(20.0)
+    assert psnr(np.uint8(black + 250), np.uint8(black + 255), 255) == pytest.approx(20 * np.log10(255 / 5))
 
 
 @pytest.mark.slow

@@ -20,9 +20,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero.analysis.model_arguments import add_model_arguments, check_arguments, load, make_env
 from sb3_muzero.analysis.recording import save_gif
-from sb3_muzero.imagination.decoding import fit_renderer, pictures, psnr, scaled_down
+from sb3_muzero.imagination.decoding import fit_renderer, pictures, scaled_down
 from sb3_muzero.imagination.world import ImaginedWorld
-from sb3_muzero.models.decoder import Decoder
+from sb3_muzero.models.decoder import Decoder, psnr
 from sb3_muzero.muzero import MuZero
 
 NUM_ENVS = 8
@@ -152,8 +152,8 @@ def summary(both: SideBySide) -> str:
     steps = len(both.real_rewards)
     lines = [f"{steps} real steps: reward {sum(both.real_rewards):.4g}, imagined {sum(both.imagined_rewards):.4g}"]
     lines += [
-        f"PSNR after {depth:2} steps: imagined {psnr(both.imagined[depth], both.real[depth]):.1f} dB, "
-        f"first frame repeated {psnr(both.real[0], both.real[depth]):.1f} dB"
+        f"PSNR after {depth:2} steps: imagined {psnr(both.imagined[depth], both.real[depth], 255):.1f} dB, "
+        f"first frame repeated {psnr(both.real[0], both.real[depth], 255):.1f} dB"
         for depth in DEPTHS
         if depth <= steps
     ]

@@ -92,13 +92,3 @@ def pictures(decoder: Decoder, latents: Any) -> np.ndarray:
     with th.no_grad():
         decoded = decoder(flat_latents(latents)).numpy(force=True)
     return np.rint(255 * to_rgb(decoded)).astype(np.uint8)
-
-
-def psnr(frame: np.ndarray, reference: np.ndarray) -> float:
-    """
-    :param frame: Frame, uint8
-    :param reference: Frame of the same shape
-    :return: Peak signal-to-noise ratio in dB, infinite for equal frames
-    """
-    error = np.square(frame.astype(np.float64) - reference).mean()
-    return float(10 * np.log10(255**2 / error)) if error > 0 else float("inf")

@@ -163,3 +163,14 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
     hues = np.arange(channels) / channels * 6
     wheel = np.stack([np.abs(hues - 3) - 1, 2 - np.abs(hues - 2), 2 - np.abs(hues - 4)], axis=1).clip(0, 1)
     return (images[..., None] * wheel).max(-2)
+
+
+def psnr(frame: np.ndarray, reference: np.ndarray, peak: float = 1.0) -> float:
+    """
+    :param frame: Frame of any shape
+    :param reference: Frame of the same shape
+    :param peak: Largest value of a pixel
+    :return: Peak signal-to-noise ratio in dB, infinite for equal frames
+    """
+    error = np.square(frame.astype(np.float64) - reference).mean()
+    return float(10 * np.log10(peak**2 / error)) if error > 0 else float("inf")
