@@ -276,7 +276,7 @@ def test_invalid_arguments(model):
         as_real(other, model)
 
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path, capsys, monkeypatch):
     model = tiny_model("ImaginedDrawn-v0").learn(60)
     model.save(tmp_path / "model.zip")
     common = ["imagine", str(tmp_path / "model.zip"), "--env", "ImaginedDrawn-v0", "--fit-steps", "40", "--size", "8"]
@@ -289,6 +289,13 @@ def test_command(tmp_path, capsys):
     assert "3 real steps" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"`--actions` must be of Discrete\(3\), got 7"):
         main([*common, "--actions", "7"])
+
+    def render(self) -> None:
+        raise gym.error.DependencyNotInstalled("pygame is not installed")
+
+    monkeypatch.setattr(Drawn, "render", render)
+    with pytest.raises(SystemExit, match=r'pygame is not installed: pip install "sb3_muzero\[plots\]"'):
+        main(common)
 
 
 def test_psnr():

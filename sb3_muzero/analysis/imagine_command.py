@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.utils import set_random_seed
@@ -20,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero.analysis.model_arguments import add_model_arguments, check_arguments, load, make_env
 from sb3_muzero.analysis.recording import save_gif
+from sb3_muzero.common.extras import missing_extra
 from sb3_muzero.imagination.decoding import fit_renderer, pictures, scaled_down
 from sb3_muzero.imagination.world import ImaginedWorld
 from sb3_muzero.models.decoder import Decoder, psnr
@@ -81,7 +83,6 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
             "frame-stack": (args.frame_stack, 1),
         },
     )
-    args.env_kwargs.append(("render_mode", "rgb_array"))
     return args
 
 
@@ -163,7 +164,8 @@ def summary(both: SideBySide) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """
     :param arguments: Those of the command line by default
-    :raises SystemExit: for a model that can't be loaded for the environment, or that cannot imagine one
+    :raises SystemExit: for a model that can't be loaded or cannot imagine its environment, and for an environment
+        that cannot be rendered
     """
     args = parse_args(arguments)
     set_random_seed(args.seed)
@@ -175,6 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         world = ImaginedWorld(model, first)
         renderer = fit_renderer(model, env, args.fit_steps, args.size)
         both = play_both(world, first, real, renderer, args)
+    except gym.error.DependencyNotInstalled as error:
+        raise SystemExit(f"error: {missing_extra('plots', ImportError(error))}") from error
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     finally:
