@@ -181,7 +181,8 @@ class BoxActions(SampledActions):
     def from_env(self, actions: np.ndarray) -> np.ndarray:
         flat = actions.reshape(*actions.shape[: actions.ndim - len(self.space.shape)], -1)  # type: ignore[arg-type]
         widths = np.maximum(self.high - self.low, np.finfo(np.float64).tiny)  # bounds may be equal
-        return (2 * (flat - self.low) / widths - 1).astype(np.float32)
+        scaled = 2 * (flat - self.low) / widths - 1
+        return np.clip(scaled, -1, 1).astype(np.float32)  # rounding may take actions beyond the bounds
 
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         size = (*np.atleast_1d(shape), *self.shape)

@@ -1,4 +1,4 @@
-"""Fits decoders of what a model imagines. The model is not changed."""
+"""Fits decoders of what a model imagines. Neither the model nor the state of the random number generators is changed."""
 
 from typing import Any
 
@@ -7,12 +7,14 @@ import torch as th
 from PIL import Image
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_muzero.common.random_state import random_state_kept
 from sb3_muzero.common.vec_env_checks import frames_in_observation
 from sb3_muzero.imagination.world import ImaginedWorld, encode_flat, evaluating, flat_latents
-from sb3_muzero.models.decoder import Decoder, DecoderProbe, to_rgb
+from sb3_muzero.models.decoder import Decoder, DecoderProbe, encode, to_rgb
 from sb3_muzero.muzero import MuZero
 
 
+@random_state_kept()
 def fit_decoder(model: MuZero, observations: Any = None, num_samples: int = 10_000, num_updates: int = 2_000) -> Decoder:
     """
     Fit a decoder of observations, for ``ImaginedVecEnv(decoder=...)``. An agent that is trained with decoded observations acts
@@ -29,11 +31,13 @@ def fit_decoder(model: MuZero, observations: Any = None, num_samples: int = 10_0
     world, policy = ImaginedWorld(model, observations), model.policy
     decoder = DecoderProbe(policy.represent, model.observation_space, policy.device, frames_in_observation(model.get_env()))
     drawn = world.draw(num_samples, np.random.default_rng(0))
-    with evaluating(policy), th.enable_grad():
-        decoder.fit(drawn, drawn[:1], num_updates)
+    with evaluating(policy):
+        latents = encode(policy.represent, drawn)
+    decoder.fit_latents(latents, decoder.newest(drawn), num_updates)
     return decoder
 
 
+@random_state_kept()
 def fit_renderer(model: MuZero, env: GymEnv, num_steps: int = 2_000, size: int = 64, num_updates: int = 1_000) -> Decoder:
     """
     Fit a decoder of rendered frames, for ``ImaginedEnv(renderer=...)``. The model plays, with a share of random actions that

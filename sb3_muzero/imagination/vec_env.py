@@ -1,6 +1,5 @@
 """Many imagined environments, as a VecEnv."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -100,6 +99,3 @@ class ImaginedVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         return [False for _ in self._get_indices(indices)]
-
-    def get_images(self) -> Sequence[np.ndarray | None]:
-        return [None] * self.num_envs
