@@ -38,7 +38,7 @@ def fit_decoder(model: MuZero, observations: Any = None, num_samples: int = 10_0
 
 
 @random_state_kept()
-def fit_renderer(model: MuZero, env: GymEnv, num_steps: int = 2_000, size: int = 64, num_updates: int = 1_000) -> Decoder:
+def fit_renderer(model: MuZero, env: GymEnv, num_steps: int = 2_000, size: int = 64, num_updates: int = 500) -> Decoder:
     """
     Fit a decoder of rendered frames, for ``ImaginedEnv(renderer=...)``. The model plays, with a share of random actions that
     differs between episodes.
