@@ -1,5 +1,7 @@
 """Imagined environments do what the model predicts, and agents that are trained inside act in the real ones."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMoni
 from sb3_muzero import MuZero
 from sb3_muzero.__main__ import main
 from sb3_muzero.actions import make_actions
+from sb3_muzero.analysis import imagine_command
 from sb3_muzero.common.random_state import random_state
 from sb3_muzero.games import TicTacToeEnv
 from sb3_muzero.imagination import ImaginedEnv, ImaginedVecEnv, as_real, fit_decoder, fit_renderer
@@ -286,6 +289,7 @@ def test_invalid_arguments(model):
 
 
 def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(imagine_command, "fit_renderer", partial(fit_renderer, num_updates=5))
     model = tiny_model("ImaginedDrawn-v0").learn(60)
     model.save(tmp_path / "model.zip")
     common = ["imagine", str(tmp_path / "model.zip"), "--env", "ImaginedDrawn-v0", "--fit-steps", "40", "--size", "8"]
