@@ -60,7 +60,7 @@ def fit_renderer(model: MuZero, env: GymEnv, num_steps: int = 2_000, size: int =
         if len(shown) < venv.num_envs:
             raise ValueError(f'`env` must render frames: make it with `render_mode="rgb_array"`, got {venv.render_mode!r}')
         frames += [scaled_down(frame, size) for frame in shown]
-        latents.append(encode_flat(policy, observations))
+        latents.append(encode_flat(policy, policy.obs_to_tensor(observations)[0]))
         planned, _ = model.predict(observations)
         drawn = policy.actions.to_env(policy.actions.sample(venv.num_envs))
         is_random = np.random.rand(venv.num_envs) < random_share

@@ -21,7 +21,8 @@ class ReactiveAgent:
         self.agent = agent
         self.model = model
         self.observation_space, self.action_space = model.observation_space, model.action_space
-        shape = tuple(encode_flat(model.policy, self.observation_space.sample()).shape[1:])
+        sample, _ = model.policy.obs_to_tensor(self.observation_space.sample())
+        shape = tuple(encode_flat(model.policy, sample).shape[1:])
         if agent.observation_space.shape != shape or agent.action_space != self.action_space:
             raise ValueError(
                 f"`agent` must observe latent states of the model, of shape {shape}, and choose actions of "
@@ -45,8 +46,8 @@ class ReactiveAgent:
         :return: the agent's action and its next hidden state
         :raises ValueError: for observations outside of the observation space
         """
-        latents = encode_flat(self.model.policy, observation).numpy(force=True)
-        is_batch = self.model.policy.obs_to_tensor(observation)[1]
+        obs_tensor, is_batch = self.model.policy.obs_to_tensor(observation)
+        latents = encode_flat(self.model.policy, obs_tensor).numpy(force=True)
         return self.agent.predict(latents if is_batch else latents[0], state, episode_start, deterministic)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_muzero.common.pytree import tree_leaves, tree_map
 from sb3_muzero.models.decoder import Decoder
@@ -59,14 +60,14 @@ def flat_latents(latents: Any) -> th.Tensor:
     return th.cat([part.flatten(1) for part in tree_leaves(latents)], dim=1)
 
 
-def encode_flat(policy: MuZeroPolicy, observations: Any) -> th.Tensor:
+def encode_flat(policy: MuZeroPolicy, obs_tensor: PyTorchObs) -> th.Tensor:
     """
     :param policy: Policy
-    :param observations: As its ``predict`` takes them, one or a batch of them
+    :param obs_tensor: What its ``obs_to_tensor`` returned for B observations
     :return: Their latent states, each as one vector, shape ``[B, D]``
     """
     with evaluating(policy):
-        return flat_latents(policy.represent(policy.obs_to_tensor(observations)[0]))
+        return flat_latents(policy.represent(obs_tensor))
 
 
 class ImaginedWorld:
@@ -152,7 +153,8 @@ class ImaginedWorld:
         with evaluating(self.policy):
             action = th.as_tensor(chosen, device=self.policy.device)
             output = model.recurrent_inference(latents, action, self.model.discount)
-        return ImaginedStep(output.latent, output.reward.numpy(force=True), output.value.numpy(force=True))
+        rewards, values = (th.as_tensor(part).numpy(force=True) for part in (output.reward, output.value))
+        return ImaginedStep(output.latent, rewards, values)
 
     def observe(self, latents: Any) -> np.ndarray:
         """
