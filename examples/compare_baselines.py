@@ -7,7 +7,8 @@ MuZero against PPO, DQN, SAC and TQC under one evaluation protocol: a table, a J
 Every algorithm is evaluated every ``--eval-every`` environment steps on the same 20 seeded episodes with a deterministic
 policy, and on others at the end. Times exclude evaluation; each run has one thread. MuZero takes its settings from
 ``zoo_configs/muzero.yml``, the others from the installed RL Zoo (``pip install rl_zoo3``), or their defaults for environments
-that are not listed there in any version. With ``--defaults`` all have their defaults.
+that are not listed there in any version. With ``--defaults`` all have their defaults. Schedules end after ``--steps``, as with
+RL Zoo's ``-n``: ``n_timesteps`` of the settings is replaced, but in files that ``--resume`` continues.
 """
 
 import argparse
@@ -167,8 +168,12 @@ def evaluate(model: BaseAlgorithm, eval_env: VecEnv, episodes: int, seed: int) -
         training_env = model.get_env()
         assert training_env is not None
         sync_envs_normalization(training_env, eval_env)
-    eval_env.seed(seed)
-    return float(np.mean(evaluate_policy(model, eval_env, episodes, deterministic=True, return_episode_rewards=True)[0]))
+    returns: list[float] = []
+    for first in range(0, episodes, eval_env.num_envs):
+        eval_env.seed(seed + first)  # of each episode, whose start must not depend on those before
+        count = min(eval_env.num_envs, episodes - first)
+        returns += evaluate_policy(model, eval_env, count, deterministic=True, return_episode_rewards=True)[0]  # type: ignore[arg-type]
+    return float(np.mean(returns))
 
 
 class Curve(BaseCallback):
@@ -242,7 +247,7 @@ def run(algo: str, seed: int, settings: dict[str, Any], args: argparse.Namespace
         callbacks.append(WandbCallback(model_save_path=f"{tracker.dir}/model"))
         if isinstance(model, MuZero):
             callbacks.append(MuZeroWandbCallback(log_freq=args.eval_every))
-    # Schedules end where the tuned settings say, unless the budget is larger; the callback ends training at the budget
+    # The callback ends training at the budget, whatever the rollout length and where schedules end
     model.learn(max(args.steps, int(settings.get("n_timesteps", 0))), callback=callbacks)
     total = curve.clocks()
     final = evaluate(model, eval_env, args.final_episodes, FINAL_SEED)
@@ -283,6 +288,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **dict(sorted(found.items()))}
 
 
+def with_budget(settings: dict[str, Any], steps: int) -> dict[str, Any]:
+    """:return: settings whose schedules end after ``steps``, as with RL Zoo's ``-n``"""
+    return settings | ({"n_timesteps": steps} if "n_timesteps" in settings else {})
+
+
 def new_record(args: argparse.Namespace) -> dict[str, Any]:
     """The JSON without its runs; with ``--resume`` and the same protocol and settings, with those of the existing file."""
     record: dict[str, Any] = {
@@ -290,16 +300,20 @@ def new_record(args: argparse.Namespace) -> dict[str, Any]:
         "versions": versions(),
         "protocol": {key: getattr(args, key) for key in PROTOCOL}
         | {"curve_episodes": CURVE_EPISODES},
-        "settings": {algo: settings_for(algo, args.env, args.set, args.defaults) for algo in args.algos},
+        "settings": {
+            algo: with_budget(settings_for(algo, args.env, args.set, args.defaults), args.steps) for algo in args.algos
+        },
         "runs": [],
     }  # fmt: skip
     record = json.loads(json.dumps(record))  # tuples as lists, as a file has them
     if args.resume and args.json.exists():
         old = json.loads(args.json.read_text())
-        shared = old["settings"].keys() & record["settings"].keys()
-        if old["protocol"] != record["protocol"] or any(old["settings"][a] != record["settings"][a] for a in shared):
+        settings = record["settings"] | old["settings"]
+        if old["protocol"] != record["protocol"] or any(
+            with_budget(settings[algo], args.steps) != record["settings"][algo] for algo in args.algos
+        ):
             sys.exit(f"--resume: {args.json} was made with other settings; move it away or name another with --json")
-        record |= {"settings": old["settings"] | record["settings"], "runs": old["runs"]}
+        record |= {"settings": settings, "runs": old["runs"]}  # schedules end where those of the file's other runs do
     return record
 
 

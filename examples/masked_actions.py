@@ -4,7 +4,8 @@
     python examples/masked_actions.py
 
 An action names one of 2 000 cells to jump to, and only cells near the present one are legal. Both algorithms use their default
-settings. Returns go to ``examples/results/masked_actions.json``.
+settings; with ``--num-candidates 32``, MuZero's search draws so many actions. Returns go to
+``examples/results/masked_actions.json``.
 """
 
 import argparse
@@ -71,10 +72,10 @@ def make_env() -> gym.Env:
     return Monitor(TimeLimit(Jumps(), 40))
 
 
-def train(algo: str, seed: int, steps: int, portions: int) -> dict[str, Any]:
+def train(algo: str, seed: int, steps: int, portions: int, **kwargs: Any) -> dict[str, Any]:
     """:return: mean returns of seeded episodes after each portion of the steps, and CPU seconds of training"""
     env, eval_env = make_env(), make_env()
-    model: Any = ALGORITHMS[algo]("MlpPolicy", env, seed=seed, device="cpu")
+    model: Any = ALGORITHMS[algo]("MlpPolicy", env, seed=seed, device="cpu", **kwargs)
     returns, counts, cpu = [], [], 0.0
     for portion in range(1, portions + 1):
         begun = time.process_time()
@@ -95,14 +96,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of every algorithm")
     parser.add_argument("--steps", type=int, default=20_000, help="environment steps of every run")
     parser.add_argument("--evaluations", type=int, default=4, help="evaluations of every run")
+    parser.add_argument("--num-candidates", type=int, help="actions that MuZero's search draws, by default it considers all")
     parser.add_argument("--json", type=Path, default=RESULTS / "masked_actions.json")
     args = parser.parse_args()
     th.set_num_threads(1)
     command = " ".join(["python examples/masked_actions.py", *sys.argv[1:]])
+    drawn = None if args.num_candidates is None else {"num_candidates": args.num_candidates}
+    kwargs = {"policy_kwargs": {"action_kwargs": drawn}}
     runs = []
     for seed in args.seeds:
         for algo in args.algos:
-            runs.append(train(algo, seed, args.steps, args.evaluations))
+            runs.append(train(algo, seed, args.steps, args.evaluations, **(kwargs if algo == "MuZero" else {})))
             args.json.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
     for algo in args.algos:
         final = [run["returns"][-1] for run in runs if run["algo"] == algo]

@@ -13,7 +13,7 @@ steps of the run.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,11 +83,30 @@ def earns(median: float = -np.inf, worst: float = -np.inf) -> Measure:
     return measure
 
 
-def cpu_seconds(record: Record) -> tuple[str, bool]:
-    seconds = {algo: [r["solved"]["cpu"] if r["solved"] else np.inf for r in runs(record, algo)] for algo in ("muzero", "ppo")}
-    ours, ppo = (float(np.median(values)) for values in seconds.values())
-    text = f"{ours:.1f} s ({each(sorted(seconds['muzero']))}), PPO {ppo:.1f} s ({each(sorted(seconds['ppo']))})"
-    return text, ours <= ppo and ours < np.inf
+def cpu_seconds(rival: str) -> Measure:
+    """CPU seconds to the threshold, over seeds, beside another algorithm's"""
+
+    def measure(record: Record) -> tuple[str, bool]:
+        both = [
+            sorted(r["solved"]["cpu"] if r["solved"] else np.inf for r in runs(record, algo)) for algo in ("muzero", rival)
+        ]
+        ours, theirs = (float(np.median(seconds)) for seconds in both)
+        text = f"{ours:.1f} s ({each(both[0])}), {label_of(rival)} {theirs:.1f} s ({each(both[1])})"
+        return text, ours <= theirs and ours < np.inf
+
+    return measure
+
+
+def cpu_per_step(rival: str) -> Measure:
+    """CPU milliseconds of a step of training, over seeds, beside another algorithm's"""
+
+    def measure(record: Record) -> tuple[str, bool]:
+        both = [sorted(1000 * r["total"]["cpu"] / r["steps"][-1] for r in runs(record, algo)) for algo in ("muzero", rival)]
+        ours, theirs = map(np.median, both)
+        text = f"{ours:.2f} ms ({each(both[0])}), {label_of(rival)} {theirs:.2f} ms ({each(both[1])})"
+        return text, bool(ours <= theirs)
+
+    return measure
 
 
 def times_dqn(record: Record) -> tuple[str, bool]:
@@ -96,29 +115,72 @@ def times_dqn(record: Record) -> tuple[str, bool]:
     return f"{text}: {ours / dqn:.2f} times" if dqn > 0 else text, ours >= 1.5 * dqn
 
 
+def is_behind(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """:return: whether the median is lower by more than the larger standard deviation over seeds"""
+    return bool(np.median(ours) - np.median(theirs) < -max(np.std(ours), np.std(theirs)))
+
+
+def returns_at(record: Record, step: int, algo: str) -> list[float]:
+    """
+    :return: return of each seed's first evaluation after so many environment steps
+    :raises LookupError: if a run ended earlier
+    """
+    found = [[value for s, value in zip(r["steps"], r["returns"], strict=True) if s >= step] for r in runs(record, algo)]
+    if not all(found):
+        raise LookupError(f"{label_of(algo)} not run for {k(step)}")
+    return sorted(values[0] for values in found)
+
+
+def not_behind(*algos: str, at: Sequence[int] = ()) -> Measure:
+    """Returns after so many environment steps, by default of the episodes after training, beside other algorithms'"""
+
+    def measure(record: Record) -> tuple[str, bool]:
+        parts, is_met = [], True
+        for step in at or [0]:
+            ours, *others = (returns_at(record, step, algo) if step else final(record, algo) for algo in ("muzero", *algos))
+            beside = [f"{label_of(algo)} {np.median(theirs):.4g}" for algo, theirs in zip(algos, others, strict=True)]
+            parts.append(f"{f'{k(step)}: ' if step else ''}{np.median(ours):.4g} ({each(ours)}), {', '.join(beside)}")
+            is_met &= not any(is_behind(ours, theirs) for theirs in others)
+        return "; ".join(parts), is_met
+
+    return measure
+
+
+def figures(record: Record, algo: str) -> str:
+    """:return: median steps to the threshold and final return"""
+    steps = float(np.median(steps_to(record, record["protocol"]["threshold"], algo)))
+    return f"{label_of(algo)} {k(steps)}, {np.median(final(record, algo)):.4g}"
+
+
+def beside(measure: Measure, algo: str) -> Measure:
+    """A measure, and beside it another algorithm's steps and return"""
+
+    def both(record: Record) -> tuple[str, bool]:
+        result, is_met = measure(record)
+        return f"{result}; {figures(record, algo)}", is_met
+
+    return both
+
+
 def standing(record: Record, algo: str) -> str:
     """:return: ``ahead``, ``level`` or ``behind``: MuZero against another algorithm"""
     threshold, steps = record["protocol"]["threshold"], record["protocol"]["steps"]
     both = [
         (-np.minimum(steps_to(record, threshold, name), steps), np.array(final(record, name))) for name in ("muzero", algo)
     ]
-    leads = [float(np.median(ours) - np.median(theirs)) for ours, theirs in zip(*both, strict=True)]
-    spreads = [max(ours.std(), theirs.std()) for ours, theirs in zip(*both, strict=True)]
-    if any(lead < -spread for lead, spread in zip(leads, spreads, strict=True)):
+    if any(is_behind(ours, theirs) for ours, theirs in zip(*both, strict=True)):
         return "behind"
+    leads = [float(np.median(ours) - np.median(theirs)) for ours, theirs in zip(*both, strict=True)]
     return "ahead" if leads[0] > 0 or (leads[0] == 0 and leads[1] > 0) else "level"
 
 
 def ahead_of(*algos: str) -> Measure:
     def measure(record: Record) -> tuple[str, bool]:
         threshold = record["protocol"]["threshold"]
-        figures = [
-            f"{label_of(algo)} {k(float(np.median(steps_to(record, threshold, algo))))}, {np.median(final(record, algo)):.4g}"
-            for algo in ("muzero", *algos)
-        ]
+        shown = [figures(record, algo) for algo in ("muzero", *algos)]
         standings = [standing(record, algo) for algo in algos]
         seeds = f"{', '.join(map(k, steps_to(record, threshold)))}; {each(final(record))}"
-        return f"{'; '.join(figures)}: {', '.join(standings)} ({seeds})", set(standings) == {"ahead"}
+        return f"{'; '.join(shown)}: {', '.join(standings)} ({seeds})", set(standings) == {"ahead"}
 
     return measure
 
@@ -181,6 +243,16 @@ def compare(env_id: str, *bars: tuple[str, Measure], defaults: bool = False, see
     return [Row(env_id, [file], bar, measure, seeds) for bar, measure in bars]
 
 
+# Tasks with continuous and composite actions, and their thresholds
+SAMPLED = {
+    "Pendulum-v1": -200,
+    "MountainCarContinuous-v0": 90,
+    "LunarLanderContinuous-v3": 200,
+    "BipedalWalker-v3": 250,
+    "Hopper-v5": 2000,
+    "tasks/Arm-v0": -5,
+}
+SAMPLED_ALGOS = ("muzero", "sac", "tqc", "ppo")
 UNTUNED = ["Blackjack-v1", "tasks/CliffWalking-v0", "MiniGrid-Empty-8x8-v0", "Acrobot-v1", "tasks/TwoRooms-v0"]
 SEARCHES = ["benchmark_search_a2_scalar", "benchmark_search_a2_101_bins"]
 ROWS: list[Row] = [
@@ -188,7 +260,7 @@ ROWS: list[Row] = [
         "CartPole-v1",
         ("475 in median <= 2.5 k, worst of 10 <= 4 k", reaches(475, median=2500, worst=4000)),
         ("100 episodes >= 475 at 20 k on all", earns(worst=475)),
-        ("median CPU seconds to 475 <= tuned PPO's", cpu_seconds),
+        ("median CPU seconds to 475 <= tuned PPO's", cpu_seconds("ppo")),
         seeds=10,
     ),
     *compare(
@@ -222,6 +294,24 @@ ROWS: list[Row] = [
     *compare("tasks/DotBandit-v0", (">= 19 of 20 after 6 k on 5 of 5 seeds", earns(worst=19))),
     *compare("tasks/CliffWalking-v0", ("goal reached by 8 k on 5 of 5 seeds", reaches(-199, worst=8000)), defaults=True),
     *compare("tasks/ConstantCost-v0", ("goal reached by 8 k on 5 of 5 seeds", reaches(-99_000, worst=8000))),
+    *compare(
+        "Pendulum-v1",
+        ("-200 in median <= 2.5 k, worst of 10 <= 4 k", reaches(-200, median=2500, worst=4000)),
+        ("median CPU seconds to -200 <= SAC's", cpu_seconds("sac")),
+        ("20 k: no worse than TQC", not_behind("tqc")),
+        seeds=10,
+    ),
+    *compare("MountainCarContinuous-v0", ("90 in median <= 15 k", reaches(90, median=15_000))),
+    *compare(
+        "LunarLanderContinuous-v3",
+        ("200 in median by 40 k", reaches(200, median=40_000)),
+        (">= 260 at 150 k", earns(median=260)),
+        ("not behind SAC and TQC at 25, 50, 100 k", not_behind("sac", "tqc", at=(25_000, 50_000, 100_000))),
+        ("CPU seconds per step <= SAC's", cpu_per_step("sac")),
+    ),
+    *compare("BipedalWalker-v3", ("250 in median by 300 k", reaches(250, median=300_000)), seeds=3),
+    *compare("Hopper-v5", ("2 000 in median by 200 k, SAC beside", beside(reaches(2000, median=200_000), "sac")), seeds=3),
+    *compare("tasks/Arm-v0", ("-5 in median by 20 k, PPO beside", beside(reaches(-5, median=20_000), "ppo"))),
     Row("TicTacToe", ["self_play_TicTacToe"], "0 lost games of all on 9 of 10 seeds, at most 1 on the tenth", lost_games, 10),
     *[
         row
@@ -263,6 +353,30 @@ def thresholds_table(folder: Path = RESULTS) -> str:
     lines = ["| task | threshold | result (each seed) | met |", "|---|---|---|---|"]
     for row in ROWS:
         lines.append(f"| {row.task} | {row.bar} | {' | '.join(evaluate(row, folder))} |")
+    return "\n".join(lines)
+
+
+def sampled_table(folder: Path = RESULTS) -> str:
+    """:return: Markdown table of the tasks with continuous and composite actions; ``-`` for what was not run"""
+    lines = [
+        "| environment, threshold | algorithm | steps to threshold: median (each seed) | return: median (each seed) | CPU s |",
+        "|---|---|---|---|---|",
+    ]
+    for env_id, threshold in SAMPLED.items():
+        path = folder / f"compare_{env_id.replace('/', '_')}.json"
+        record = json.loads(path.read_text()) if path.exists() else {"runs": []}
+        task = f"{env_id}, {threshold:g}"
+        for algo in SAMPLED_ALGOS if not env_id.startswith("tasks/") else ("muzero", "ppo"):
+            cells = ["-", "-", "-"]
+            if any(run["algo"] == algo for run in record["runs"]):
+                reached, returns = steps_to(record, threshold, algo), final(record, algo)
+                cells = [
+                    f"{k(float(np.median(reached)))} ({', '.join(map(k, reached))})",
+                    f"{np.median(returns):.4g} ({each(returns)})",
+                    f"{np.median([run['total']['cpu'] for run in runs(record, algo)]):.0f}",
+                ]
+            lines.append(f"| {task} | {label_of(algo)} | {' | '.join(cells)} |")
+            task = ""
     return "\n".join(lines)
 
 
@@ -320,6 +434,7 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     print(thresholds_table())
+    print(f"\n{sampled_table()}")
     for path in sorted([*RESULTS.glob("compare_*.json"), *RESULTS.glob("untuned_*.json")]):
         record = json.loads(path.read_text())
         print(f"\n{compare_baselines.table(record)}")

@@ -40,4 +40,12 @@ python examples/compare_baselines.py --env MinAtar/Freeway-v1 --algos muzero dqn
 python examples/compare_baselines.py --env MinAtar/Asterix-v1 --algos muzero dqn --seeds 3 --steps 300000 --eval-every 25000 --threshold 10 --env-kwargs max_episode_steps=2500 --jobs 2 --resume
 python examples/compare_baselines.py --env MinAtar/Seaquest-v1 --algos muzero dqn --seeds 3 --steps 300000 --eval-every 25000 --threshold 10 --env-kwargs max_episode_steps=2500 --jobs 2 --resume
 
+# Continuous and composite actions; Hopper needs gymnasium[mujoco]
+python examples/compare_baselines.py --env Pendulum-v1 --seeds 10 --steps 20000 --eval-every 500 --threshold -200 --jobs 2 --resume
+python examples/compare_baselines.py --env MountainCarContinuous-v0 --steps 50000 --eval-every 1000 --threshold 90 --jobs 2 --resume
+python examples/compare_baselines.py --gym-packages tasks --env tasks/Arm-v0 --steps 20000 --eval-every 1000 --threshold -5 --jobs 2 --resume
+python examples/compare_baselines.py --env LunarLanderContinuous-v3 --steps 150000 --eval-every 5000 --threshold 200 --jobs 2 --resume
+python examples/compare_baselines.py --env BipedalWalker-v3 --seeds 3 --steps 300000 --eval-every 10000 --threshold 250 --jobs 2 --resume
+python examples/compare_baselines.py --env Hopper-v5 --algos muzero ppo sac tqc --seeds 3 --steps 200000 --eval-every 10000 --threshold 2000 --jobs 2 --resume
+
 python examples/report.py

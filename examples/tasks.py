@@ -145,6 +145,48 @@ class TwoRooms(gym.Env):
         return np.array(self.cell), float(at_goal), at_goal, False, {}
 
 
+class Arm(gym.Env):
+    """
+    Planar arm of four links, each a quarter long, that reaches for a point. An action turns each joint by one of seven angles,
+    from -0.3 to 0.3 radians, 2 401 joint actions in all; a step costs the distance between tip and target.
+
+    Components interact: the joint action that brings the tip closest at each step earns -1.4 in the mean of 100 episodes,
+    while the turns that do so for each joint alone overshoot together and earn -14. Random actions earn -37, and random
+    shooting in the arm itself, the best of 100 sequences of 4 actions at each step, -4.9.
+    """
+
+    NUM_JOINTS, LENGTH, REACH = 4, 0.25, 0.9
+    TURNS = np.linspace(-0.3, 0.3, 7)
+
+    action_space = spaces.MultiDiscrete([TURNS.size] * NUM_JOINTS)
+    observation_space = spaces.Box(-2.0, 2.0, (2 * NUM_JOINTS + 4,), np.float32)
+
+    def tip(self, angles: np.ndarray) -> np.ndarray:
+        """
+        :param angles: Angles of the joints, each relative to the link before, shape ``[..., 4]``
+        :return: Where the arm ends, shape ``[..., 2]``
+        """
+        directions = np.cumsum(angles, axis=-1)
+        return self.LENGTH * np.stack((np.cos(directions).sum(-1), np.sin(directions).sum(-1)), axis=-1)
+
+    def _observe(self) -> np.ndarray:
+        tip = self.tip(self.angles)
+        parts = np.cos(self.angles), np.sin(self.angles), self.target, self.target - tip
+        return np.concatenate(parts).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Observation:
+        super().reset(seed=seed)
+        self.angles = self.np_random.uniform(-np.pi, np.pi, self.NUM_JOINTS)
+        radius, direction = self.REACH * np.sqrt(self.np_random.random()), self.np_random.uniform(-np.pi, np.pi)
+        self.target = radius * np.array([np.cos(direction), np.sin(direction)])
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> Step:
+        self.angles = self.angles + self.TURNS[action]
+        distance = float(np.linalg.norm(self.target - self.tip(self.angles)))
+        return self._observe(), -distance, False, False, {}
+
+
 # Entry point, time limit, and the mean return that counts as solved
 TASKS: dict[str, tuple[str, int, float]] = {
     "tasks/Bandit-v0": ("tasks:Bandit", 50, 45.0),
@@ -154,6 +196,7 @@ TASKS: dict[str, tuple[str, int, float]] = {
     "tasks/ConstantCost-v0": ("tasks:ConstantCost", 100, -99_000.0),
     "tasks/CliffWalking-v0": ("gymnasium.envs.toy_text.cliffwalking:CliffWalkingEnv", 200, -199.0),
     "tasks/TwoRooms-v0": ("tasks:TwoRooms", 100, 0.95),
+    "tasks/Arm-v0": ("tasks:Arm", 50, -5.0),
 }
 
 for env_id, (entry_point, limit, threshold) in TASKS.items():

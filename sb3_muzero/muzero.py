@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_muzero.collector import Collector
 from sb3_muzero.common.evaluation_checks import predict_warning
+from sb3_muzero.common.refused_arguments import refuse_noise_arguments
 from sb3_muzero.common.space_checks import check_spaces
 from sb3_muzero.common.turns import has_to_play
 from sb3_muzero.common.validation import COUNTABLE_SPACES, SETTINGS, check_muzero_arguments, check_number
@@ -110,6 +111,7 @@ class MuZero(SequenceOffPolicyAlgorithm):
     learner: Learner
     reanalyzer: Reanalyzer
 
+    @refuse_noise_arguments
     def __init__(
         self,
         policy: str | type[MuZeroPolicy],

@@ -180,6 +180,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
     "Box actions without bounds": (acting(spaces.Box(-np.inf, np.inf, (2, 2))), "MlpPolicy", {}),
     "Box actions with one bound": (acting(spaces.Box(0, np.inf, (1,), np.float64)), "MlpPolicy", {}),
     "Box actions with some bounds": (acting(spaces.Box(np.float32([-np.inf, 3]), np.float32([5, np.inf]))), "MlpPolicy", {}),
+    "Box of integers without bounds": (acting(spaces.Box(-1, 2**59 - 1, (2,), np.int64)), "MlpPolicy", {}),
+    "Box of integers with one bound": (acting(spaces.Box(0, 2**64 - 1, (1,), np.uint64)), "MlpPolicy", {}),
     "MultiBinary of two axes": (acting(spaces.MultiBinary([2, 3])), "MlpPolicy", {}),
     "constant actions": (
         acting(spaces.Box(np.float32([0, 1]), np.float32([1, 1]))),
@@ -243,6 +245,15 @@ def test_masks_of_continuous_actions():
     with pytest.raises(ValueError, match=r"masks need a Discrete, .*, got Box.*; `learn\(use_masking=False\)` ignores them"):
         tiny_model(env).learn(30)
     tiny_model(env).learn(30, use_masking=False)
+
+
+@follows("MuZero explores by search")
+@pytest.mark.parametrize("name", ["action_noise", "use_sde", "sde_sample_freq", "use_sde_at_warmup"])
+def test_noise_of_other_algorithms(name):
+    env = TinyEnv(action_space=BOX)
+    with pytest.raises(TypeError, match=rf"`{name}`.*: MuZero explores by search, with noise that `exploration`"):
+        tiny_model(env, **{name: None})
+    tiny_model(env, exploration=2.0).learn(30)
 
 
 @follows("if the channels come last, use")

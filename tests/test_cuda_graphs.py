@@ -196,7 +196,7 @@ def test_planning_on_a_gpu_equals_planning_on_the_cpu():
             with torch.no_grad():
                 for parameter in each.latent_model.parameters():
                     parameter.mul_(0.9)
-    assert on_gpu._cuda_graphs.of_thread["step", "online"]._graphs
+    assert on_gpu.planner.cuda_graphs.of_thread["step", id(on_gpu.latent_model)]._graphs  # type: ignore[index]
 
 
 def trained_model(**kwargs):

@@ -134,6 +134,20 @@ def test_errors_are_those_of_each_depth():
         np.testing.assert_allclose(by_depth, expected[:, 0] / expected[:, 1], rtol=2e-4, atol=1e-5, err_msg=name)
 
 
+def test_equal_candidates_count_once():
+    model = tiny_model(TinyEnv(action_space=spaces.MultiDiscrete([3, 4, 5]))).learn(40)
+    samples = model.sample(8, 2)
+    one, (first, second) = th.eye(8)[0].expand_as(samples.policies), th.tensor([[0, 0, 0], [2, 3, 4]])
+    same = samples._replace(candidates=first.expand_as(samples.candidates), policies=one)
+    np.testing.assert_allclose(model_errors(model.policy, same, model.learner.targets(same)).policy, 0, atol=1e-6)
+    both = same._replace(candidates=th.where(th.arange(8).unsqueeze(1) % 2 == 0, first, second).expand_as(same.candidates))
+    found = model_errors(model.policy, both, model.learner.targets(both)).policy[0]
+    with th.no_grad():
+        logits = model.policy.latent_model.initial_inference(both.observations[0]).prior_logits
+    log_probs = model.policy.actions.distribution(logits).log_prob(th.stack((first, second)).expand(8, -1, -1))
+    np.testing.assert_allclose(found, -log_probs.log_softmax(-1)[:, 0].mean(), rtol=1e-4)
+
+
 def test_policy_improvement_by_hand():
     model = tiny_model(tiny_envs(2)).learn(60)
     obs = model.replay_buffer.sample(8, unroll_steps=1, n_steps=1).observations[0]

@@ -1,6 +1,7 @@
 """Every example can be imported, says how it is used, and runs."""
 
 import importlib
+import itertools
 import json
 import runpy
 import shlex
@@ -73,7 +74,7 @@ def test_compare_baselines(tmp_path, monkeypatch, capsys):
     assert file.with_suffix(".png").exists()
 
 
-@pytest.mark.parametrize("env_id", ["Bandit", "DotBandit", "NoisyCartPole", "ConstantCost", "CliffWalking", "TwoRooms"])
+@pytest.mark.parametrize("env_id", ["Bandit", "DotBandit", "NoisyCartPole", "ConstantCost", "CliffWalking", "TwoRooms", "Arm"])
 def test_tasks_are_environments(env_id, example):
     assert f"tasks/{env_id}-v0" in example("tasks").TASKS
     env = gym.make(f"tasks/{env_id}-v0")
@@ -84,10 +85,10 @@ def test_tasks_are_environments(env_id, example):
     assert any(terminated or truncated for terminated, truncated in ends)
 
 
-def play(env_id, policy):
+def play(env_id, policy, env=None, seed=0):
     """:return: Return of an episode, and its steps"""
-    env = gym.make(env_id)
-    obs, _ = env.reset(seed=0)
+    env = env or gym.make(env_id)
+    obs, _ = env.reset(seed=seed)
     total, steps, over = 0.0, 0, False
     while not over:
         obs, reward, terminated, truncated, _ = env.step(policy(obs))
@@ -115,6 +116,32 @@ def test_best_returns_of_tasks(example):
     total, steps = play("tasks/TwoRooms-v0", through_the_door)
     assert total == 1 and steps <= 16
     assert play("tasks/TwoRooms-v0", lambda obs: 0) == (0, 100)  # into the wall
+
+
+def test_joints_of_the_arm_depend_on_each_other(example):
+    tasks = example("tasks")
+    env = gym.make("tasks/Arm-v0")
+    arm, turns = env.unwrapped, tasks.Arm.TURNS
+    assert env.action_space.nvec.prod() == 2401 > 1000
+    joint_actions = np.array(list(itertools.product(range(7), repeat=4)))
+
+    def distances(actions):
+        return np.linalg.norm(arm.tip(arm.angles + turns[actions]) - arm.target, axis=-1)
+
+    def closest(obs):
+        return joint_actions[distances(joint_actions).argmin()]
+
+    def closest_alone(obs):
+        moves = 3 + (np.arange(7)[:, None, None] - 3) * np.eye(4, dtype=int)  # of one joint, the others standing still
+        return distances(moves).argmin(axis=0)
+
+    def mean_return(policy):
+        return np.mean([play("tasks/Arm-v0", policy, env, seed)[0] for seed in range(10)])
+
+    assert mean_return(closest) > -2 and mean_return(closest_alone) < -9 and mean_return(lambda obs: np.full(4, 3)) < -25
+    obs, _ = env.reset(seed=0)
+    np.testing.assert_allclose(np.hypot(*obs[-2:]), np.linalg.norm(arm.tip(arm.angles) - arm.target), rtol=1e-5)
+    assert np.hypot(*arm.tip(np.zeros(4))) == 1
 
 
 def test_compare_baselines_with_defaults_and_other_seeds(tmp_path, monkeypatch):
@@ -195,8 +222,9 @@ def test_settings_of_rl_zoo_make_models(env_id, algo, example, monkeypatch):
     compare = example("compare_baselines")
     settings = compare.settings_for(algo, env_id, {})
     assert settings["policy"] == "MlpPolicy" and settings["n_timesteps"] >= 20_000  # Hopper's are those of another version
-    made = "Pendulum-v1" if env_id.startswith("Hopper") else env_id  # MuJoCo may not be installed
-    monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", made])
+    if env_id.startswith("Hopper"):
+        pytest.importorskip("mujoco")
+    monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", env_id])
     args = compare.parse_args()
     assert args.algos == CONTINUOUS
     model, eval_env = compare.make_model(algo, settings | {"n_envs": 1}, 0, args)
@@ -214,6 +242,88 @@ def test_settings_of_vec_normalize_are_read(example, monkeypatch):
     model, eval_env = compare.make_model("sac", settings, 0, compare.parse_args())
     assert (model.env.norm_obs, model.env.norm_reward, model.env.gamma) == (False, True, 0.9)
     assert (eval_env.norm_obs, eval_env.norm_reward, eval_env.training) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    "wrappers",
+    [
+        {"rl_zoo3.wrappers.FrameSkip": {"skip": 2}},
+        ["gymnasium.wrappers.FlattenObservation", {"rl_zoo3.wrappers.FrameSkip": {"skip": 2}}],
+        [{"rl_zoo3.wrappers.FrameSkip": {"skip": 2}}, {"gymnasium.wrappers.FlattenObservation": None}],
+    ],
+)
+def test_wrappers_with_arguments_are_read(wrappers, example, monkeypatch):
+    compare = example("compare_baselines")
+    monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--env", "Pendulum-v1"])
+    model, eval_env = compare.make_model("sac", {"env_wrapper": wrappers}, 0, compare.parse_args())
+    for env in (model.env, eval_env):
+        env.reset()
+        for _ in range(100):  # frames are skipped: half of Pendulum's 200 steps
+            assert not env.step([env.action_space.sample()] * env.num_envs)[2].any() or _ == 99
+
+
+def test_a_dictionary_of_several_wrappers_is_refused(example):
+    compare = example("compare_baselines")
+    with pytest.raises(ValueError, match=r"`env_wrapper` must be a list to have several wrappers, got \{'a': 1, 'b': 2\}"):
+        compare.wrapper_class({"a": 1, "b": 2})
+
+
+def test_schedules_end_after_the_steps_of_the_comparison(tmp_path, example, monkeypatch):
+    compare = example("compare_baselines")
+    file = tmp_path / "compare.json"
+    options = ["--env", "LunarLanderContinuous-v3", "--steps", "40000", "--algos", "sac", "muzero", "--json", str(file)]
+
+    def record(*more):
+        monkeypatch.setattr(sys, "argv", ["compare_baselines.py", *options, *more])
+        return compare.new_record(compare.parse_args())
+
+    made = record()
+    assert made["settings"]["sac"]["learning_rate"] == "lin_7.3e-4" and made["settings"]["sac"]["n_timesteps"] == 40_000
+    # The other runs of a file have schedules of another length
+    old = {**made, "runs": [{"algo": "sac", "seed": 0}], "settings": {"sac": made["settings"]["sac"] | {"n_timesteps": 5e5}}}
+    file.write_text(json.dumps(old))
+    resumed = record("--resume")
+    assert resumed["settings"] == made["settings"] | old["settings"] and resumed["runs"] == old["runs"]
+    old["settings"]["sac"]["gamma"] = 0.5
+    file.write_text(json.dumps(old))
+    with pytest.raises(SystemExit, match="was made with other settings"):
+        record("--resume")
+
+
+class Lottery(gym.Env):
+    """Episodes as long as the action says, which draw a number at each step, and return the one that they began with."""
+
+    observation_space, action_space = gym.spaces.Box(0.0, 1.0, (1,)), gym.spaces.Discrete(9)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.start, self.steps = self.np_random.random(), 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.np_random.random()
+        self.steps += 1
+        over = self.steps > action
+        return np.zeros(1, np.float32), self.start * over, over, False, {}
+
+
+@pytest.mark.parametrize("episodes", [20, 50])
+def test_all_algorithms_are_evaluated_from_the_same_starts(episodes, example):
+    compare = example("compare_baselines")
+
+    class Always:
+        def __init__(self, action):
+            self.action = action
+
+        def predict(self, observations, *args, **kwargs):
+            return np.full(len(observations), self.action), None
+
+    def mean_return(action, seed=compare.FINAL_SEED):
+        eval_env = compare.make_vec_env(Lottery, compare.CURVE_EPISODES)
+        eval_env.reset(), eval_env.step([0] * compare.CURVE_EPISODES)
+        return compare.evaluate(Always(action), eval_env, episodes, seed)
+
+    assert mean_return(0) == mean_return(3) == mean_return(8) != mean_return(0, compare.CURVE_SEED)
 
 
 def test_self_play(tmp_path, monkeypatch, capsys):
@@ -290,7 +400,7 @@ def test_report_finds_no_bar_met_that_nobody_reached(example):
     record = comparison("X", muzero=[(20_000, 0.0)] * 3, ppo=[(20_000, 0.0)] * 3)
     for run in record["runs"]:
         run["solved"] = None
-    assert not example("report").cpu_seconds(record)[1]
+    assert not example("report").cpu_seconds("ppo")(record)[1]
 
 
 @pytest.mark.parametrize(
@@ -307,6 +417,45 @@ def test_report_finds_no_bar_met_that_nobody_reached(example):
 )
 def test_report_compares_steps_and_returns(ours, theirs, standing, example):
     assert example("report").standing(comparison("X", muzero=ours, ppo=theirs), "ppo") == standing
+
+
+def test_report_compares_returns_on_the_way_and_seconds_with_sac(tmp_path, example):
+    report = example("report")
+    record = comparison("X", muzero=[(3000, 1.0)] * 3, sac=[(4000, 0.9)] * 3, tqc=[(4000, 1.1)] * 3)
+    for run in record["runs"]:
+        run["steps"], run["returns"] = [1000, 2000, 4000], [0.0, {"muzero": 5.0, "sac": 4.0, "tqc": 6.0}[run["algo"]], 7.0]
+        run["total"] = {"cpu": {"muzero": 4.0, "sac": 4.0, "tqc": 3.0}[run["algo"]]}
+    assert report.not_behind("sac", at=[2000])(record) == ("2 k: 5 (5, 5, 5), SAC 4", True)
+    on_the_way = report.not_behind("sac", "tqc", at=[4000, 1500])
+    assert on_the_way(record) == ("4 k: 7 (7, 7, 7), SAC 7, TQC 7; 1.5 k: 5 (5, 5, 5), SAC 4, TQC 6", False)
+    assert report.not_behind("sac")(record) == ("1 (1, 1, 1), SAC 0.9", True)
+    assert report.not_behind("tqc")(record)[1] is False
+    record["runs"][0]["final_return"] = 0.5  # now behind by less than the spread of seeds
+    assert report.not_behind("tqc")(record)[1] is True
+    with pytest.raises(LookupError, match="MuZero not run for 5 k"):
+        report.not_behind("sac", at=[5000])(record)
+    assert report.cpu_per_step("sac")(record) == ("1.00 ms (1, 1, 1), SAC 1.00 ms (1, 1, 1)", True)
+    assert not report.cpu_per_step("tqc")(record)[1]
+    assert report.cpu_seconds("sac")(record) == ("3.0 s (3, 3, 3), SAC 4.0 s (4, 4, 4)", True)
+    text, is_met = report.beside(report.reaches(7, median=4000), "sac")(record)
+    assert (text, is_met) == ("median 4 k, worst 4 k (4 k, 4 k, 4 k); SAC 2 k, 0.9", True)
+
+
+def test_table_of_continuous_actions(tmp_path, example):
+    report = example("report")
+    record = comparison("Pendulum-v1", muzero=[(3000, -150.0), (2000, -160.0)])
+    for run in record["runs"]:
+        run |= {"total": {"cpu": 60.4}, "returns": [-900.0, -150.0, -300.0]}
+    (tmp_path / "compare_Pendulum-v1.json").write_text(json.dumps(record))
+    rows = report.sampled_table(tmp_path).splitlines()
+    assert rows[2:4] == [
+        "| Pendulum-v1, -200 | MuZero | 2.5 k (2 k, 3 k) | -155 (-160, -150) | 60 |",
+        "|  | SAC | - | - | - |",
+    ]
+    assert rows[-1] == "|  | PPO | - | - | - |" and len(rows) == 2 + 5 * 4 + 2
+    assert {row.task for row in report.ROWS} > report.SAMPLED.keys()
+    guide = (EXAMPLES / "guides" / "results.md").read_text()
+    assert report.sampled_table() in guide, "python examples/report.py prints the table of the guide"
 
 
 def test_report_counts_untuned_tasks(tmp_path, example):

@@ -9,6 +9,7 @@ from conftest import TinyEnv, differences, scramble, snapshot, tiny_envs, tiny_m
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecFrameStack
 from test_concurrency import in_threads
+from test_sampled_compiled import CASES, make
 
 from sb3_muzero import MuZero
 from sb3_muzero.callbacks import ResumableCheckpointCallback
@@ -31,7 +32,12 @@ def test_losses_and_gradients_are_those_of_the_cpu(policy, tmp_path, monkeypatch
     monkeypatch.setattr(th.backends.cudnn, "allow_tf32", False)
     settings = dict(policy=policy, learning_starts=1_000, reanalyze_ratio=0.5, policy_kwargs=SAME_IMAGES)
     models = [tiny_model(env(), device=device, **settings) for device in ("cpu", "cuda")]
-    scramble(models[0].learn(60)).save_replay_buffer(tmp_path / "buffer")
+    scramble(models[0].learn(60))
+    check_losses_and_gradients(models, tmp_path)
+
+
+def check_losses_and_gradients(models, tmp_path):
+    models[0].save_replay_buffer(tmp_path / "buffer")
     models[1].policy.load_state_dict(models[0].policy.state_dict())
     models[1].load_replay_buffer(tmp_path / "buffer")
     found = []
@@ -61,23 +67,56 @@ def test_a_model_trained_on_a_gpu_goes_on_anywhere(bf16, tmp_path):
     on_cpu.learn(60, reset_num_timesteps=False)
 
 
-def test_training_records_each_function_once():
-    model = tiny_model(env(), policy="ResNetPolicy", device="cuda", reanalyze_ratio=1.0).learn(200)
-    recorded = {name: list(graphs._graphs.values()) for name, graphs in model.policy._cuda_graphs.of_thread.items()}
+def check_recorded_once(model):
+    online, target = id(model.policy.latent_model), id(model.policy.latent_model_target)
+    recorded = {name: list(graphs._graphs.values()) for name, graphs in model.policy.planner.cuda_graphs.of_thread.items()}
     assert {name: len(graphs) for name, graphs in recorded.items()} == {
-        ("root", "online"): 1,
-        ("step", "online"): 1,
-        ("root", "target"): 1,
-        ("step", "target"): 1,
-        ("values", "target"): 1,
-        ("backward", "online"): 1,
+        ("root", online): 1,
+        ("step", online): 1,
+        ("root", target): 1,
+        ("step", target): 1,
+        ("values", target): 1,
+        ("backward", online): 1,
     }
     assert all(isinstance(graph, CudaGraph) for graphs in recorded.values() for graph in graphs)
+
+
+def test_training_records_each_function_once():
+    model = tiny_model(env(), policy="ResNetPolicy", device="cuda", reanalyze_ratio=1.0).learn(200)
+    check_recorded_once(model)
 
 
 def test_vectors_are_planned_for_and_learned_from():
     model = tiny_model(TinyEnv(), device="cuda", replay_buffer_kwargs=dict(priority_exponent=0.6)).learn(60)
     assert model.predict(np.zeros((5, 3), np.float32))[0].shape == (5,)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sampled_actions_are_searched_as_on_the_cpu(name):
+    obs, results = th.randn(40, 3), []
+    for device in ("cpu", "cuda"):
+        policy = make(name, device=device).policy
+        np.random.seed(0)
+        results.append(policy.plan(obs.to(policy.device)))
+    expected, found = results
+    np.testing.assert_allclose(found.candidates, expected.candidates, atol=1e-3)
+    is_same = (found.tree.parents == expected.tree.parents).all(1)
+    assert is_same.mean() >= 0.9, "but for ties"
+    np.testing.assert_allclose(found.action_weights[is_same], expected.action_weights[is_same], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_gradients_of_sampled_actions_are_those_of_the_cpu(name, tmp_path):
+    models = [make(name, device=device, learning_starts=30, reanalyze_ratio=0.5) for device in ("cpu", "cuda")]
+    models[0].learn(60)
+    check_losses_and_gradients(models, tmp_path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_with_sampled_actions_records_each_function_once(name):
+    model = make(name, device="cuda", reanalyze_ratio=1.0).learn(200)
+    check_recorded_once(model)
+    assert model.action_space.contains(model.predict(np.zeros(3, np.float32))[0])
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "ResNetPolicy"])

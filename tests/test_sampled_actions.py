@@ -67,6 +67,22 @@ def test_box_actions_are_scaled_to_the_bounds(name, num_bins):
         actions.check(np.full((1, dim), 1.01), 1)
 
 
+@pytest.mark.parametrize("space", [*(SPACES[name] for name in SPACES if "Box" in name), spaces.Box(-9, 10**6, (3,), np.int64)])
+def test_candidates_reach_the_bounds(space):
+    actions = make_actions(space)
+    far = SquashedGaussianPolicy(th.zeros(2, actions.num_policy_outputs)).sample(th.tensor([[[-99.0]], [[99.0]]]))
+    low, high = actions.to_env(far.expand(2, 1, *actions.shape).numpy())[:, 0]
+    np.testing.assert_array_equal(low, space.low)
+    np.testing.assert_array_equal(high, space.high)
+
+
+@pytest.mark.parametrize("num_bins", [None, 7])
+def test_integers_are_equally_likely(num_bins):
+    actions = make_actions(spaces.Box(-3, 3, (1,), np.int16), {"num_bins": num_bins})
+    drawn = actions.to_env(actions.sample(70_000))
+    np.testing.assert_allclose(np.bincount(drawn.ravel() + 3) / 10_000, 1, atol=0.05)
+
+
 @pytest.mark.parametrize("name", COMPOSITE)
 def test_composite_actions_are_counted_from_zero(name):
     space = SPACES[name]
@@ -159,10 +175,19 @@ def test_searches_of_training_draw_other_candidates_each_time():
     assert spread[2::2].max() < spread[1::2].min(), "every second one looks further"
 
 
-def test_puct_visits_more_than_the_mode():
-    model = tiny_model(TinyEnv(action_space=SPACES["Box"]), search="puct", num_simulations=16)
-    visits = model.policy.plan(th.randn(20, 3), deterministic=True).visit_counts
-    assert (visits > 0).sum(-1).mean() > 4
+class LargestNumbers:
+    """In place of a generator: the largest number below 1, always."""
+
+    def random(self, size, dtype):
+        return np.full(size, np.nextafter(dtype(1), dtype(0)))
+
+
+def test_noise_is_a_number_per_component_and_keeps_its_temperature():
+    noise = make_actions(SPACES["MultiDiscrete"]).draw_noise(LargestNumbers(), num_simulations=5, batch_size=2)
+    assert noise.root.shape == (2, 8, 3) and noise.inner.shape == (5, 2, 4, 3)
+    assert noise.root.dtype == noise.inner.dtype == np.float32
+    np.testing.assert_array_equal(np.floor(noise.root[0, :, 0]), [0, 3, 1, 3, 1, 3, 1, 3])
+    np.testing.assert_array_equal(np.floor(noise.inner), 1)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -178,6 +203,17 @@ def test_what_is_stored_is_what_was_searched_and_done(name, n_envs):
     assert 0.3 < searched.mean() < 0.8 and not searched[: 20 // n_envs].any()
     is_candidate = np.isclose(buffer.candidates[:size], buffer.actions[:size, :, None]).all(-1).any(-1)
     assert is_candidate[searched].all()
+
+
+def test_stored_candidates_take_no_more_memory_than_they_need():
+    for sizes, dtype in (([3, 256], np.uint8), ([2, 257], np.uint16), ([2**16 + 1], np.uint32)):
+        model = tiny_model(TinyEnv(action_space=spaces.MultiDiscrete(sizes))).learn(30)
+        size = model.replay_buffer.size()
+        model.policy.actions.check(model.replay_buffer.candidates[:size], size * 8)
+        samples = model.sample(8, 2)
+        assert model.replay_buffer.candidates.dtype == dtype and samples.candidates.dtype == th.int64
+        stored = {tuple(row) for row in model.replay_buffer.candidates[:size].reshape(-1, len(sizes)).tolist()}
+        assert {tuple(row) for row in samples.candidates[0].reshape(-1, len(sizes)).tolist()} <= stored
 
 
 def test_reanalysis_draws_new_candidates():
@@ -212,7 +248,7 @@ def test_candidates_in_the_order_of_the_arguments():
         BoxActions(SPACES["Box"], num_inner_candidates=9)
     with pytest.raises(ValueError, match="`num_candidates` must be an integer of at least 1, got 0"):
         CompositeActions(SPACES["MultiBinary"], num_candidates=0)
-    for space, unknown in ((spaces.Discrete(3), "num_candidates"), (SPACES["MultiBinary"], "num_bins"), (SPACES["Box"], "x")):
+    for space, unknown in ((spaces.Discrete(3), "num_bins"), (SPACES["MultiBinary"], "num_bins"), (SPACES["Box"], "x")):
         with pytest.raises(
             ValueError, match=rf"`action_kwargs` of {type(space).__name__}.* must be of .*, got \['{unknown}'\]"
         ):
@@ -231,6 +267,21 @@ def test_an_entropy_in_inference_mode_leaves_training_as_it_is():
     outputs = th.zeros(1, 2, requires_grad=True)
     SquashedGaussianPolicy(outputs).entropy(th.ones(1)).sum().backward()
     assert outputs.grad.abs().sum() > 0
+
+
+def test_planning_in_inference_mode_leaves_training_as_it_is():
+    device, actions = th.device("meta"), make_actions(spaces.MultiDiscrete([2, 3]))  # stands for a GPU
+
+    def propose(outputs):
+        candidates, priors = actions.propose(outputs, th.empty(1, 6, 5, device=device))
+        assert candidates.device == priors.device == device
+        return actions.distribution(outputs).log_prob(candidates)
+
+    with th.inference_mode():
+        propose(th.zeros(1, 5, device=device))
+    outputs = th.zeros(1, 5, device=device, requires_grad=True)
+    propose(outputs).sum().backward()
+    assert outputs.grad.shape == (1, 5)
 
 
 def test_few_candidates_at_the_root_are_as_few_below_it():

@@ -30,7 +30,7 @@ def make(name: str, seed: int = 5, **kwargs):
     generator = th.Generator().manual_seed(seed)
     with th.no_grad():  # less than `scramble` does: where outputs are saturated, many candidates have equal values
         for parameter in model.policy.latent_model.parameters():
-            parameter.add_(0.3 * th.randn(parameter.shape, generator=generator))
+            parameter.add_(0.3 * th.randn(parameter.shape, generator=generator).to(parameter.device))
         for support in (model.policy.latent_model.value_support, model.policy.latent_model.reward_support):
             support.bounds.copy_(th.tensor([-3.0, 5.0]))
     return model
@@ -69,6 +69,24 @@ def test_the_same_as_in_pytorch(name, deterministic, search, monkeypatch):
             np.testing.assert_allclose(*results, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_candidates_of_all_nodes_are_returned(name, monkeypatch):
+    """The model, given the candidates on the way to a node, predicts what the tree says."""
+    policy, obs = make(name).policy, th.randn(40, 3)
+    rows = np.arange(len(obs))
+    for search in plan_both(policy, obs, monkeypatch):
+        tree, latents = search.tree, policy.represent(obs)[None].repeat(17, 1, 1)
+        np.testing.assert_array_equal(search.node_candidates[:, 0], search.candidates)
+        for node in range(1, 17):
+            parents, actions = tree.parents[:, node], tree.action_from_parent[:, node]
+            chosen = th.from_numpy(search.node_candidates[rows, parents, actions].astype(policy.actions.dtype))
+            with th.no_grad():
+                output = policy.latent_model.recurrent_inference(latents[parents, rows], chosen, 0.99)
+            latents[node] = output.latent
+            np.testing.assert_allclose(output.reward, tree.children_rewards[rows, parents, actions], atol=1e-4)
+            np.testing.assert_allclose(output.value, tree.raw_values[:, node], atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["MultiDiscrete", "all of a MultiDiscrete", "MultiBinary"])
 def test_the_same_with_masks(name, monkeypatch):
     policy = make(name).policy
@@ -105,3 +123,27 @@ def test_other_encoders_are_not_supported():
     policy = make("MultiDiscrete").policy
     policy.latent_model.action_encoder = nn.Identity()
     assert "encoding of actions" in str(policy.uncompiled_reason)
+
+
+def with_policy_head(policy, num_outputs: int | None = None, value: float = 0.0):
+    head = policy.latent_model.prediction.policy_head
+    policy.latent_model.prediction.policy_head = nn.Linear(head.in_features, num_outputs or head.out_features)
+    nn.init.constant_(policy.latent_model.prediction.policy_head.bias, value)
+    return policy
+
+
+@pytest.mark.parametrize("activation_fn", [nn.ReLU, nn.Softplus], ids=["compiled", "PyTorch"])
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_of_the_policy_head_are_checked(name, activation_fn):
+    space, action_kwargs = CASES[name]
+    policy_kwargs = dict(activation_fn=activation_fn, action_kwargs=action_kwargs)
+    policy = tiny_model(TinyEnv(action_space=space), policy_kwargs=policy_kwargs).policy
+    assert (policy.uncompiled_reason is None) == (activation_fn is nn.ReLU)
+    obs, num_outputs = th.zeros(2, 3), policy.actions.num_policy_outputs
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=rf"root's output of the policy head must be finite and .*, got {value} in row 0"):
+            with_policy_head(policy, value=value).plan(obs)
+    for width in (num_outputs - 1, num_outputs + 1):
+        expected = rf"of the policy head must be .* of shape \[2, {num_outputs}\], got shape \[2, {width}\]"
+        with pytest.raises(ValueError, match=expected):
+            with_policy_head(policy, width).plan(obs)

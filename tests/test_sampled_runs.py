@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_muzero import MuZero
 from sb3_muzero.analysis import report
 from sb3_muzero.analysis.plotting import plot_policies, plot_search_tree
+from sb3_muzero.analysis.search_tree import candidate_names
 from sb3_muzero.callbacks import DiagnosticsCallback
 from sb3_muzero.checkpointing import resume, save_checkpoint
 from sb3_muzero.learning.symmetries import Symmetries
@@ -156,12 +157,6 @@ def test_action_grids_have_discrete_actions():
         tiny_model(env, "ResNetPolicy", policy_kwargs=dict(action_grid=(1, 2)))
 
 
-@pytest.mark.parametrize("name", ["use_sde", "action_noise"])
-def test_arguments_of_other_algorithms_are_refused_by_name(name):
-    with pytest.raises(TypeError, match=name):
-        MuZero("MlpPolicy", "Pendulum-v1", **{name: None})
-
-
 def test_the_policy_acts_without_random_numbers_of_pytorch():
     model = tiny_model(pendulum())
     state = th.get_rng_state()
@@ -181,11 +176,38 @@ def test_diagnostics_and_report(make, tmp_path, monkeypatch):
 
 
 def test_plots_name_the_candidates():
-    search = tiny_model(pendulum()).policy.plan(th.zeros(1, 3))
-    texts = [text.get_text() for text in plot_search_tree(search).axes[0].texts]
-    assert any(text.startswith(f"{search.candidates[0, 0, 0]:.3g}") for text in texts)
+    policy = tiny_model(pendulum()).policy
+    search = policy.plan(th.zeros(1, 3))
     labels = [label.get_text() for label in plot_policies(search).axes[0].get_xticklabels()]
-    assert labels[1].startswith(f"{search.candidates[0, 1, 0]:.3g}\n")
+    assert labels[1].startswith(f"{search.candidates[0, 1, 0]:.2f}\n")
+    labels = [label.get_text() for label in plot_policies(search, actions=policy.actions).axes[0].get_xticklabels()]
+    assert labels[1].startswith(f"{2 * search.candidates[0, 1, 0]:.2f}\n")
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(np.float32([0, -9]), np.float32([1, -5])), spaces.MultiDiscrete([3, 4], start=[0, 10])], ids=type
+)
+def test_search_trees_show_the_candidate_of_each_edge_as_the_environment_gets_it(space):
+    policy = tiny_model(TinyEnv(action_space=space), num_simulations=16).policy
+    search = policy.plan(th.linspace(-1, 1, 9).reshape(3, 3), deterministic=True)
+    tree, index = search.tree, 2
+    assert tree.node_depths[index].max() >= 2
+    expected = []
+    for node in range(1, 17):
+        vector = search.node_candidates[index, tree.parents[index, node], tree.action_from_parent[index, node]]
+        numbers = policy.actions.to_env(vector.astype(search.candidates.dtype))
+        expected.append([round(float(number), 2) for number in numbers])
+    figure = plot_search_tree(search, index, actions=policy.actions)
+    shown = [[float(number) for number in text.get_text().split("  ")[0].split()] for text in figure.axes[0].texts]
+    np.testing.assert_allclose(sorted(shown), sorted(expected), atol=0.006)
+    played = candidate_names(search, index, actions=policy.actions)[search.action[index]]
+    assert f"plays {played};" in figure.axes[0].get_title("left")
+
+
+def test_candidates_of_a_small_box_are_not_rounded_to_zero():
+    policy = tiny_model(TinyEnv(action_space=spaces.Box(-1e-3, 1e-3, (2,), np.float32))).policy
+    names = candidate_names(policy.plan(th.zeros(1, 3)), actions=policy.actions)
+    assert all(0 < abs(float(number)) <= 1e-3 for name in names[1:] for number in name.split())
 
 
 def test_the_replay_buffer_takes_the_policys_candidates():

@@ -1,5 +1,6 @@
 """RL Zoo's own programs with MuZero: every section of our settings trains, and what is wrong in one is named."""
 
+import csv
 import json
 import os
 import re
@@ -127,6 +128,32 @@ def test_tuning_samples_what_suits_the_action_space(env, suggested, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["train", "--algo", "muzero", "--env", env, "-optimize", "-n", "40", "-f", str(tmp_path)])
     rl_zoo3.train.train()
     assert {"num_candidates_pow", "inner_share", "value_scale", "num_bins"} & seen[0].keys() == set(suggested)
+
+
+def test_tuning_continuous_actions(monkeypatch, tmp_path):
+    seen: list[dict] = []
+
+    class Seen(MuZero):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            seen.append({"given": kwargs["policy_kwargs"]["action_kwargs"], "used": self.policy.actions})
+
+    monkeypatch.setitem(ALGOS, "muzero", Seen)
+    trials = ["--n-trials", "2", "--pruner", "none", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+    monkeypatch.setattr(
+        sys, "argv", ["train", "--algo", "muzero", "--env", "Pendulum-v1", "-optimize", "-n", "120", "-f", str(tmp_path),
+                      "--num-threads", "1", "--seed", "0", *trials, "-params", "learning_starts:60"],
+    )  # fmt: skip
+    rl_zoo3.train.train()
+    (file,) = tmp_path.rglob("report_*.csv")
+    rows = list(csv.DictReader(file.open()))
+    assert [row["state"] for row in rows] == ["COMPLETE"] * 2 and len(seen) == 2  # the Zoo prunes trials that fail
+    for row, model in zip(sorted(rows, key=lambda row: int(row["number"])), seen, strict=True):
+        used, bins = model["used"], row["params_num_bins"]
+        assert used.num_candidates == model["given"]["num_candidates"] or used.has_all_candidates
+        assert model["given"]["num_candidates"] == 2 ** int(row["params_num_candidates_pow"])
+        assert used.num_policy_outputs == (int(float(bins)) if bins else 2)
+        assert -2000 < float(row["value"]) < 0
 
 
 def test_registration_is_an_import(tmp_path):

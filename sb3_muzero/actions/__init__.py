@@ -24,7 +24,8 @@ __all__ = [
 def make_actions(space: spaces.Space, action_kwargs: dict[str, Any] | None = None) -> Actions:
     """
     :param space: Action space
-    :param action_kwargs: Keyword arguments of ``BoxActions`` or ``CompositeActions``
+    :param action_kwargs: Keyword arguments of ``BoxActions`` or ``CompositeActions``; with any of them, candidates are drawn
+        for a Discrete space, too
     :return: The corresponding actions object
     :raises ValueError: if the space is not supported, or for an argument that it does not have
     """
@@ -32,14 +33,12 @@ def make_actions(space: spaces.Space, action_kwargs: dict[str, Any] | None = Non
     if not isinstance(kwargs, dict):
         raise ValueError(f"`action_kwargs` must be a dictionary, got {action_kwargs!r}")
     allowed = ["num_candidates", "num_inner_candidates", *["num_bins"] * isinstance(space, spaces.Box)]
-    if isinstance(space, spaces.Discrete):
-        allowed = []
     if unknown := sorted(kwargs.keys() - set(allowed)):
         raise ValueError(f"`action_kwargs` of {space} must be of {allowed}, got {unknown}")
-    if isinstance(space, spaces.Discrete):
+    if isinstance(space, spaces.Discrete) and not kwargs:
         return DiscreteActions(space)
     if isinstance(space, spaces.Box):
         return BoxActions(space, **kwargs)
-    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return CompositeActions(space, **kwargs)
     raise ValueError(f"The action space must be Box, Discrete, MultiDiscrete or MultiBinary, got {space}")

@@ -41,7 +41,7 @@ class Actions(ABC):
     num_candidates: int
     """Number of candidates that a search weighs at its root."""
     candidates: np.ndarray
-    """Candidates of a step without search, shape ``[num_candidates, *shape]``."""
+    """Candidates of a step without search, in the dtype that they are stored with, shape ``[num_candidates, *shape]``."""
     has_fixed_candidates: bool
     """Whether all searches have the same candidates, which are then not stored."""
     encoding_dim: int

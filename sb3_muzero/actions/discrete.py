@@ -60,10 +60,10 @@ class ActionTable(nn.Module):
 
     def forward(self, action: th.Tensor) -> th.Tensor:
         """
-        :param action: Action indices, shape ``[B]``
+        :param action: Action indices, shape ``[B]`` or ``[B, 1]``
         :return: Encoded actions, shape ``[B, ...]``
         """
-        return self.encodings.index_select(0, action)
+        return self.encodings.index_select(0, action.flatten())
 
 
 class DiscreteActions(Actions):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sb3_muzero.search.backends.numba import candidates as rules
 
 MIN_STD, MAX_ACTION, MASKED_LOGIT = float(rules.MIN_STD), float(rules.MAX_ACTION), float(rules.MASKED_LOGIT)
+WIDE, MODE_WEIGHT = float(rules.WIDE), float(rules.MODE_WEIGHT)
 
 
 def log_one_minus_square_of_tanh(x: th.Tensor) -> th.Tensor:
@@ -21,7 +22,12 @@ def log_one_minus_square_of_tanh(x: th.Tensor) -> th.Tensor:
     return 2 * (math.log(2) - x - F.softplus(-2 * x))
 
 
-@cache  # since a CUDA graph cannot copy from the host
+# Constant tensors are made once, since a CUDA graph cannot copy from the host, and never in inference mode, since they could
+# not be trained with later
+
+
+@cache
+@th.inference_mode(False)
 def quadrature(device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
     """
     :param device: Device of the tensors
@@ -29,9 +35,32 @@ def quadrature(device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor
     :return: Nodes and weights of Gauss-Hermite quadrature for the mean under a standard normal distribution, shape ``[16]``
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(16)
-    with th.inference_mode(False):  # tensors that are made in inference mode cannot be trained with later
-        at, shares = (th.as_tensor(part, dtype=dtype, device=device) for part in (nodes, weights / weights.sum()))
+    at, shares = (th.as_tensor(part, dtype=dtype, device=device) for part in (nodes, weights / weights.sum()))
     return at, shares
+
+
+@cache
+@th.inference_mode(False)
+def layout(device: th.device, sizes: tuple[int, ...]) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param device: Device of the tensors
+    :param sizes: Number of values of each component, shape ``[D]``
+    :return: Where each component's values are in flat arrays, and what is beyond them, shape ``[D, max(sizes)]``
+    """
+    lengths, columns = th.tensor(sizes).unsqueeze(1), th.arange(max(sizes))
+    where = (lengths.cumsum(0) - lengths + columns).clamp(max=sum(sizes) - 1)
+    return where.to(device), (columns >= lengths).to(device)
+
+
+@cache
+@th.inference_mode(False)
+def joint_indices(device: th.device, sizes: tuple[int, ...]) -> th.Tensor:
+    """
+    :param device: Device of the tensor
+    :param sizes: Number of values of each component, shape ``[D]``
+    :return: All combinations of indices of values, shape ``[prod(sizes), D]``
+    """
+    return th.cartesian_prod(*map(th.arange, sizes)).reshape(-1, len(sizes)).to(device)
 
 
 class SquashedGaussianPolicy:
@@ -101,12 +130,7 @@ class Factors:
         """Length S of flat arrays over the values of all components."""
         self.num_actions = np.prod(self.sizes, dtype=float)
         """Number of joint actions."""
-        largest = int(self.sizes.max())
-        self._is_uniform = bool((self.sizes == largest).all())
-        beyond = np.arange(largest) >= self.sizes[:, None]
-        where = np.minimum(self.offsets[:, None] + np.arange(largest), self.num_values - 1)
-        self._layout = {th.device("cpu"): (th.from_numpy(where), th.from_numpy(beyond))}
-        self._all_actions: dict[th.device, th.Tensor] = {}
+        self._sizes = tuple(self.sizes.tolist())
 
     def padded(self, flat: th.Tensor, fill: float) -> th.Tensor:
         """
@@ -114,12 +138,9 @@ class Factors:
         :param fill: What stands where a component has fewer values than another
         :return: The same, one row per component, shape ``[..., D, sizes.max()]``
         """
-        if self._is_uniform:
-            return flat.unflatten(-1, (len(self.sizes), -1))
-        if flat.device not in self._layout:
-            where, beyond = self._layout[th.device("cpu")]
-            self._layout[flat.device] = where.to(flat.device), beyond.to(flat.device)
-        where, beyond = self._layout[flat.device]
+        if len(set(self._sizes)) == 1:
+            return flat.unflatten(-1, (len(self._sizes), -1))
+        where, beyond = layout(flat.device, self._sizes)
         return flat[..., where].masked_fill(beyond, fill)
 
     def values(self, indices: th.Tensor) -> th.Tensor:
@@ -132,10 +153,7 @@ class Factors:
 
     def all_actions(self, device: th.device) -> th.Tensor:
         """:return: All joint actions, shape ``[num_actions, D]``"""
-        if device not in self._all_actions:
-            indices = np.unravel_index(np.arange(self.sizes.prod()), self.sizes)
-            self._all_actions[device] = self.values(th.from_numpy(np.stack(indices, axis=-1))).to(device)
-        return self._all_actions[device]
+        return self.values(joint_indices(device, self._sizes))
 
 
 class FactoredCategoricalPolicy:
@@ -155,10 +173,26 @@ class FactoredCategoricalPolicy:
 
     def sample(self, noise: th.Tensor) -> th.Tensor:
         """
-        :param noise: Gumbel noise, shape ``[..., K, S]``; zeros give the mode
+        Draw each component by the inverse of its cumulative distribution.
+
+        :param noise: Uniform numbers in [0, 1), plus the temperature of the candidate: 1 for the policy, ``WIDE`` for a
+            flatter distribution, 0 for the mode. Shape ``[..., K, D]``
         :return: Actions, shape ``[..., K, D]``
         """
-        return self.factors.values((self.log_probs.unsqueeze(-3) + self.factors.padded(noise, 0.0)).argmax(-1))
+        indices = self.log_probs.argmax(-1).unsqueeze(-2)
+        for temperature in (1.0, WIDE):
+            indices = th.where(noise.floor() == temperature, self._draw(temperature, noise.frac()), indices)
+        return self.factors.values(indices)
+
+    def _draw(self, temperature: float, uniform: th.Tensor) -> th.Tensor:
+        """:return: Indices of the values where the cumulative distribution exceeds the numbers, shape ``[..., K, D]``"""
+        relative = self.log_probs - self.log_probs.amax(-1, keepdim=True)
+        # Sums of integers do not depend on their order, so what weighs nothing adds nothing and is never drawn
+        weights = ((relative / temperature).exp() * MODE_WEIGHT).nan_to_num(0.0).long()
+        cumulative = weights.cumsum(-1)
+        total = cumulative[..., -1:]
+        targets = (uniform.mT.contiguous().double() * total).long().minimum(total - 1)
+        return th.searchsorted(cumulative, targets, right=True).mT
 
     def mode(self) -> th.Tensor:
         """:return: Most probable action, shape ``[..., D]``"""
@@ -169,8 +203,7 @@ class FactoredCategoricalPolicy:
         :param candidates: Actions, shape ``[..., K, D]``
         :return: Log-probabilities, shape ``[..., K]``
         """
-        indices = self.factors.indices(candidates).unsqueeze(-1)
-        return self.log_probs.unsqueeze(-3).expand(*indices.shape[:-1], -1).gather(-1, indices).sum((-2, -1))
+        return self.log_probs.gather(-1, self.factors.indices(candidates).mT).sum(-2)
 
     def entropy(self, weights: th.Tensor) -> th.Tensor:
         """

@@ -9,23 +9,28 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_muzero.actions.base import Actions
-from sb3_muzero.actions.distributions import MASKED_LOGIT, FactoredCategoricalPolicy, Factors, SquashedGaussianPolicy
+from sb3_muzero.actions.distributions import (
+    MASKED_LOGIT,
+    MAX_ACTION,
+    FactoredCategoricalPolicy,
+    Factors,
+    SquashedGaussianPolicy,
+)
 from sb3_muzero.common.validation import check_integer
-from sb3_muzero.search.backends.numba.candidates import CandidateRules
+from sb3_muzero.search.backends.numba.candidates import WIDE, CandidateRules
 from sb3_muzero.search.checks import check_action_masks
 from sb3_muzero.search.planner import PlannerSettings
 from sb3_muzero.search.sampled import Noise, SampledPlanner
 
-TINY = np.float32(1e-10)
-WIDE = 3.0
-"""Factor of the noise of wide proposals, which look beyond what the policy considers probable (EfficientZero V2, Appendix)."""
+BELOW_ONE = np.float32(1 - 2**-20)
+"""Factor of uniform numbers, so that float32 does not round them up when a temperature is added."""
 
 
 class SampledActions(Actions):
     """
     Actions that are vectors. At each node a search considers candidates that are drawn from the policy there (Sampled MuZero,
     https://arxiv.org/abs/2104.06303). At the root the first candidate is the policy's mode, and every second one is drawn with
-    three times the noise. Below the root all are drawn from the policy.
+    three times the standard deviation or temperature. Below the root all are drawn from the policy.
 
     The prior of a candidate is its share among those drawn. If there are no more joint actions than ``num_candidates``, the
     candidates of every node are all of them, and the prior is the policy itself.
@@ -61,9 +66,8 @@ class SampledActions(Actions):
         self.num_candidates = num_candidates
         self.num_inner_candidates = num_inner_candidates
         self.candidates = np.zeros((num_candidates, num_components), self.dtype)
-        self.noise_dim = num_components if factors is None else factors.num_values
         self.num_policy_outputs = 2 * num_components if factors is None else factors.num_values
-        self.mask_dim = self.noise_dim
+        self.mask_dim = num_components if factors is None else factors.num_values
         self.rules = self.make_rules()
 
     def make_rules(self) -> CandidateRules:
@@ -93,13 +97,13 @@ class SampledActions(Actions):
     def draw_noise(self, generator: np.random.Generator, num_simulations: int, batch_size: int) -> Noise:
         """See ``CandidateSampler``."""
         nodes = (batch_size, self.num_candidates), (num_simulations, batch_size, self.num_inner_candidates)
-        draw = generator.standard_normal if self.factors is None else generator.standard_exponential
-        root, inner = (draw((*shape, self.noise_dim), dtype=np.float32) for shape in nodes)
-        if self.factors is not None:  # Gumbel noise
-            root, inner = (-np.log(np.maximum(noise, TINY)) for noise in (root, inner))
-        root[:, 0] = 0.0
-        root[:, 1::2] *= WIDE
-        return Noise(root, inner)
+        widths = np.ones((self.num_candidates, 1), np.float32)
+        widths[0], widths[1::2] = 0.0, WIDE
+        if self.factors is None:
+            root, inner = (generator.standard_normal((*shape, *self.shape), np.float32) for shape in nodes)
+            return Noise(widths * root, inner)
+        root, inner = (generator.random((*shape, *self.shape), np.float32) * BELOW_ONE for shape in nodes)
+        return Noise(widths + root, 1 + inner)
 
     def propose(
         self, outputs: th.Tensor, noise: th.Tensor, action_masks: th.Tensor | None = None
@@ -151,9 +155,9 @@ class OneHotVectors(nn.Module):
 
 class BoxActions(SampledActions):
     """
-    Box actions, represented by vectors in [-1, 1]. The environment gets them scaled linearly to the bounds of the space,
-    rounded if these are integers. The policy is a squashed Gaussian, or with ``num_bins`` a categorical distribution over
-    evenly spaced values for each component.
+    Box actions, represented by vectors in [-1, 1]. The environment gets them scaled linearly to the bounds of the space, which
+    candidates reach; integers to half a number beyond them, then rounded, so that all are as likely. The policy is a squashed
+    Gaussian, or with ``num_bins`` a categorical distribution over evenly spaced values for each component.
 
     :param space: Action space, with finite bounds
     :param num_bins: Number of values of each component, at least 2; ``None`` for a squashed Gaussian
@@ -168,15 +172,18 @@ class BoxActions(SampledActions):
             check_integer("num_bins", num_bins, 2)
             factors = Factors([num_bins] * self.encoding_dim, th.float32, -1.0, 2 / (num_bins - 1))
         super().__init__(space, factors, **kwargs)
-        self.low, self.high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+        self.low, self.high = (bound.astype(np.float64) for bound in (space.low, space.high))
+        self.margin = 0.0 if space.dtype.kind == "f" else 0.5
+        """How far beyond the bounds actions are scaled."""
 
     def make_encoder(self) -> nn.Module:
         return nn.Identity()
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        scaled = np.clip(self.low + (actions.astype(np.float64) + 1) / 2 * (self.high - self.low), self.low, self.high)
-        scaled = scaled.reshape(*actions.shape[:-1], *self.space.shape)  # type: ignore[misc]
-        return (scaled if np.issubdtype(self.space.dtype, np.floating) else np.rint(scaled)).astype(self.space.dtype)
+        largest = MAX_ACTION if self.factors is None else 1.0
+        actions = actions.reshape(*actions.shape[:-1], *self.space.shape).astype(np.float64)  # type: ignore[misc]
+        scaled = self.low - self.margin + (actions / largest + 1) / 2 * (self.high - self.low + 2 * self.margin)
+        return np.clip(np.rint(scaled) if self.margin else scaled, self.low, self.high).astype(self.space.dtype)
 
     def from_env(self, actions: np.ndarray) -> np.ndarray:
         flat = actions.reshape(*actions.shape[: actions.ndim - len(self.space.shape)], -1)  # type: ignore[arg-type]
@@ -208,8 +215,9 @@ class BoxActions(SampledActions):
 
 class CompositeActions(SampledActions):
     """
-    MultiDiscrete and MultiBinary actions, represented by vectors of indices from 0. The policy is a categorical distribution
-    for each component. Action masks are those of sb3-contrib: the masks of all components, one after the other.
+    MultiDiscrete and MultiBinary actions, and Discrete ones as their single component, represented by vectors of indices from
+    0. The policy is a categorical distribution for each component. Action masks are those of sb3-contrib: the masks of all
+    components, one after the other.
 
     :param space: Action space
     :param kwargs: See ``SampledActions``
@@ -217,13 +225,15 @@ class CompositeActions(SampledActions):
 
     dtype = np.int64
 
-    def __init__(self, space: spaces.MultiDiscrete | spaces.MultiBinary, **kwargs: Any) -> None:
-        is_binary = isinstance(space, spaces.MultiBinary)
-        factors = Factors(np.full(np.prod(space.shape), 2) if is_binary else space.nvec.ravel())  # type: ignore[union-attr]
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary, **kwargs: Any) -> None:
+        sizes: Any = np.full(space.shape, 2)
+        if not isinstance(space, spaces.MultiBinary):
+            sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        self.start: Any = getattr(space, "start", 0)
         self.factors: Factors
-        super().__init__(space, factors, **kwargs)
-        self.start = 0 if is_binary else space.start  # type: ignore[union-attr]
-        self.encoding_dim = factors.num_values
+        super().__init__(space, Factors(np.ravel(sizes)), **kwargs)
+        self.encoding_dim = self.factors.num_values
+        self.candidates = self.candidates.astype(np.min_scalar_type(self.factors.sizes.max() - 1))
 
     def make_encoder(self) -> nn.Module:
         return OneHotVectors(self.factors)

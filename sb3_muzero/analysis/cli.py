@@ -15,6 +15,9 @@ MODEL_HELP = (
 )
 """What commands say of the model that they take."""
 
+Wrapper = str | dict[str, Any]
+"""A wrapper as RL Zoo's settings have it: its dotted name, or a dictionary of its name and its keyword arguments."""
+
 
 def key_value(text: str) -> tuple[str, Any]:
     """
@@ -33,20 +36,25 @@ def key_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def wrapper_class(names: str | Sequence[str]) -> Callable[[gym.Env], gym.Env]:
+def wrapper_class(wrappers: Wrapper | Sequence[Wrapper]) -> Callable[[gym.Env], gym.Env]:
     """
     Convert RL Zoo's ``env_wrapper`` to the ``wrapper_class`` of ``make_vec_env``.
 
-    :param names: Dotted names of wrappers, innermost first
+    :param wrappers: Wrappers, innermost first, each its dotted name or ``{name: keyword arguments}``
     :return: Function that applies the wrappers
-    :raises ValueError: for a name that can't be imported
+    :raises ValueError: for a name that can't be imported, and for a dictionary of several names
     """
-    wrappers: list[Any] = []
-    for name in [names] if isinstance(names, str) else names:
+    found: list[Any] = []
+    for wrapper in [wrappers] if isinstance(wrappers, (str, dict)) else wrappers:
+        named = wrapper if isinstance(wrapper, dict) else {wrapper: None}
+        if len(named) != 1:
+            raise ValueError(f"`env_wrapper` must be a list to have several wrappers, got {named}")
+        ((name, kwargs),) = named.items()
         try:
-            wrappers.append(pydoc.locate(name))
+            located: Any = pydoc.locate(name)
         except pydoc.ErrorDuringImport as error:
             raise ValueError(f"{name} can't be imported: {error}") from error
-        if wrappers[-1] is None:
+        if located is None:
             raise ValueError(f"there is no {name}: it must be the dotted name of a class")
-    return lambda env: functools.reduce(lambda inner, outer: outer(inner), wrappers, env)
+        found.append(functools.partial(located, **(kwargs or {})))
+    return lambda env: functools.reduce(lambda inner, outer: outer(inner), found, env)

@@ -14,6 +14,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_muzero.actions.distributions import MASKED_LOGIT
+from sb3_muzero.actions.sampled import log_shares
 from sb3_muzero.checkpointing.settings import constructor_arguments
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.learning.losses import cosine_similarity, muzero_loss
@@ -88,6 +90,8 @@ def model_errors(policy: MuZeroPolicy, samples: SequenceSamples, targets: Unroll
     rewards = model.reward_support.expectation(predicted.reward_logits)
     log_targets = targets.policies.clamp(min=1e-30).log()
     log_policies = policy.actions.distribution(predicted.policy_logits).log_prob(samples.candidates)
+    if samples.candidates is not None:  # equal ones are one action, whose weight the first has
+        log_policies = log_policies.masked_fill(log_shares(samples.candidates) == -th.inf, MASKED_LOGIT)
     divergence = (targets.policies * (log_targets - F.log_softmax(log_policies, dim=-1))).sum(-1)
     inside = (th.arange(len(values), device=samples.lengths.device).unsqueeze(-1) <= samples.lengths).float()
     errors = (

@@ -12,13 +12,15 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from scipy.stats import trim_mean
 
+from sb3_muzero.actions.base import Actions
 from sb3_muzero.analysis.diagnostics import ModelErrors
-from sb3_muzero.analysis.search_tree import node_positions, principal_variation
+from sb3_muzero.analysis.search_tree import candidate_names, node_positions, principal_variation
 from sb3_muzero.models.decoder import psnr
 from sb3_muzero.search import SearchOutput
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#444444")  # Okabe-Ito
 FOUND, SEEN, PRIOR = COLOURS[0], COLOURS[1], "0.6"
+LETTER_INCHES = 0.055  # width of a letter in a search tree
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -85,41 +87,37 @@ def plot_learning_curves(
     return figure
 
 
-def names_of_candidates(search: SearchOutput, index: int, action_names: Sequence[str] | None) -> list[str]:
-    """
-    :param search: Result of a search
-    :param index: Which of its decisions
-    :param action_names: Names of the actions, if they were given
-    :return: Names of the candidates at the root: by default their indices, or the vectors if they were drawn
-    """
-    if action_names is not None:
-        return list(action_names)
-    if search.candidates is None:
-        return [str(action) for action in range(search.action_weights.shape[1])]
-    return [" ".join(f"{number:.3g}" for number in np.ravel(candidate)) for candidate in search.candidates[index]]
-
-
-def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequence[str] | None = None) -> Figure:
+def plot_search_tree(
+    search: SearchOutput, index: int = 0, action_names: Sequence[str] | None = None, actions: Actions | None = None
+) -> Figure:
     """
     The tree of one decision. The size of a node shows its visits, its colour its value; the line of play that the search
     expects is highlighted. Nodes with several visits are labelled with action, visits, Q value, reward and prior.
 
     :param search: Result of a search
     :param index: Which of its decisions
-    :param action_names: Names of the actions, their indices by default. Where candidates were drawn, those of the root are
-        shown as vectors, and others have their index
+    :param action_names: Names of the actions, by default their indices, or the candidates themselves where these were drawn
+    :param actions: ``model.policy.actions``, to show candidates as the environment gets them; by default as the networks do
     :return: The figure
     """
     tree = search.tree
     visits, depths = tree.node_visits[index], tree.node_depths[index]
-    children = tree.children_index[index]
-    num_actions = children.shape[1]
-    names = [str(action) for action in range(num_actions)] if action_names is None else list(action_names)
-    root_names = names_of_candidates(search, index, action_names)
     expected = principal_variation(search, index)
-
-    order, height = node_positions(children)
-    figure, ax = new_figure(2.2 + 2.1 * (depths.max() + 1), max(3.0, 0.34 * (height.max() + 1) + 0.8))
+    order, height = node_positions(tree.children_index[index])
+    parents = {0, *tree.parents[index, order[1:]]}
+    names = {parent: candidate_names(search, index, parent, action_names, actions) for parent in parents}
+    labels = {}
+    for node in order[1:]:
+        parent, action = tree.parents[index, node], tree.action_from_parent[index, node]
+        labels[node] = names[parent][action]
+        if visits[node] > 1 or node in expected or parent == 0:
+            at = index, parent, action
+            labels[node] += (
+                f"  n {visits[node]}  Q {tree.children_qvalues[at]:.3g}  r {tree.children_rewards[at]:.2g}"
+                f"  p {tree.children_prior_probs[at]:.0%}"
+            )
+    column = max(2.1, LETTER_INCHES * max(map(len, labels.values())))
+    figure, ax = new_figure(2.2 + column * (depths.max() + 1), max(3.0, 0.34 * (height.max() + 1) + 0.8))
     ax.grid(False)
     ax.invert_yaxis()
     ax.set_yticks([])
@@ -140,21 +138,13 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
         edgecolors=[FOUND if node in expected else "white" for node in order], linewidths=1.2, zorder=2,
     )  # fmt: skip
     figure.colorbar(dots, ax=ax, label="value", shrink=0.6, aspect=30)
-    for node in order[1:]:
-        parent, action = tree.parents[index, node], tree.action_from_parent[index, node]
-        text = names[action] if parent else root_names[action]
-        if visits[node] > 1 or node in expected or parent == 0:
-            at = index, parent, action
-            text += (
-                f"  n {visits[node]}  Q {tree.children_qvalues[at]:.3g}  r {tree.children_rewards[at]:.2g}"
-                f"  p {tree.children_prior_probs[at]:.0%}"
-            )
+    for node, label in labels.items():
         ax.annotate(
-            text, (depths[node], height[node]), xytext=(7, 5), textcoords="offset points", fontsize=7,
+            label, (depths[node], height[node]), xytext=(7, 5), textcoords="offset points", fontsize=7,
             color=FOUND if node in expected else "0.25",
         )  # fmt: skip
     ax.set_xlim(-0.3, depths.max() + 1.0)
-    played = root_names[search.action[index]]
+    played = names[0][search.action[index]]
     ax.set_title(
         f"{visits[0] - 1} simulations, value {search.improved_value[index]:.4g}, plays {played}; n visits, r reward, p prior",
         fontsize=10, loc="left",
@@ -162,16 +152,19 @@ def plot_search_tree(search: SearchOutput, index: int = 0, action_names: Sequenc
     return figure
 
 
-def plot_policies(search: SearchOutput, index: int = 0, action_names: Sequence[str] | None = None) -> Figure:
+def plot_policies(
+    search: SearchOutput, index: int = 0, action_names: Sequence[str] | None = None, actions: Actions | None = None
+) -> Figure:
     """
     Prior, visits and improved policy of one decision, side by side, with the Q values of visited actions.
 
     :param search: Result of a search
     :param index: Which of its decisions
-    :param action_names: Names of the actions, their indices by default
+    :param action_names: Names of the actions, by default their indices, or the candidates themselves where these were drawn
+    :param actions: See ``plot_search_tree``
     :return: The figure
     """
-    num_actions, names = search.action_weights.shape[1], names_of_candidates(search, index, action_names)
+    num_actions, names = search.action_weights.shape[1], candidate_names(search, index, 0, action_names, actions)
     visits = search.visit_counts[index]
     bars = {
         "prior": (search.tree.children_prior_probs[index, 0], PRIOR),

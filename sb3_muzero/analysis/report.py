@@ -208,8 +208,8 @@ def _decisions_section(model: MuZero, longest: Episode) -> str:
     steps = list(dict.fromkeys((0, len(longest.actions) // 2, contested)))
     parts = ["<h2>Decisions</h2><p>The first step of an episode, its middle, and the step with the closest decision.</p>"]
     for step in steps:
-        bars = picture(plotting.plot_policies(search, step), f"policies of step {step}")
-        tree = picture(plotting.plot_search_tree(search, step), f"search tree of step {step}")
+        bars = picture(plotting.plot_policies(search, step, actions=model.policy.actions), f"policies of step {step}")
+        tree = picture(plotting.plot_search_tree(search, step, actions=model.policy.actions), f"search tree of step {step}")
         parts.append(f"<h3>Step {step}</h3><div>{bars}</div><div class=wide>{tree}</div>")
     return "".join(parts)
 

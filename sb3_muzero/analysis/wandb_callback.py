@@ -89,6 +89,6 @@ class MuZeroWandbCallback(DiagnosticsCallback):
             latents, values = policy.represent(roots), policy.predict_values(roots).squeeze(-1)
         figures["latents"] = plotting.plot_latent_map(latents.numpy(force=True), values.numpy(force=True))
         if self.last_search is not None:
-            figures["search_tree"] = plotting.plot_search_tree(self.last_search)
-            figures["policies"] = plotting.plot_policies(self.last_search)
+            figures["search_tree"] = plotting.plot_search_tree(self.last_search, actions=policy.actions)
+            figures["policies"] = plotting.plot_policies(self.last_search, actions=policy.actions)
         return figures

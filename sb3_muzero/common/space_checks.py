@@ -115,10 +115,11 @@ def check_action_space(space: spaces.Space) -> None:
 def check_bounds(space: spaces.Box) -> None:
     """
     :param space: Action space
-    :raises AssertionError: unless all bounds are finite and differ
+    :raises AssertionError: unless all bounds are finite and differ, and those of integers are at most 2**53 in size
     """
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    is_bounded = np.abs(low) <= MAX_MAGNITUDE, np.abs(high) <= MAX_MAGNITUDE
+    largest = MAX_MAGNITUDE if space.dtype.kind == "f" else 2**53
+    is_bounded = np.abs(low) <= largest, np.abs(high) <= largest
     what = "MuZero scales Box actions to their bounds"
     if not np.all(is_bounded):
         low = np.where(is_bounded[0], low, np.where(is_bounded[1], high, 0) - 1)
@@ -126,7 +127,7 @@ def check_bounds(space: spaces.Box) -> None:
         bounds = [bound.flat[0] if np.ptp(bound) == 0 else f"np.array({bound.tolist()})" for bound in (low, high)]
         box = f"gymnasium.spaces.Box({bounds[0]}, {bounds[1]}, {space.shape}, np.{space.dtype})"
         raise AssertionError(
-            f"{what}, which must be finite and at most {MAX_MAGNITUDE:g}, got {space}: wrap each environment in "
+            f"{what}, which must be finite and at most {largest:g}, got {space}: wrap each environment in "
             f"`gymnasium.wrappers.TransformAction(env, lambda action: action, {box})` with bounds that suit the task"
         )
     if (low >= high).any():

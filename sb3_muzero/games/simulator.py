@@ -93,6 +93,8 @@ class PlansWithRules(MuZeroPolicy):
             raise ValueError(f"`rules` must be those of a game, as `env.unwrapped.rules`, got {rules}")
         self.rules = rules = Rules(*rules)  # a model's file has it as a list
         super().__init__(*args, **kwargs)
+        if not self.actions.has_fixed_candidates:
+            raise ValueError(f"Planning with rules weighs all moves: leave out `action_kwargs`, got {self.action_kwargs}")
         shape, num_actions = (2, rules.num_rows, rules.num_columns), self.actions.num_candidates
         if (self.observation_space.shape, num_actions) != (shape, rules.num_actions):
             raise ValueError(

@@ -44,8 +44,10 @@ def line_of_play(found: SearchOutput, game: BoardGameEnv) -> list[str]:
     """
     :param found: Result of a search
     :param game: Where it began
-    :return: Names of the moves that it expects, as far as they are legal
+    :return: Names of the moves that it expects, as far as they are legal; the first one if moves were drawn at each node
     """
+    if found.candidates is not None:
+        return [game.name_of(found.selected_actions.item())]
     game, names = copy.deepcopy(game), []
     for node in principal_variation(found)[1:]:
         move = int(found.tree.action_from_parent[0, node])
@@ -66,10 +68,11 @@ def view(found: SearchOutput, game: BoardGameEnv, most: int = 8) -> list[str]:
     visits, qvalues = found.visit_counts[0], found.qvalues[0]
     mover = game.SYMBOLS[game.mover + 1]
     lines = [f"{mover} to move, value {found.improved_value[0]:+.2f}", "move  visits   value  policy"]
-    for move in np.argsort(-visits, kind="stable")[:most]:
-        if visits[move] > 0:
-            share = found.action_weights[0, move]
-            lines.append(f"{game.name_of(move):>4}  {visits[move]:6d}  {qvalues[move]:+.2f}  {share:6.1%}")
+    moves = np.arange(len(visits)) if found.candidates is None else found.candidates[0, :, 0]
+    for k in np.argsort(-visits, kind="stable")[:most]:
+        if visits[k] > 0:
+            share = found.action_weights[0, k]
+            lines.append(f"{game.name_of(moves[k]):>4}  {visits[k]:6d}  {qvalues[k]:+.2f}  {share:6.1%}")
     return [*lines, "expects " + " ".join(line_of_play(found, game))]
 
 
@@ -115,7 +118,7 @@ def play(model: MuZero, game: BoardGameEnv, seats: tuple[bool, bool], hints: boo
         is_person = seats[game.mover]
         found = None if is_person and not hints else search(model.policy, game)
         show(game, [] if found is None else view(found, game))
-        move = ask(game) if is_person or found is None else int(found.action[0])
+        move = ask(game) if is_person or found is None else found.selected_actions.item()
         if move is None:
             return
         if not is_person:

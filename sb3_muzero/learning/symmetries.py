@@ -69,10 +69,10 @@ def apply_symmetries(samples: SequenceSamples, symmetries: Symmetries, chosen: n
     """
     Transform sequences by symmetries of the environment.
 
-    :param samples: The sequences; their candidates must be all actions
+    :param samples: The sequences
     :param symmetries: Permutations of observations and actions
     :param chosen: Index of the symmetry of each sequence, shape ``[B]``
-    :return: Transformed sequences, with their policies and masks
+    :return: Transformed sequences, with their policies or candidates, and masks
     """
     device = samples.actions.device
     cells = th.as_tensor(symmetries.observations[chosen], device=device)
@@ -82,10 +82,16 @@ def apply_symmetries(samples: SequenceSamples, symmetries: Symmetries, chosen: n
         flat = array.flatten(2)
         return flat.gather(2, permutations.expand(len(flat), -1, -1)).reshape(array.shape)
 
+    def moved(actions: th.Tensor) -> th.Tensor:
+        of_sequence = actions.transpose(0, 1)
+        return images.argsort(1).gather(1, of_sequence.flatten(1)).reshape(of_sequence.shape).transpose(0, 1)
+
+    candidates = samples.candidates
     return samples._replace(
         observations=permuted(samples.observations, cells),
         bootstrap_observations=permuted(samples.bootstrap_observations, cells),
-        actions=images.argsort(1).gather(1, samples.actions.T).T,
-        policies=permuted(samples.policies, images),
+        actions=moved(samples.actions),
+        policies=permuted(samples.policies, images) if candidates is None else samples.policies,
+        candidates=None if candidates is None else moved(candidates),
         action_masks=None if samples.action_masks is None else permuted(samples.action_masks, images),
     )

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -201,8 +202,9 @@ class ResNetPolicy(ImagePolicy):
         shape = representation.latent_shape
         encoder: nn.Module = nn.Sequential(self.actions.make_encoder(), ConstantPlanes(*shape[1:]))
         num_planes = self.actions.encoding_dim
-        if isinstance(self.actions, DiscreteActions):
-            encoder = ActionTable(planes := action_planes(self.actions.encodings(), *shape[1:], self.action_grid))
+        if isinstance(self.actions, DiscreteActions) or self.action_grid is not None:
+            planes = action_planes(th.eye(num_planes), *shape[1:], self.action_grid)
+            encoder = ActionTable(planes)
             num_planes = planes.shape[1]
         return (
             representation,

@@ -54,9 +54,9 @@ class MuZeroPolicy(BasePolicy):
         ``th.optim.AdamW`` by default
     :param optimizer_kwargs: Additional keyword arguments,
         excluding the learning rate, to pass to the optimizer
-    :param action_kwargs: Keyword arguments of the actions, if they are not Discrete: ``num_candidates`` and
-        ``num_inner_candidates`` that the search draws at the root and below it, and ``num_bins`` for a categorical
-        distribution of each component of a Box, see ``SampledActions`` and ``BoxActions``
+    :param action_kwargs: Keyword arguments of the actions: ``num_candidates`` and ``num_inner_candidates`` that the search
+        draws at the root and below it, and ``num_bins`` for a categorical distribution of each component of a Box, see
+        ``SampledActions`` and ``BoxActions``. Without any, a search considers all Discrete actions
     :param predict_turns: Whether the model predicts if the same player moves again, for two-player games with extra turns
     :param discount: Discount factor of the search; negative in two-player games, where the opponent moves next
     :param num_simulations: Number of simulations per decision

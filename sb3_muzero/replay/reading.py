@@ -60,11 +60,12 @@ def read_sequences(
     masks, signs, shown = buffer.action_masks, buffer.turn_signs, places[: unroll_steps + 1]
     policies = take(buffer.policies, shown)
     policies[beyond] = 0.0
+    candidates = None if buffer.candidates is None else take(buffer.candidates, shown).astype(buffer.action_type.dtype)
     arrays: dict[str, np.ndarray | None] = {
         "actions": actions,
         "rewards": (rewards * inside).astype(np.float32),
         "policies": policies,
-        "candidates": None if buffer.candidates is None else take(buffer.candidates, shown),
+        "candidates": candidates,
         "action_masks": None if masks is None else take(masks, shown) | beyond[..., None],
         "lengths": lengths,
         "terminated": take(buffer.terminals, places[lengths - 1, np.arange(batch_size)]),

@@ -8,16 +8,7 @@ import numpy as np
 import torch
 
 from sb3_muzero.common.numeric import is_integer, is_number
-from sb3_muzero.search.state import (
-    HIGHEST_VALUE,
-    LOWEST_VALUE,
-    MAX_VALUE,
-    NODE_SCOPE,
-    TREE_SCOPE,
-    Leaves,
-    Roots,
-    SearchSettings,
-)
+from sb3_muzero.search.state import MAX_VALUE, NODE_SCOPE, TREE_SCOPE, Leaves, Roots, SearchSettings
 
 ARRAYS = (np.ndarray, torch.Tensor)
 
@@ -35,11 +26,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.0, np.inf),
 }
 COUNTS = ("num_simulations", "max_depth", "max_num_considered_actions")
-CHOICES = {
-    "qvalue_scope": {"node": NODE_SCOPE, "tree": TREE_SCOPE},
-    "first_play_urgency": {"lowest": LOWEST_VALUE, "highest": HIGHEST_VALUE},
-}
-SETTINGS = {*CHOICES, *COUNTS, *RANGES}
+QVALUE_SCOPES = {"node": NODE_SCOPE, "tree": TREE_SCOPE}
+SETTINGS = {"qvalue_scope", *COUNTS, *RANGES}
 """Names of all settings of the searches."""
 
 
@@ -259,10 +247,10 @@ def check_setting(name: str, value: Any) -> Any:
 @lru_cache(maxsize=256, typed=True)
 def _check_setting(name: str, value: Any) -> Any:
     """``check_setting``, cached: every search checks its settings."""
-    if name in CHOICES:
-        if value not in CHOICES[name]:
-            raise ValueError(f"`{name}` must be one of {sorted(CHOICES[name])}, got {value!r}")
-        return CHOICES[name][value]
+    if name == "qvalue_scope":
+        if value not in QVALUE_SCOPES:
+            raise ValueError(f"`qvalue_scope` must be one of {sorted(QVALUE_SCOPES)}, got {value!r}")
+        return QVALUE_SCOPES[value]
     if name in COUNTS:
         if not (is_integer(value) and 1 <= value < 2**31):
             raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")

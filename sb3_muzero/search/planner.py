@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,10 +68,8 @@ class Planner:
     :param settings: settings of the searches; may be replaced between searches.
     """
 
-    QVALUES: ClassVar[dict[str, Any]] = {"qvalue_scope": "tree"}
-    """Default settings of the searches that concern Q values."""
-    MIN_RANGE = 2.0
-    """Their minimum range, in units of the value error."""
+    QVALUE_SCOPE, MIN_RANGE = "tree", 2.0
+    """What Q values are rescaled over by default, and their minimum range in units of the value error."""
     is_cached = staticmethod(is_cached)
     """Whether the compiled search is cached on disk, so that the first search does not compile."""
 
@@ -107,9 +105,12 @@ class Planner:
         :raises ValueError: for an invalid setting or model output, naming it and what is wrong.
         """
         search, _, search_kwargs, _ = self.settings
-        kwargs = DEFAULTS[search] | {name: self.QVALUES[name] for name in self.QVALUES.keys() & DEFAULTS[search].keys()}
-        kwargs |= {"action_masks": action_masks, "min_qvalue_range": max(1e-8, self.MIN_RANGE * value_error)}
-        kwargs |= search_kwargs or {}
+        kwargs = DEFAULTS[search] | {
+            "action_masks": action_masks,
+            "qvalue_scope": self.QVALUE_SCOPE,
+            "min_qvalue_range": max(1e-8, self.MIN_RANGE * value_error),
+            **(search_kwargs or {}),
+        }
         for name in NOISE & kwargs.keys():
             kwargs[name] = 0.0 if deterministic else exploration * kwargs[name]
         if search == "puct":

@@ -26,7 +26,6 @@ def muzero_search(
     temperature: float = 1.0,
     qvalue_scope: str = "node",
     min_qvalue_range: float = 1e-8,
-    first_play_urgency: str = "lowest",
     generator: np.random.Generator | None = None,
 ) -> SearchOutput:
     """
@@ -50,8 +49,6 @@ def muzero_search(
     :param qvalue_scope: rescale Q values to [0, 1] over each ``"node"`` (its value and its visited actions) or over the whole
         ``"tree"`` so far.
     :param min_qvalue_range: minimum range to divide by when rescaling, in units of reward.
-    :param first_play_urgency: Q value of unvisited actions, the ``"lowest"`` or the ``"highest"`` of the range; with the
-        latter every action is visited once before one is visited twice.
     :param generator: source of the noise and of the actions; None for NumPy's global generator.
     :return: actions, policy targets, values and search trees.
     :raises ValueError: for an invalid argument or model output, naming it and what is wrong.
@@ -64,7 +61,6 @@ def muzero_search(
         max_depth,
         qvalue_scope=qvalue_scope,
         min_qvalue_range=min_qvalue_range,
-        first_play_urgency=first_play_urgency,
         pb_c_init=pb_c_init,
         pb_c_base=pb_c_base,
     )

@@ -19,7 +19,7 @@ from sb3_muzero.search.backends.numba.simd import (
     total,
     where_positive,
 )
-from sb3_muzero.search.state import GUMBEL_ROOT, HIGHEST_VALUE, NODE_SCOPE, PUCT, TREE_SCOPE, Roots, SearchSettings
+from sb3_muzero.search.state import GUMBEL_ROOT, NODE_SCOPE, PUCT, TREE_SCOPE, Roots, SearchSettings
 from sb3_muzero.search.tree import ROOT_INDEX, UNVISITED, Tree
 
 ZERO, ONE, INFINITY = np.float32(0.0), np.float32(1.0), np.float32(np.inf)
@@ -176,7 +176,7 @@ def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, no
     ``PUCT``: argmax of the upper confidence bound, MuZero, Eq. 2. A node's own evaluation counts as a visit.
 
     Q values are rescaled as in Eq. 5, over the whole tree or over the node's value and its visited actions. Unvisited actions
-    have the lowest Q value, 0, or the highest, 1.
+    have a Q value of 0.
     """
     num_actions = settings.num_actions
     edges = node * num_actions
@@ -191,15 +191,12 @@ def puct_action(tree: Tree, roots: Roots, settings: SearchSettings, row: int, no
     exploration = settings.pb_c_init + np.log((node_visits + settings.pb_c_base + 1.0) / settings.pb_c_base)
     exploration = np.float32(exploration * np.sqrt(node_visits))
     masks = row * num_actions
-    unvisited = ONE if settings.first_play_urgency == HIGHEST_VALUE else ZERO
     best, best_score = -1, -INFINITY
     for action in range(num_actions):
         visits = tree.children_visits[edges + action]
         score = exploration * tree.children_prior_probs[edges + action] / np.float32(visits + 1)
         if visits > 0:
             score += min(max((tree.children_qvalues[edges + action] - low) * scale, ZERO), ONE)
-        else:
-            score += unvisited
         if (best < 0 or score > best_score) and (roots.action_masks[masks + action] or not is_root):
             best, best_score = action, score
     return max(best, 0)

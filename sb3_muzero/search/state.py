@@ -14,8 +14,6 @@ IMPROVED_POLICY, VISIT_FRACTIONS = range(2)
 GUMBEL, MUZERO = (GUMBEL_ROOT, GUMBEL_INTERIOR, IMPROVED_POLICY), (PUCT, PUCT, VISIT_FRACTIONS)
 # What Q values are rescaled over
 NODE_SCOPE, TREE_SCOPE = range(2)
-# What PUCT takes for the Q value of unvisited actions
-LOWEST_VALUE, HIGHEST_VALUE = range(2)
 
 MAX_VALUE = 1e30
 """Largest magnitude of rewards and values. Sums over all simulations stay within float32."""
@@ -33,7 +31,6 @@ class SearchSettings(NamedTuple):
     :param policy_target: ``IMPROVED_POLICY`` or ``VISIT_FRACTIONS``.
     :param qvalue_scope: what Q values are rescaled over, ``NODE_SCOPE`` or ``TREE_SCOPE``.
     :param min_qvalue_range: minimum range to divide Q values by, in units of reward.
-    :param first_play_urgency: Q value of unvisited actions under PUCT: ``LOWEST_VALUE`` or ``HIGHEST_VALUE``.
     :param max_num_considered_actions: maximum number of actions that Gumbel MuZero considers at the root.
     :param value_scale: c_scale of Gumbel MuZero.
     :param maxvisit_init: c_visit of Gumbel MuZero.
@@ -49,7 +46,6 @@ class SearchSettings(NamedTuple):
     policy_target: int
     qvalue_scope: int
     min_qvalue_range: float
-    first_play_urgency: int = LOWEST_VALUE
     max_num_considered_actions: int = 0
     value_scale: float = 0.0
     maxvisit_init: float = 0.0

@@ -69,6 +69,8 @@ class SearchOutput(NamedTuple):
         actions that were tried and dropped. See ``improved_value`` for the value of the policy. Shape ``[B]``, float32.
     :param tree: search trees.
     :param candidates: actions that were candidates at the root; None for all actions in their order. Shape ``[B, A, ...]``.
+    :param node_candidates: the same of all nodes that were expanded; integers may be given as floats.
+        Shape ``[B, N + 1, A, ...]``.
     """
 
     action: np.ndarray
@@ -78,6 +80,7 @@ class SearchOutput(NamedTuple):
     value: np.ndarray
     tree: Tree
     candidates: np.ndarray | None = None
+    node_candidates: np.ndarray | None = None
 
     @property
     def improved_value(self) -> np.ndarray:

@@ -482,16 +482,6 @@ def test_what_is_no_action_changes_nothing(search, scope):
     np.testing.assert_allclose(output.tree.node_values, expected.tree.node_values, rtol=1e-5)
 
 
-def test_puct_can_visit_every_action_before_it_visits_one_twice():
-    """The first action is worth more than the node, and the second even more."""
-    model = bandit([0.0] * 8, [1.0, 2.0] + [-1.0] * 6)
-    kwargs = dict(DETERMINISTIC[muzero_search], num_simulations=16)
-    lowest = muzero_search(model.root(START), model.step, **kwargs)
-    highest = muzero_search(model.root(START), model.step, first_play_urgency="highest", **kwargs)
-    assert lowest.visit_counts[0].tolist() == [16] + [0] * 7
-    assert highest.visit_counts[0].min() == 1 and highest.visit_counts[0].argmax() == 1
-
-
 def test_min_qvalue_range_keeps_tiny_differences_tiny():
     model = bandit([0.0, 0.0], [0.0, 1e-6])
     weights = [

@@ -39,7 +39,7 @@ class TorchBackend:
             check_roots(roots, settings)
         with torch.inference_mode():
             kind = TorchLatents if isinstance(tree_leaves(root_latent)[0], torch.Tensor) else NumpyLatents
-            latents = kind(root_latent, settings.num_nodes)
+            latents = self.latents = kind(root_latent, settings.num_nodes)
             for simulation in range(settings.num_nodes - 1):
                 select_leaves(tree, roots, settings, simulation, 0, num_roots, leaves)
                 self._evaluate(latents, simulation, leaves)

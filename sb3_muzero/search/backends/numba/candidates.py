@@ -20,7 +20,7 @@ from sb3_muzero.search.backends.numba.simd import (
     store,
 )
 from sb3_muzero.search.kernels import expand_and_backup, initialize_roots, select_leaves, select_root_actions
-from sb3_muzero.search.state import Leaves, Roots, SearchSettings
+from sb3_muzero.search.state import Leaves, Roots, SearchSettings, rounded_up
 from sb3_muzero.search.tree import ROOT_INDEX, Tree
 
 ZERO, ONE, TWO, FIVE = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float32(5.0)
@@ -30,6 +30,13 @@ MAX_ACTION = np.float32(0.999)
 """Largest magnitude of candidates of a squashed Gaussian, whose density is infinite at 1."""
 MASKED_LOGIT = np.float32(-1e8)
 """Logit of what is illegal; finite, to avoid NaN gradients."""
+WIDE = np.float32(3.0)
+"""Temperature of wide proposals, which look beyond what the policy considers probable (EfficientZero V2, Appendix)."""
+MODE_WEIGHT = np.float32(2.0**32)
+"""Weight of a component's most probable value. Weights are rounded down to integers."""
+
+BISECTED = 16
+"""More values than these are searched by bisection, fewer are counted, which needs no branches."""
 
 
 class CandidateRules(NamedTuple):
@@ -52,6 +59,27 @@ class CandidateRules(NamedTuple):
     is_one_hot: bool
 
 
+class Scratch(NamedTuple):
+    """
+    Scratch for the distribution of a component.
+
+    :param weights: weights of its values. Shape ``[padded S]``, float32.
+    :param cumulative: sums of the weights up to each value. Shape ``[S]``, int64.
+    """
+
+    weights: np.ndarray
+    cumulative: np.ndarray
+
+
+def make_scratch(rules: CandidateRules) -> Scratch:
+    """
+    :param rules: how candidates are drawn.
+    :return: enough for any component.
+    """
+    num_values = int(rules.offsets[-1])
+    return Scratch(np.zeros(rounded_up(num_values), np.float32), np.zeros(num_values, np.int64))
+
+
 @njit_inline
 def draw_gaussian(outputs: np.ndarray, noise: np.ndarray, candidates: np.ndarray) -> None:
     """As ``SquashedGaussianPolicy.sample``."""
@@ -69,21 +97,67 @@ def draw_gaussian(outputs: np.ndarray, noise: np.ndarray, candidates: np.ndarray
         store(address, minimum(splat(MAX_ACTION), maximum(splat(-MAX_ACTION), squashed)))
 
 
+@njit_uncached
+def cumulate(rules: CandidateRules, outputs: np.ndarray, mask: np.ndarray, temperature: float, scratch: Scratch) -> None:
+    """
+    Cumulate weights of the values of each component, which are proportional to their probabilities.
+
+    :param rules: what the components are.
+    :param outputs: logits of all values. Shape ``[S]``.
+    :param mask: True for legal values; empty if all are legal. Shape ``[S]``.
+    :param temperature: divides the logits; 0 for the mode alone.
+    :param scratch: receives the result.
+    """
+    weights, num_values, inverse = scratch.weights, outputs.size, ONE / temperature
+    for d in range(rules.offsets.size - 1):
+        mode, best = rules.offsets[d], MASKED_LOGIT
+        for value in range(rules.offsets[d], rules.offsets[d + 1]):
+            if (mask.size == 0 or mask[value]) and outputs[value] > best:
+                mode, best = value, outputs[value]
+        for value in range(rules.offsets[d], rules.offsets[d + 1]):
+            if temperature == ZERO:
+                weights[value] = ZERO if value == mode else MASKED_LOGIT
+            else:
+                is_legal = mask.size == 0 or mask[value]
+                weights[value] = (outputs[value] - best) * inverse if is_legal else MASKED_LOGIT
+    start = weights.ctypes.data
+    for address in range(start, start + num_values * FLOAT_BYTES, LANES_BYTES):
+        store(address, exponential(load(address)) * splat(MODE_WEIGHT))
+    for d in range(rules.offsets.size - 1):
+        total = np.int64(0)
+        for value in range(rules.offsets[d], rules.offsets[d + 1]):
+            total += np.int64(weights[value]) if weights[value] > ZERO else np.int64(0)
+            scratch.cumulative[value] = total
+
+
 @njit_inline
 def draw_values(
-    rules: CandidateRules, outputs: np.ndarray, noise: np.ndarray, mask: np.ndarray, candidates: np.ndarray
+    rules: CandidateRules, outputs: np.ndarray, noise: np.ndarray, mask: np.ndarray, candidates: np.ndarray, scratch: Scratch
 ) -> None:
     """As ``FactoredCategoricalPolicy.sample``."""
-    dim = rules.offsets.size - 1
-    for k in range(noise.shape[0]):
-        for d in range(dim):
-            best, best_score = 0, np.float32(-np.inf)
-            for value in range(rules.offsets[d], rules.offsets[d + 1]):
-                is_legal = mask.size == 0 or mask[value]
-                score = (outputs[value] if is_legal else MASKED_LOGIT) + noise[k, value]
-                if score > best_score:
-                    best, best_score = value - rules.offsets[d], score
-            candidates[k * dim + d] = np.float32(rules.low + rules.step * best)
+    num_drawn, dim = noise.shape
+    for temperature in (ZERO, ONE, WIDE):
+        is_ready = False
+        for k in range(num_drawn):
+            if math.floor(noise[k, 0]) != temperature:
+                continue
+            if not is_ready:
+                cumulate(rules, outputs, mask, temperature, scratch)
+                is_ready = True
+            for d in range(dim):
+                first, last = rules.offsets[d], rules.offsets[d + 1] - 1
+                total = scratch.cumulative[last]
+                target = min(np.int64(np.float64(noise[k, d] - temperature) * total), total - 1)
+                while last - first > BISECTED:
+                    middle = (first + last) // 2
+                    if scratch.cumulative[middle] > target:
+                        last = middle
+                    else:
+                        first = middle + 1
+                drawn = first - rules.offsets[d]
+                for value in range(first, last):
+                    drawn += scratch.cumulative[value] <= target
+                candidates[k * dim + d] = np.float32(rules.low + rules.step * drawn)
 
 
 @njit_inline
@@ -118,17 +192,24 @@ def list_all(rules: CandidateRules, outputs: np.ndarray, mask: np.ndarray, candi
 
 @njit_uncached
 def propose(
-    rules: CandidateRules, outputs: np.ndarray, noise: np.ndarray, mask: np.ndarray, candidates: np.ndarray, logits: np.ndarray
+    rules: CandidateRules,
+    outputs: np.ndarray,
+    noise: np.ndarray,
+    mask: np.ndarray,
+    candidates: np.ndarray,
+    logits: np.ndarray,
+    scratch: Scratch,
 ) -> None:
     """
     Draw the candidates of a node.
 
     :param rules: how.
     :param outputs: outputs of the policy head. Shape ``[P]``.
-    :param noise: noise. Shape ``[K, noise_dim]``.
+    :param noise: noise. Shape ``[K, D]``.
     :param mask: True for legal values; empty if all are legal. Shape ``[S]``.
     :param candidates: receives the candidates, one after the other. Shape ``[padded A * D]``.
     :param logits: receives their prior logits, minus infinity beyond those that were drawn. Shape ``[A]``.
+    :param scratch: see ``make_scratch``.
     """
     if rules.all_actions.shape[0] > 0:
         list_all(rules, outputs, mask, candidates, logits)
@@ -136,7 +217,7 @@ def propose(
     if rules.offsets[rules.offsets.size - 1] == 0:
         draw_gaussian(outputs, noise, candidates)
     else:
-        draw_values(rules, outputs, noise, mask, candidates)
+        draw_values(rules, outputs, noise, mask, candidates, scratch)
     log_shares(noise.shape[0], rules.offsets.size - 1, candidates, logits)
     for k in range(noise.shape[0], logits.size):
         logits[k] = np.float32(-np.inf)
@@ -150,28 +231,38 @@ def propose_roots(
     masks: np.ndarray,
     candidates: np.ndarray,
     logits: np.ndarray,
+    scratch: Scratch,
 ) -> None:
     """
     Draw the candidates of all roots, see ``propose``.
 
     :param outputs: shape ``[B, P]``.
-    :param noise: shape ``[B, K, noise_dim]``, or of a single root for all.
+    :param noise: shape ``[B, K, D]``, or of a single root for all.
     :param masks: shape ``[B, S]``, or ``[B, 0]``.
     :param candidates: shape ``[B, padded A * D]``.
     :param logits: shape ``[B, A]``.
+    :param scratch: see ``make_scratch``.
     """
     for row in range(outputs.shape[0]):
-        propose(rules, outputs[row], noise[min(row, noise.shape[0] - 1)], masks[row], candidates[row], logits[row])
+        propose(rules, outputs[row], noise[min(row, noise.shape[0] - 1)], masks[row], candidates[row], logits[row], scratch)
 
 
 @njit_uncached
 def write_chosen(
-    rules: CandidateRules, buffers: np.ndarray, latent_dim: int, leaves: Leaves, candidates: np.ndarray, num_rows: int
+    rules: CandidateRules,
+    buffers: np.ndarray,
+    latent_dim: int,
+    leaves: Leaves,
+    candidates: np.ndarray,
+    first_row: int,
+    num_rows: int,
 ) -> None:
     """
     Write the encodings of the chosen candidates behind the latents in the inputs of the dynamics function.
 
-    :param candidates: of all nodes of a block. Shape ``[N + 1, BLOCK, padded A * D]``.
+    :param candidates: of all nodes. Shape ``[N + 1, B, padded A * D]``.
+    :param first_row: first root of the block.
+    :param num_rows: number of roots in it.
     """
     dim = rules.offsets.size - 1
     for row in range(num_rows):
@@ -180,7 +271,7 @@ def write_chosen(
             for value in range(rules.offsets[dim]):
                 buffers[0, group, latent_dim + value, lane] = ZERO
         for d in range(dim):
-            number = candidates[node, row, chosen * dim + d]
+            number = candidates[node, first_row + row, chosen * dim + d]
             if rules.is_one_hot:
                 buffers[0, group, latent_dim + rules.offsets[d] + np.int64(number), lane] = ONE
             else:
@@ -194,14 +285,14 @@ def run_sampled_simulations(
     settings: SearchSettings,
     root_latents: np.ndarray,
     rules: CandidateRules,
-    root_candidates: np.ndarray,
+    candidates: np.ndarray,
     noise: np.ndarray,
     program: Program,
     latents: np.ndarray,
     parents: np.ndarray,
     leaves: Leaves,
     outputs: Leaves,
-    candidates: np.ndarray,
+    scratch: Scratch,
     first_row: int,
     end_row: int,
 ) -> int:
@@ -213,14 +304,14 @@ def run_sampled_simulations(
     :param settings: settings of the search.
     :param root_latents: latents of the roots. Shape ``[B, latent_dim]``.
     :param rules: how candidates are drawn.
-    :param root_candidates: candidates of the roots. Shape ``[B, padded A * D]``.
-    :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, noise_dim]``.
+    :param candidates: holds the candidates of the roots, receives those of all nodes. Shape ``[N + 1, B, padded A * D]``.
+    :param noise: noise of each simulation, or of a single root for all. Shape ``[N, B, K, D]``.
     :param program: the model.
     :param latents: scratch for the latents of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded latent_dim]``.
     :param parents: scratch for the addresses of the parents' latents. Shape ``[BLOCK]``, int64.
     :param leaves: scratch for one simulation of a block; holds the discount already.
     :param outputs: the same arrays, but for ``prior_logits``, which receive the outputs of the policy head.
-    :param candidates: scratch for the candidates of all nodes of a block. Shape ``[N + 1 or more, BLOCK, padded A * D]``.
+    :param scratch: see ``make_scratch``.
     :param first_row: first root to search from.
     :param end_row: last root to search from, plus one.
     :return: -1, or the first row whose root or model output is not finite, at which the search stopped.
@@ -237,18 +328,16 @@ def run_sampled_simulations(
         for row in range(num_rows):
             for unit in range(latent_dim):
                 latents[ROOT_INDEX, row, unit] = root_latents[first + row, unit]
-            for number in range(candidates.shape[2]):
-                candidates[ROOT_INDEX, row, number] = root_candidates[first + row, number]
         for simulation in range(settings.num_nodes - 1):
             select_leaves(tree, roots, settings, simulation, first, num_rows, leaves)
             read_parents(latents, parents, leaves, num_rows, latent_dim, buffers)
-            write_chosen(rules, buffers, latent_dim, leaves, candidates, num_rows)
+            write_chosen(rules, buffers, latent_dim, leaves, candidates, first, num_rows)
             buffer = forward(program, np.int64(DYNAMICS), num_rows, num_inputs, latent_dim, outputs)
             write_latents(latents, simulation + 1, num_rows, latent_dim, buffers, buffer)
             for row in range(num_rows):
                 drawn = noise[simulation, min(first + row, noise.shape[1] - 1)]
-                of_node = candidates[simulation + 1, row]
-                propose(rules, outputs.prior_logits[row], drawn, nothing, of_node, leaves.prior_logits[row])
+                of_node = candidates[simulation + 1, first + row]
+                propose(rules, outputs.prior_logits[row], drawn, nothing, of_node, leaves.prior_logits[row], scratch)
             failed = expand_and_backup(tree, settings, first, num_rows, leaves)
             if failed >= 0:
                 return first + failed
