@@ -186,10 +186,11 @@ class BoxActions(SampledActions):
         return np.clip(np.rint(scaled) if self.margin else scaled, self.low, self.high).astype(self.space.dtype)
 
     def from_env(self, actions: np.ndarray) -> np.ndarray:
-        flat = actions.reshape(*actions.shape[: actions.ndim - len(self.space.shape)], -1)  # type: ignore[arg-type]
-        widths = np.maximum(self.high - self.low, np.finfo(np.float64).tiny)  # bounds may be equal
-        scaled = 2 * (flat - self.low) / widths - 1
-        return np.clip(scaled, -1, 1).astype(np.float32)  # rounding may take actions beyond the bounds
+        largest = MAX_ACTION if self.factors is None else 1.0
+        widths = np.maximum(self.high - self.low + 2 * self.margin, np.finfo(np.float64).tiny)  # bounds may be equal
+        scaled = largest * (2 * (actions - self.low + self.margin) / widths - 1)
+        flat = scaled.reshape(*actions.shape[: actions.ndim - len(self.space.shape)], -1)  # type: ignore[arg-type]
+        return np.clip(flat, -largest, largest).astype(np.float32)  # rounding may take actions beyond the bounds
 
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         size = (*np.atleast_1d(shape), *self.shape)
