@@ -25,7 +25,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 import sb3_muzero
 import sb3_muzero.games.adapters
 from sb3_muzero import MlpPolicy, MuZero
-from sb3_muzero.analysis.decoder import DecoderProbe
 from sb3_muzero.analysis.plotting import plot_model_errors
 from sb3_muzero.analysis.recording import play
 from sb3_muzero.analysis.report import write_report
@@ -36,6 +35,8 @@ from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.match import play_match
 from sb3_muzero.games.players import ModelPlayer, RandomPlayer
+from sb3_muzero.imagination import ImaginedEnv, ImaginedVecEnv, fit_decoder, fit_renderer
+from sb3_muzero.models.decoder import DecoderProbe
 from sb3_muzero.models.mlp import Dynamics, Prediction
 from sb3_muzero.replay.replay_buffer import SequenceReplayBuffer
 from sb3_muzero.search.planner import DEFAULTS
@@ -488,6 +489,37 @@ def test_decoders(space):
     policy = tiny_model(TinyEnv(space)).policy
     observations = th.as_tensor(np.stack([space.sample() for _ in range(20)]))
     DecoderProbe(policy.represent, space).fit(observations, observations, num_updates=1)
+
+
+@follows(
+    "need a model for one player", "need a model without action masks", "replay buffer is empty", "needs a decoder of images"
+)
+def test_imagination(tmp_path):
+    with pytest.raises(ValueError, match="train a model in an environment that plays the opponent's moves"):
+        ImaginedVecEnv(tiny_model(DummyVecEnv([TicTacToeEnv])))
+    with pytest.raises(ValueError, match=r"Train it with `learn\(\.\.\., use_masking=False\)`, in an environment"):
+        ImaginedVecEnv(tiny_model(LegalMoves()).learn(40))
+    ImaginedVecEnv(tiny_model(LegalMoves()).learn(40, use_masking=False)).reset()
+
+    model = tiny_model(TinyEnv()).learn(40)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.replay_buffer.reset()
+    for make in (ImaginedVecEnv, fit_decoder):
+        with pytest.raises(ValueError, match=r"pass `observations` to .*or load the buffer with `model\.load_replay_buffer"):
+            make(model)
+    ImaginedVecEnv(model, np.zeros((1, 3), np.float32)).reset()
+    model.load_replay_buffer(tmp_path / "buffer")
+    ImaginedVecEnv(model).reset()
+
+    model = tiny_model("CartPole-v1").learn(40)
+    with pytest.raises(ValueError, match=r"pass `renderer=sb3_muzero\.imagination\.fit_renderer\(model, env\)`"):
+        ImaginedEnv(model, render_mode="rgb_array")
+    with pytest.raises(ValueError, match=r"`env` must render frames: make it with `render_mode=\"rgb_array\"`, got None"):
+        fit_renderer(model, gymnasium.make("CartPole-v1"))
+    renderer = fit_renderer(model, gymnasium.make("CartPole-v1", render_mode="rgb_array"), num_steps=9, num_updates=1)
+    env = ImaginedEnv(model, render_mode="rgb_array", renderer=renderer)
+    env.reset(seed=0)
+    assert env.render().shape == (43, 64, 3)
 
 
 @follows("call `wandb.init()`")

@@ -7,7 +7,7 @@ from conftest import differences, snapshot, tiny_envs, tiny_model
 from gymnasium import spaces
 
 from sb3_muzero import MuZero
-from sb3_muzero.analysis.decoder import DecoderProbe
+from sb3_muzero.models.decoder import DecoderProbe
 
 BITS = spaces.Box(0, 255, (3, 6, 6), np.uint8)
 

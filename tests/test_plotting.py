@@ -17,9 +17,9 @@ from sb3_muzero.analysis.plotting import (
     plot_policies,
     plot_search_tree,
     plot_value_calibration,
-    to_rgb,
 )
 from sb3_muzero.analysis.search_tree import principal_variation
+from sb3_muzero.models.decoder import psnr, to_rgb
 from sb3_muzero.search import RecurrentOutput, RootOutput, gumbel_muzero_search
 
 
@@ -151,6 +151,8 @@ def test_imagined_episode_and_frames():
     figure = plot_imagined_frames(*frames, [0, 2, 5])
     np.testing.assert_allclose([ax.images[0].get_array() for ax in figure.axes], frames.reshape(6, 4, 4, 3))
     assert [ax.get_title() for ax in figure.axes[:3]] == ["now", "2 steps", "5 steps"]
+    ratios = [psnr(frames[1, 2], frames[0, 2]), psnr(frames[0, 0], frames[0, 2])]
+    assert figure.axes[5].get_xlabel() == "{:.1f} dB\nfirst frame {:.1f}".format(*ratios)
 
 
 def test_colours():

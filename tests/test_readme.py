@@ -5,14 +5,17 @@ import re
 import runpy
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stable_baselines3 import PPO
 
 from sb3_muzero import MuZero, zoo
-from sb3_muzero.analysis import report
+from sb3_muzero.analysis import imagine_command, report
 from sb3_muzero.games import TicTacToeEnv
+from sb3_muzero.imagination import fit_renderer
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -61,6 +64,8 @@ def test_python_block_runs(code, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     learn = MuZero.learn
     monkeypatch.setattr(MuZero, "learn", lambda self, steps, *args, **kwargs: learn(self, min(steps, 600), *args, **kwargs))
+    learn_ppo = PPO.learn
+    monkeypatch.setattr(PPO, "learn", lambda self, steps, *args, **kwargs: learn_ppo(self, min(steps, 600), *args, **kwargs))
     # Diagnostics that were too late for that come early
     exec(compile(code.replace("log_freq=2_000", "log_freq=100"), "README.md", "exec"), {"__name__": "__main__"})
 
@@ -133,6 +138,15 @@ def test_report_command(tmp_path, monkeypatch):
     assert Path("report.html").exists()
 
 
+def test_imagine_command(tmp_path, monkeypatch):
+    (arguments,) = commands_of("python -m sb3_muzero imagine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(imagine_command, "fit_renderer", partial(fit_renderer, num_updates=5))
+    MuZero("MlpPolicy", "CartPole-v1", learning_starts=10).learn(100).save("muzero_cartpole")
+    run_main(monkeypatch, ["imagine", *arguments, "--fit-steps", "50"], mod_name="sb3_muzero")
+    assert 0 < Path("imagined.gif").stat().st_size < 200_000
+
+
 def test_play_command(tmp_path, monkeypatch, capsys):
     (arguments,) = commands_of("python -m sb3_muzero play")
     monkeypatch.chdir(tmp_path)
@@ -176,7 +190,8 @@ def test_example_commands_are_known(monkeypatch, capsys):
 
 def test_no_other_commands_are_promised():
     """Each line is of a kind that a test of this file checks, or installs something."""
-    known = ("python -m sb3_muzero report ", "python -m sb3_muzero play ", "python -m sb3_muzero.zoo ", "python examples/")
+    known = tuple(f"python -m sb3_muzero {command} " for command in ("report", "imagine", "play"))
+    known += ("python -m sb3_muzero.zoo ", "python examples/")
     extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     for line in COMMANDS:
         if line.startswith("pip install "):

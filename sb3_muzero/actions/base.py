@@ -81,6 +81,15 @@ class Actions(ABC):
         """
 
     @abstractmethod
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        """
+        Inverse of ``to_env``.
+
+        :param actions: Elements of the action space, shape ``[..., *space.shape]``
+        :return: The same as actions, shape ``[..., *shape]``
+        """
+
+    @abstractmethod
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         """
         Sample actions uniformly, with NumPy's global random number generator.

@@ -97,6 +97,9 @@ class DiscreteActions(Actions):
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         return actions + self.start
 
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        return actions - self.start
+
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         if action_masks is None:
             return np.random.randint(0, self.num_candidates, size=shape)

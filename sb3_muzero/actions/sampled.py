@@ -185,6 +185,13 @@ class BoxActions(SampledActions):
         scaled = self.low - self.margin + (actions / largest + 1) / 2 * (self.high - self.low + 2 * self.margin)
         return np.clip(np.rint(scaled) if self.margin else scaled, self.low, self.high).astype(self.space.dtype)
 
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        largest = MAX_ACTION if self.factors is None else 1.0
+        widths = np.maximum(self.high - self.low + 2 * self.margin, np.finfo(np.float64).tiny)  # bounds may be equal
+        scaled = largest * (2 * (actions - self.low + self.margin) / widths - 1)
+        flat = scaled.reshape(*actions.shape[: actions.ndim - len(self.space.shape)], -1)  # type: ignore[arg-type]
+        return np.clip(flat, -largest, largest).astype(np.float32)  # rounding may take actions beyond the bounds
+
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         size = (*np.atleast_1d(shape), *self.shape)
         if self.factors is None:
@@ -235,6 +242,10 @@ class CompositeActions(SampledActions):
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         indices = actions.reshape(*actions.shape[:-1], *self.space.shape)  # type: ignore[misc]
         return (indices + self.start).astype(self.space.dtype)
+
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        indices = actions.astype(np.int64) - self.start
+        return indices.reshape(*actions.shape[: actions.ndim - len(self.space.shape)], -1)  # type: ignore[arg-type]
 
     def sample(self, shape: int | tuple[int, ...], action_masks: np.ndarray | None = None) -> np.ndarray:
         if action_masks is None:

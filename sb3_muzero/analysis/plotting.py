@@ -15,6 +15,7 @@ from scipy.stats import trim_mean
 from sb3_muzero.actions.base import Actions
 from sb3_muzero.analysis.diagnostics import ModelErrors
 from sb3_muzero.analysis.search_tree import candidate_names, node_positions, principal_variation
+from sb3_muzero.models.decoder import psnr
 from sb3_muzero.search import SearchOutput
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#444444")  # Okabe-Ito
@@ -284,14 +285,15 @@ def plot_imagined_episode(real: Mapping[str, np.ndarray], imagined: Mapping[str,
 
 def plot_imagined_frames(real: np.ndarray, imagined: np.ndarray, depths: Sequence[int]) -> Figure:
     """
-    Real frames, above those that a decoder reconstructs from imagined latents.
+    Real frames, above those that a decoder reconstructs from imagined latents, with the peak signal-to-noise ratio of these
+    and of the first real frame.
 
     :param real: Shape ``[N, height, width, 3]``, from 0 to 1
     :param imagined: The same
     :param depths: How many steps ahead each is, shape ``[N]``
     :return: The figure
     """
-    figure, axes = new_figure(1.3 * len(real) + 0.4, 3.1, rows=2, columns=len(real))
+    figure, axes = new_figure(1.3 * len(real) + 0.4, 3.5, rows=2, columns=len(real))
     for row, frames in enumerate((real, imagined)):
         for column, (depth, frame) in enumerate(zip(depths, frames, strict=True)):
             ax: Axes = axes[row, column]
@@ -302,22 +304,9 @@ def plot_imagined_frames(real: np.ndarray, imagined: np.ndarray, depths: Sequenc
             ax.spines[:].set_visible(False)
             if row == 0:
                 ax.set_title(f"{depth} steps" if depth > 0 else "now", fontsize=9)
+            else:
+                repeated = f"\nfirst frame {psnr(real[0], real[column]):.1f}" if depth > 0 else ""
+                ax.set_xlabel(f"{psnr(frame, real[column]):.1f} dB{repeated}", fontsize=8)
     axes[0, 0].set_ylabel("real")
     axes[1, 0].set_ylabel("imagined")
     return figure
-
-
-def to_rgb(images: np.ndarray) -> np.ndarray:
-    """
-    :param images: From 0 to 1, shape ``[N, channels, height, width]``
-    :return: Shape ``[N, height, width, 3]``: one channel in grey, three in RGB, any other number in a colour for each
-    """
-    images = np.moveaxis(images, 1, -1)
-    channels = images.shape[-1]
-    if channels == 1:
-        return images.repeat(3, axis=-1)
-    if channels == 3:
-        return images
-    hues = np.arange(channels) / channels * 6
-    wheel = np.stack([np.abs(hues - 3) - 1, 2 - np.abs(hues - 2), 2 - np.abs(hues - 4)], axis=1).clip(0, 1)
-    return (images[..., None] * wheel).max(-2)

@@ -13,14 +13,15 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_muzero import __version__
 from sb3_muzero.analysis import plotting
-from sb3_muzero.analysis.decoder import DecoderProbe
 from sb3_muzero.analysis.diagnostics import METRICS, ModelErrors, discounted_returns, measure, settings_of, value_figures
 from sb3_muzero.analysis.recording import Episode, Recording, play, stacked
 from sb3_muzero.common.pytree import tree_map
 from sb3_muzero.common.vec_env_checks import frames_in_observation
+from sb3_muzero.models.decoder import DecoderProbe, to_rgb
 from sb3_muzero.muzero import MuZero
 
-DEPTH = 15  # steps of an open-loop prediction
+DEPTH = 20  # steps of an open-loop prediction
+SHOWN_DEPTHS = (0, 1, 5, 10, 20)  # of imagined frames
 DECODER_UPDATES = 2_000
 MAX_QUANTITIES = 6  # of a vector observation, that are drawn
 
@@ -87,8 +88,8 @@ def prediction_pictures(model: MuZero, episode: Episode, decoder: DecoderProbe |
         for i in range(min(decoded.shape[-1], MAX_QUANTITIES)):
             real[f"observation {i}"], imagined[f"observation {i}"] = newest[:, i], decoded[..., i]
     elif decoded is not None and newest is not None:  # images
-        shown, middle = np.unique(np.linspace(0, depth, 8).astype(int)), len(starts) // 2
-        frames = plotting.to_rgb(newest[starts[middle] + shown]), plotting.to_rgb(decoded[middle][shown])
+        shown, middle = np.array([steps for steps in SHOWN_DEPTHS if steps <= depth]), len(starts) // 2
+        frames = to_rgb(newest[starts[middle] + shown]), to_rgb(decoded[middle][shown])
         pictures.append(picture(plotting.plot_imagined_frames(*frames, list(shown)), "real frames above imagined ones"))
     text = "rewards, values and observations of an episode, and the model's predictions"
     return [*pictures, picture(plotting.plot_imagined_episode(real, imagined, list(starts)), text)]

@@ -51,7 +51,7 @@ def read_sequences(
     beyond = ~inside[: unroll_steps + 1]
 
     seen = np.concatenate([np.broadcast_to(positions, (len(positions), batch_size)), positions + horizons])
-    observations = _observations(buffer, np.minimum(seen, lengths), ids, env)
+    observations = read_observations(buffer, np.minimum(seen, lengths), ids, env)
     actions = take(buffer.actions, places[:unroll_steps])
     actions[beyond[:-1]] = buffer.action_type.sample(actions.shape[:2])[beyond[:-1]]
     rewards = buffer._normalize_reward(take(buffer.rewards, places), env)
@@ -84,8 +84,16 @@ def read_sequences(
     )
 
 
-def _observations(buffer: "SequenceReplayBuffer", positions: np.ndarray, ids: np.ndarray, env: VecNormalize | None) -> Any:
-    """:return: What ``ObservationRing.at`` returns, normalised and on the buffer's device"""
+def read_observations(
+    buffer: "SequenceReplayBuffer", positions: np.ndarray, ids: np.ndarray, env: VecNormalize | None = None
+) -> Any:
+    """
+    :param buffer: A replay buffer
+    :param positions: See ``ObservationRing.at``
+    :param ids: The same
+    :param env: Normalises observations, which are stored as they came
+    :return: What ``ObservationRing.at`` returns, as tensors on the buffer's device, or a dictionary of them
+    """
     stored = buffer.observations
     if buffer.device.type == "cuda" and stored.frame_stack > 1 and (env is None or not env.norm_obs):
         return stacked_on_device(buffer, positions, ids)
