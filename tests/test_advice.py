@@ -35,6 +35,7 @@ from sb3_muzero.exploration.count_bonus import CountBonus
 from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.match import play_match
 from sb3_muzero.games.players import ModelPlayer, RandomPlayer
+from sb3_muzero.games.simulator import with_rules
 from sb3_muzero.imagination import ImaginedEnv, ImaginedVecEnv, fit_decoder, fit_renderer
 from sb3_muzero.models.decoder import DecoderProbe
 from sb3_muzero.models.mlp import Dynamics, Prediction
@@ -530,6 +531,16 @@ def test_wandb(tmp_path, monkeypatch):
         tiny_model(TinyEnv()).learn(40, callback=MuZeroWandbCallback(log_freq=20))
     with wandb.init():
         tiny_model(TinyEnv()).learn(40, callback=MuZeroWandbCallback(log_freq=20))
+
+
+@follows("leave out `action_kwargs`")
+def test_planning_with_rules_weighs_all_moves():
+    env = ConnectFourEnv()
+    for num_candidates in (4, 7):
+        model = tiny_model(env, policy_kwargs=dict(action_kwargs=dict(num_candidates=num_candidates)))
+        with pytest.raises(ValueError, match=r"leave out `action_kwargs`, got .*'num_candidates'"):
+            with_rules(model.policy, env.rules)
+    with_rules(tiny_model(env).policy, env.rules)
 
 
 @follows("which models need in matches", "must be a player, such as")

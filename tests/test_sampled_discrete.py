@@ -20,7 +20,6 @@ from sb3_muzero.games import ConnectFourEnv, TicTacToeEnv
 from sb3_muzero.games.adapters import from_open_spiel, from_pettingzoo
 from sb3_muzero.games.match import play_match
 from sb3_muzero.games.players import ModelPlayer, RandomPlayer
-from sb3_muzero.games.simulator import with_rules
 from sb3_muzero.games.terminal import search, view
 from sb3_muzero.learning.symmetries import apply_symmetries
 
@@ -177,14 +176,6 @@ def test_games_against_a_model_in_the_terminal():
     lines = view(found, env)
     names = {env.name_of(move) for move in range(3, 9)}
     assert {line.split()[0] for line in lines[2:-1]} <= names and lines[-1].removeprefix("expects ") in names
-
-
-def test_planning_with_rules_weighs_all_moves():
-    env = ConnectFourEnv()
-    for num_candidates in (4, 7):
-        model = tiny_model(env, policy_kwargs=dict(action_kwargs=dict(num_candidates=num_candidates)))
-        with pytest.raises(ValueError, match=r"leave out `action_kwargs`, got .*'num_candidates'"):
-            with_rules(model.policy, env.rules)
 
 
 def test_action_grids():
