@@ -90,3 +90,9 @@ def test_lines_of_code_are_printed() -> None:
             rooms[room] += count
     print(f"{sum(rooms.values())} lines of code in the core ({rooms}), {sum(lines.values())} in the package")
     assert all(rooms.values())
+
+
+def test_every_folder_is_installed() -> None:
+    text = (PACKAGE.parent / "pyproject.toml").read_text()
+    folders = [path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")]
+    assert [name for name in (".".join(folder.parts) for folder in folders) if f'"{name}",' not in text] == []
